@@ -1,7 +1,7 @@
 """YAML files into typed, checked options.
 
-Each component's options stand beside it as a subclass of `Config`; a program's `Options` puts them together. A file may name
-another in `base:` and then holds only what differs: mappings are merged key by key, everything else is replaced.
+Each component's options stand beside it as a subclass of `Config`; a program's `Options` puts them together. A file
+may name another in `base:` and then holds only what differs: mappings are merged key by key, all else is replaced.
 """
 
 import difflib
@@ -43,7 +43,8 @@ _Loader.add_implicit_resolver(
 def load(fname: str | Path, overrides: typing.Sequence[str], schema: type[Schema]) -> Schema:
     """Read `fname`, apply `key.path=value` overrides, and check the result against `schema`.
 
-    Raises ConfigError when a file is missing or no YAML, a key is unknown, a type is wrong, or values do not go together.
+    Raises ConfigError when a file is missing or no YAML, a key is unknown, a type is wrong, or values
+    do not go together.
     """
     return check(read(fname, overrides), schema, fname)
 

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 
-def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None, initial: int = 0, unit="it") -> tqdm:
+LOG_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_fmt}]{postfix}\n"
+
+
+def progress(
+    iterable: Iterable | None = None, *, desc: str, total: int | None = None, initial: int = 0, unit: str = "it"
+) -> tqdm:
     """A tqdm bar with the time left; on a log file instead of a terminal it prints a line every 30 seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -19,5 +24,5 @@ def progress(iterable: Iterable | None = None, *, desc: str, total: int | None =
         mininterval=0.2 if terminal else 30,
         maxinterval=1 if terminal else 60,
         smoothing=0.1,
-        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_fmt}]{postfix}\n",
+        bar_format=None if terminal else LOG_LINE,
     )

@@ -1,0 +1,44 @@
+# make demo · make test · make bench: each creates the environment in .venv first, once.
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo real test lint bench
+
+help:
+	@echo "make demo   pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
+	@echo "make test   run the tests (CPU, 10 min)"
+	@echo "make bench  speed against peers: masks, training step, loader"
+	@echo "make real DATA=/path/to/ut_interaction   the demo's experiment on real video"
+	@echo "make lint   ruff"
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt setup.py
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed"; exit 1; }
+	@if command -v uv >/dev/null; then \
+	  uv venv --quiet --allow-existing $(VENV) && uv pip install --python $(PYTHON) -r requirements.txt; \
+	else \
+	  python3 -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }; \
+	  $(PYTHON) -m pip install --progress-bar on -r requirements.txt; \
+	fi
+	@if command -v uv >/dev/null; then uv pip install --quiet --python $(PYTHON) --no-deps -e .; \
+	else $(PYTHON) -m pip install --quiet --no-deps -e .; fi
+	@touch $(INSTALLED)
+
+demo: install
+	$(PYTHON) -m app.study --fname configs/study/demo.yaml
+
+real: install
+	@test -n "$(DATA)" || { echo "make real DATA=/path/to/ut_interaction (the folder with labels.csv)"; exit 1; }
+	$(PYTHON) -m app.study --fname configs/study/real.yaml data=$(DATA)
+
+test: install
+	$(PYTHON) -m pytest
+
+lint: install
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+bench: install
+	$(PYTHON) -m benchmarks

@@ -1,0 +1,145 @@
+"""Options of self-supervised pretraining: the YAML's sections, with V-JEPA's names where the meaning is the same."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from tubelet.config import Config, Pair
+from tubelet.datasets import AugConfig, DataConfig
+from tubelet.models import ModelConfig
+from tubelet.models.jepa import LossConfig
+from tubelet.plugins import find
+from tubelet.training import schedules
+
+
+class OptimizationConfig(Config):
+    """YAML section `optimization`."""
+
+    epochs: int = Field(300, ge=1)
+    ipe: int | None = Field(None, ge=1)
+    """Iterations (steps) an epoch; by default as many as see each clip once."""
+    ipe_scale: float = Field(1.25, ge=1)
+    """Schedules are stretched by this factor, so that training ends before they do."""
+    warmup: float = Field(40, ge=0)
+    """Epochs of linear warm-up of the learning rate."""
+    start_lr: float = Field(2e-4, ge=0)
+    lr: float = Field(6.25e-4, gt=0)
+    final_lr: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(0.04, ge=0)
+    final_weight_decay: float = Field(0.4, ge=0)
+    ema: Pair = (0.998, 1.0)
+    """Momentum of the target encoder at the first step and at the schedule's end."""
+    clip_grad: float | None = Field(10.0, gt=0)
+    """Largest gradient norm, applied after the warm-up."""
+    betas: Pair = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    accumulation_steps: int = Field(1, ge=1)
+    """Parts that each process's batch is run in, one after another, before the optimiser's step."""
+
+    @model_validator(mode="after")
+    def _momentum_is_a_share(self) -> "OptimizationConfig":
+        if not all(0 <= momentum <= 1 for momentum in self.ema):
+            raise ValueError(f"ema: momentum lies between 0 and 1, got {list(self.ema)}")
+        if self.warmup > self.epochs:
+            raise ValueError(f"warmup: {self.warmup} epochs of warm-up do not fit into {self.epochs} epochs")
+        return self
+
+
+class Schedule:
+    """What `optimization` sets for each step, as pure functions of the step."""
+
+    def __init__(self, options: OptimizationConfig, steps_per_epoch: int):
+        self.options = options
+        self.steps = options.epochs * steps_per_epoch
+        self.warmup = options.warmup * steps_per_epoch
+        self.stretched = self.steps * options.ipe_scale
+
+    def lr(self, step: int) -> float:
+        o = self.options
+        return schedules.warmup_cosine(step, self.warmup, self.stretched, o.start_lr, o.lr, o.final_lr)
+
+    def weight_decay(self, step: int) -> float:
+        return schedules.cosine(step, self.stretched, self.options.weight_decay, self.options.final_weight_decay)
+
+    def momentum(self, step: int) -> float:
+        return schedules.linear(step, self.stretched, *self.options.ema)
+
+    def clip_grad(self, step: int) -> float:
+        """The largest gradient norm; infinite where gradients are not clipped."""
+        limit = self.options.clip_grad
+        return limit if limit is not None and step >= self.warmup else float("inf")
+
+
+class MetaConfig(Config):
+    """YAML section `meta`."""
+
+    seed: int = 0
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    compile: bool = False
+    """torch.compile the encoders and the predictor."""
+    load_checkpoint: bool = True
+    """Continue the run that the folder holds; false refuses a folder that holds one."""
+    max_nonfinite: int = Field(20, ge=1)
+    """The run stops when this many of the last 100 updates were skipped because loss or gradients were not finite."""
+
+
+class LoggingConfig(Config):
+    """YAML section `logging`."""
+
+    log_every: int = Field(10, ge=1)
+    """Steps between two readings of the device; the log still gets one line a step."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    checkpoint_every_minutes: float = Field(10, gt=0)
+    keep_checkpoints: int = Field(3, ge=1)
+    monitor_every: int = Field(500, ge=1)
+    """Steps between two looks at rank, spread and nearest neighbours of the target encoder's features."""
+    monitor_clips: int = Field(256, ge=0)
+    """Clips looked at; 0 for none."""
+
+
+class Options(Config):
+    """A pretraining run."""
+
+    app: Literal["vjepa"] = "vjepa"
+    folder: str
+    init_from: str | None = None
+    """Run folder or checkpoint whose weights a new run starts from (continued pretraining)."""
+    data: DataConfig
+    data_aug: AugConfig = AugConfig()
+    mask: list[dict] = Field(min_length=1)
+    """One entry a mask; each is checked by the `MaskConfig` of the file that `data.mask_type` names."""
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    meta: MetaConfig = MetaConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Options":
+        data = self.data
+        if data.batch_size % self.optimization.accumulation_steps:
+            raise ValueError(
+                f"optimization.accumulation_steps: {self.optimization.accumulation_steps} does not divide "
+                f"data.batch_size {data.batch_size}"
+            )
+        self.mask_collator()
+        encoder = self.model.encoder_class()
+        if not encoder.accepts_masks:
+            raise ValueError(f"model.encoder: {self.model.encoder} needs all tokens and cannot see a part of the video")
+        return self
+
+    def mask_collator(self):
+        """The collator of `data.mask_type`; an impossible mask is an error here, before any data is read."""
+        data = self.data
+        return find("masks", data.mask_type).MaskCollator(
+            cfgs_mask=self.mask,
+            crop_size=data.crop_size,
+            num_frames=data.num_frames,
+            patch_size=data.patch_size,
+            tubelet_size=data.tubelet_size,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.meta.dtype)

@@ -1,0 +1,105 @@
+"""What `python -m app.main` and `python -m evals.main` share: read the configuration, start one process a device.
+
+A program is a module with `Options`, a subclass of `Config`, and `main(options, world)`. Torch is imported only when a
+program starts, so that `--help` answers at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tubelet.config import ConfigError, check, nearest, read
+
+
+def run(package: str, key: str, module: str, argv: list[str] | None = None) -> None:
+    """Parse the command line and run the program `<package>.<name>.<module>` whose name stands at `key` of the YAML."""
+    arguments = _arguments(package, argv)
+    try:
+        raw = read(arguments.fname, arguments.overrides)
+        program = _find_program(package, key, module, raw, arguments.fname)
+        options = check(raw, program.Options, arguments.fname)
+        _start(program.__name__, options, _devices(arguments))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+def _arguments(package: str, argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {package}.main",
+        usage="%(prog)s --fname FILE [--devices DEVICE …] [--processes N] [key.path=value …]",
+        description="Run the program that the YAML file names, on one or several devices.",
+        epilog=f"key.path=value replaces a value of the file, e.g. python -m {package}.main --fname configs/x.yaml "
+        "--devices cuda:0 cuda:1 folder=runs/mine optimization.lr=1e-3",
+    )
+    parser.add_argument("--fname", required=True, help="the YAML file with the configuration")
+    parser.add_argument(
+        "--devices", nargs="+", metavar="DEVICE", help="cpu, or cuda:0 cuda:1 …: one process each (default: the best)"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="number of processes on --devices cpu (default: 1)")
+    # Overrides are taken out first: they may follow `--devices cpu`, which would otherwise swallow them.
+    words = sys.argv[1:] if argv is None else argv
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    arguments = parser.parse_args([word for word in words if word not in overrides])
+    return argparse.Namespace(**vars(arguments), overrides=overrides)
+
+
+def _find_program(package: str, key: str, module: str, raw: dict[str, Any], fname: str) -> Any:
+    programs = sorted(path.parent.name for path in Path(package).glob(f"*/{module}.py"))
+    name = raw.get(key)
+    if name not in programs:
+        said = f"{key}: '{name}' is no program" if name else f"{key}: required, but not given"
+        raise ConfigError(f"{fname}: {said} in {package}/. {nearest(str(name), programs)}")
+    return importlib.import_module(f"{package}.{name}.{module}")
+
+
+def _devices(arguments: argparse.Namespace) -> list[str]:
+    import torch
+
+    devices = arguments.devices or ["cuda:0" if torch.cuda.is_available() else "cpu"]
+    for device in devices:
+        if device != "cpu" and not device.startswith("cuda"):
+            raise ConfigError(f"--devices {device}: expected cpu or cuda:0, cuda:1, …")
+        index = torch.device(device).index or 0
+        if device.startswith("cuda") and index >= torch.cuda.device_count():
+            raise ConfigError(f"--devices {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if arguments.processes > 1:
+        if devices != ["cpu"]:
+            raise ConfigError("--processes goes with --devices cpu; on GPUs, name one device for each process")
+        return ["cpu"] * arguments.processes
+    return devices
+
+
+def _start(program: str, options: Any, devices: list[str]) -> None:
+    from tubelet.training import distributed
+
+    if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
+        _run_in_world(program, options, distributed.join_from_environment())
+    elif len(devices) == 1:
+        _run_in_world(program, options, distributed.join(0, 1, devices[0], ""))
+    else:
+        import torch.multiprocessing
+
+        arguments = (program, options, devices, distributed.free_address())
+        torch.multiprocessing.spawn(_run_rank, arguments, nprocs=len(devices))
+
+
+def _run_rank(rank: int, program: str, options: Any, devices: list[str], address: str) -> None:
+    import torch
+
+    from tubelet.training import distributed
+
+    if devices[rank] == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
+    _run_in_world(program, options, distributed.join(rank, len(devices), devices[rank], address))
+
+
+def _run_in_world(program: str, options: Any, world: Any) -> None:
+    from tubelet.training import distributed
+
+    try:
+        importlib.import_module(program).main(options, world)
+    finally:
+        distributed.leave()

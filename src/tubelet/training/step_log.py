@@ -1,0 +1,61 @@
+"""One line a step, while the device is read once for many steps."""
+
+import resource
+import time
+
+import torch
+from torch import Tensor
+
+from tubelet.training.distributed import World
+
+
+class StepLog:
+    """Keeps the steps' scalars on the device until `flush` reads them all at once."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self._numbers: list[dict[str, float]] = []
+        self._tensors: list[dict[str, Tensor]] = []
+        self._since = time.perf_counter()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, numbers: dict[str, float], tensors: dict[str, Tensor]) -> None:
+        """Note a step: `numbers` that the host knows, and scalar `tensors` that may still be being computed."""
+        self._numbers.append(numbers)
+        self._tensors.append(tensors)
+
+    def flush(self, clips_per_step: int) -> list[dict[str, float]]:
+        """The noted steps' lines with the tensors' means over all processes, the speed since the last flush, and memory.
+
+        Waits for the device; every process has to call it.
+        """
+        if not self._numbers:
+            return []
+        names = list(self._tensors[0])
+        stacked = torch.stack([torch.stack([t[name].detach().float() for name in names]) for t in self._tensors])
+        rows = self.world.mean(stacked).tolist()
+        seconds = (time.perf_counter() - self._since) / len(rows)
+        speed = {
+            "step_seconds": seconds,
+            "clips_per_second": clips_per_step / seconds,
+            "memory_gb": peak_memory_gb(self.world.device),
+        }
+        lines = [
+            {**numbers, **dict(zip(names, row, strict=True)), **speed}
+            for numbers, row in zip(self._numbers, rows, strict=True)
+        ]
+        self._numbers, self._tensors, self._since = [], [], time.perf_counter()
+        return lines
+
+    def restart_clock(self) -> None:
+        """Leave out of the speed what was done between two steps, such as saving."""
+        self._since = time.perf_counter()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory in use so far, in GiB: on the device, or on a CPU of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
