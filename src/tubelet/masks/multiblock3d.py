@@ -1,0 +1,193 @@
+"""Multi-block masks of V-JEPA (arXiv:2404.08471, section 3.2): a union of space-time blocks is hidden.
+
+Every sample of a batch keeps the same number of tokens, that of the sample with the fewest. V-JEPA cuts the others'
+index lists at their end, and so takes nearly all late frames away; here the cut favours no time slot.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from tubelet.config import Config, Pair
+from tubelet.masks import BaseMaskCollator, Grid, split, tubes
+
+
+class MaskConfig(Config):
+    """Options of one multi-block mask. Ranges (low, high) are drawn from once a batch: its blocks have one size.
+
+    Args:
+        spatial_scale: range of a block's share of the spatial positions.
+        temporal_scale: range of a block's share of the time slots.
+        aspect_ratio: range of a block's height over its width.
+        num_blocks: blocks of a sample, placed independently; they may overlap.
+        max_temporal_keep: share of the time slots, from the first on, that context may come from; the rest is target.
+        max_keep: most tokens outside the blocks that are kept; None keeps all.
+        full_complement: target is everything that is not context after the cut (V-JEPA 2).
+        pred_full_complement: context is everything that is not target after the cut (V-JEPA 2).
+        inv_block: context and target change places: the blocks are seen, the rest is predicted (V-JEPA 2).
+        truncate: what a sample with too many tokens gives up. "random": whole columns where the blocks span all
+            frames, so that tubes stay whole, else single tokens. "first": it keeps its first tokens, as in V-JEPA.
+    """
+
+    spatial_scale: Pair = (0.2, 0.8)
+    temporal_scale: Pair = (1.0, 1.0)
+    aspect_ratio: Pair = (0.3, 3.0)
+    num_blocks: int = pydantic.Field(1, ge=1)
+    max_temporal_keep: float = 1.0
+    max_keep: int | None = pydantic.Field(None, ge=1)
+    full_complement: bool = False
+    pred_full_complement: bool = False
+    inv_block: bool = False
+    truncate: Literal["random", "first"] = "random"
+
+    @pydantic.field_validator("spatial_scale", "temporal_scale")
+    @classmethod
+    def _range_of_shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        low, high = scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"[{low}, {high}] is no range of shares: 0 < low <= high <= 1, as in [0.15, 0.15]")
+        return scale
+
+    @pydantic.field_validator("aspect_ratio")
+    @classmethod
+    def _range_of_ratios(cls, ratio: tuple[float, float]) -> tuple[float, float]:
+        low, high = ratio
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"[{low}, {high}] is no range of ratios: 0 < low <= high, as in [0.75, 1.5]")
+        return ratio
+
+    @pydantic.field_validator("max_temporal_keep")
+    @classmethod
+    def _share(cls, share: float) -> float:
+        if not 0 < share <= 1:
+            raise ValueError(f"{share} is no share of the time slots: 0 < max_temporal_keep <= 1")
+        return share
+
+    @pydantic.model_validator(mode="after")
+    def _one_complement(self) -> "MaskConfig":
+        if self.full_complement and self.pred_full_complement:
+            raise ValueError("full_complement and pred_full_complement exclude each other; switch one of them off")
+        if self.pred_full_complement and self.max_keep is not None:
+            raise ValueError("pred_full_complement makes the context the complement of the target; remove max_keep")
+        return self
+
+
+class MaskCollator(BaseMaskCollator):
+    """Target: the union of `num_blocks` blocks. Context: the rest. See `BaseMaskCollator`.
+
+    Example:
+        >>> masks = MaskCollator([{"num_blocks": 8, "spatial_scale": (0.15, 0.15), "aspect_ratio": (0.75, 1.5)}])
+        >>> context, target = masks.sample_masks(24, np.random.default_rng(0))  # lists of one int64 [24, K] each
+    """
+
+    config_type = MaskConfig
+
+    def _check(self, config: MaskConfig) -> None:
+        grid = self.grid
+        if int(grid.columns * config.spatial_scale[0]) < 1:
+            raise ValueError(
+                f"spatial_scale: {config.spatial_scale[0]} of {grid.h}x{grid.w} patches is less than one patch; "
+                f"the least here is {1 / grid.columns:.2g}"
+            )
+        longest = _block_size(grid, config.temporal_scale[1], config.spatial_scale[1], config.aspect_ratio[1])
+        if config.max_keep is not None and config.max_keep < grid.t and self._are_tubes(config, longest):
+            raise ValueError(
+                f"max_keep: {config.max_keep} is less than one column of {grid.t} tokens; the least is {grid.t}"
+            )
+        share = self._least_share_with_context(config)
+        if share < 0.01:
+            raise ValueError(
+                f"spatial_scale: {config.num_blocks} block(s) of scale {config.spatial_scale[1]} leave no context in "
+                f"{1 - share:.1%} of the draws; lower spatial_scale or num_blocks"
+            )
+
+    def _least_share_with_context(self, config: MaskConfig) -> float:
+        """Share of samples that are left a context when the largest block is drawn, at the worst aspect ratio."""
+        rng = np.random.default_rng(0)
+        low, high = config.aspect_ratio
+        # The wide one, the tall one, and the one that reaches the grid's edges on both axes first.
+        like_the_grid = min(max(low, (self.grid.h - 0.5) / (self.grid.w - 0.5)), high)
+        blocks = [
+            _block_size(self.grid, config.temporal_scale[1], config.spatial_scale[1], aspect_ratio)
+            for aspect_ratio in (low, like_the_grid, high)
+        ]
+        return min(1 - self._draw_hidden(config, block, 500, rng).all(axis=1).mean() for block in blocks)
+
+    def _sample(self, config: MaskConfig, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        ranges = config.temporal_scale, config.spatial_scale, config.aspect_ratio
+        block = _block_size(self.grid, *(rng.uniform(low, high) for low, high in ranges))
+        hidden = self._draw_hidden(config, block, batch_size, rng)
+        while (without_context := hidden.all(axis=1)).any():
+            hidden[without_context] = self._draw_hidden(config, block, without_context.sum(), rng)
+        are_tubes = self._are_tubes(config, block)
+        context, target = _cut(config, hidden, self.grid.t if are_tubes else 1, rng)
+        if are_tubes:
+            context, target = tubes(context, self.grid), tubes(target, self.grid)
+        return (target, context) if config.inv_block else (context, target)
+
+    def _draw_hidden(self, config: MaskConfig, block: Grid, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+        """Places the blocks: bool [batch_size, N], True for what they hide; N counts columns for tubes, else tokens."""
+        grid = self.grid
+        room = np.array(grid) - block + 1
+        first = (rng.random((batch_size, config.num_blocks, 3)) * room).astype(np.int64)
+        # Which of an axis' positions each block spans: [B, n, t], [B, n, h], [B, n, w].
+        slots, rows, columns = (
+            _spans(first[:, :, axis], length, size) for axis, (length, size) in enumerate(zip(block, grid, strict=True))
+        )
+        tubes_only = self._are_tubes(config, block)
+        planes = (
+            rows if tubes_only else (slots[..., :, None] & rows[..., None, :]).reshape(batch_size, -1, grid.t * grid.h)
+        )
+        # A product of matrices adds up, for every position, the blocks that hide it.
+        count = planes.swapaxes(1, 2).astype(np.float32) @ columns.astype(np.float32)
+        hidden = (count > 0).reshape(batch_size, -1)
+        if not tubes_only:
+            hidden[:, self._context_slots(config) * grid.columns :] = True
+        return hidden
+
+    def _are_tubes(self, config: MaskConfig, block: Grid) -> bool:
+        """Whether columns of tokens are hidden and kept as a whole."""
+        return config.truncate == "random" and block.t == self._context_slots(config) == self.grid.t
+
+    def _context_slots(self, config: MaskConfig) -> int:
+        return max(1, int(self.grid.t * config.max_temporal_keep))
+
+
+def _block_size(grid: Grid, temporal_scale: float, spatial_scale: float, aspect_ratio: float) -> Grid:
+    """A block's size in tokens; at least one token, at most the grid."""
+    area = int(grid.columns * spatial_scale)
+    return Grid(
+        t=max(1, int(grid.t * temporal_scale)),
+        h=min(max(1, round(math.sqrt(area * aspect_ratio))), grid.h),
+        w=min(max(1, round(math.sqrt(area / aspect_ratio))), grid.w),
+    )
+
+
+def _spans(first: np.ndarray, length: int, size: int) -> np.ndarray:
+    """[..., size], True from position `first` [...] on for `length` positions."""
+    offset = np.arange(size) - first[..., None]
+    return (offset >= 0) & (offset < length)
+
+
+def _cut(
+    config: MaskConfig, hidden: np.ndarray, tokens_each: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions seen and hidden, [B, K] sorted, each of `tokens_each` tokens; K: what the sample with the fewest has."""
+    num_positions = hidden.shape[1]
+    num_hidden = hidden.sum(axis=1)
+    num_context, num_target = num_positions - num_hidden.max(), num_hidden.min()
+    if config.max_keep is not None:
+        num_context = min(num_context, config.max_keep // tokens_each)
+    if config.full_complement:
+        num_target = num_positions - num_context
+    elif config.pred_full_complement:
+        num_context = num_positions - num_target
+    # What is seen comes before what is hidden. Context takes from one end and target from the other, so that what a
+    # complement gains is what the other one gave up.
+    if config.truncate == "first":
+        order = np.broadcast_to(np.arange(num_positions) / num_positions, hidden.shape)
+    else:
+        order = rng.random(hidden.shape)
+    return split(np.where(hidden, 2 - order, order), num_context, num_target)
