@@ -1,0 +1,75 @@
+"""Self-attention and cross-attention by torch's scaled_dot_product_attention."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tubelet.layers.checks import head_width
+from tubelet.layers.positions import RopeTables, rotate
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention [B, N, D] -> [B, N, D], with rotary positions where tables are given.
+
+    Logits are multiplied by `qk_scale`, 1/sqrt(head width) if None. Dropout acts in training only.
+    Raises ValueError when `num_heads` does not divide `dim`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_width(dim, num_heads)
+        self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: torch.Tensor, rope: RopeTables | None = None) -> torch.Tensor:
+        B, N, D = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim)
+        if rope is None:
+            q, k, v = qkv.unbind(2)
+        else:
+            q, k = rotate(qkv[:, :, :2], rope).unbind(2)
+            v = qkv[:, :, 2]
+        x = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            dropout_p=self.attn_drop if self.training else 0.0,
+            scale=self.scale,
+        )
+        x = x.transpose(1, 2).reshape(B, N, D)
+        return self.proj_drop(self.proj(x))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries [B, n, D] over tokens [B, N, D] -> [B, n, D].
+
+    `use_proj=False` leaves the output projection out: V-JEPA's released probes were trained without it.
+    Raises ValueError when `num_heads` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 12, qkv_bias: bool = False, use_proj: bool = True):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_width(dim, num_heads)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, dim * 2, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim) if use_proj else nn.Identity()
+
+    def forward(self, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        B, n, D = q.shape
+        q = self.q(q).view(B, n, self.num_heads, self.head_dim)
+        k, v = self.kv(x).view(B, x.shape[1], 2, self.num_heads, self.head_dim).unbind(2)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(y.transpose(1, 2).reshape(B, n, D))

@@ -1,0 +1,49 @@
+"""Pixels to tokens. Where only some tokens are kept, only their patches are read and multiplied."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+
+class PatchEmbed(nn.Module):
+    """Images [B, C, H, W] -> tokens [B, N, D], or [B, K, D] for `keep` [B, K]; index = y*w + x."""
+
+    def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768):
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        if keep is None:
+            return self.proj(x).flatten(2).transpose(1, 2)
+        p, q = self.proj.kernel_size
+        patches = rearrange(x, "B C (h p) (w q) -> B h w C p q", p=p, q=q)
+        w = patches.shape[2]
+        return _project(patches[_clip_index(keep), keep // w, keep % w], self.proj)
+
+
+class PatchEmbed3D(nn.Module):
+    """Videos [B, C, T, H, W] -> tokens [B, N, D], or [B, K, D] for `keep` [B, K]; index = (τ*h + y)*w + x."""
+
+    def __init__(self, patch_size: int = 16, tubelet_size: int = 2, in_chans: int = 3, embed_dim: int = 768):
+        super().__init__()
+        size = (tubelet_size, patch_size, patch_size)
+        self.proj = nn.Conv3d(in_chans, embed_dim, size, size)
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        if keep is None:
+            return self.proj(x).flatten(2).transpose(1, 2)
+        s, p, q = self.proj.kernel_size
+        # A view: indexing it copies the kept patches alone.
+        patches = rearrange(x, "B C (t s) (h p) (w q) -> B t h w C s p q", s=s, p=p, q=q)
+        h, w = patches.shape[2:4]
+        return _project(patches[_clip_index(keep), keep // (h * w), keep // w % h, keep % w], self.proj)
+
+
+def _clip_index(keep: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(keep), device=keep.device)[:, None]
+
+
+def _project(patches: torch.Tensor, conv: nn.Conv2d | nn.Conv3d) -> torch.Tensor:
+    """The convolution on patches cut out beforehand, [B, K, C, ...] -> [B, K, D]."""
+    return F.linear(patches.flatten(2), conv.weight.flatten(1), conv.bias)

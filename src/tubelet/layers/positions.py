@@ -1,0 +1,146 @@
+"""Where tokens stand: fixed sin-cos embeddings and rotary tables over a grid (t, h, w), in time-major order."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tubelet.layers.checks import head_width
+
+Grid = tuple[int, int, int]
+RopePairing = Literal["interleaved", "vjepa2"]
+
+
+def sincos_2d(embed_dim: int, grid: Grid) -> torch.Tensor:
+    """[h*w, D] as in MAE: half of the channels encode the row, half the column. D must be a multiple of 4."""
+    if embed_dim % 4:
+        raise ValueError(f"sin-cos positions of images need a width that is a multiple of 4, not {embed_dim}")
+    _, y, x = _coordinates(grid).unbind(1)
+    return torch.cat([_sincos_1d(embed_dim // 2, y), _sincos_1d(embed_dim // 2, x)], dim=1).float()
+
+
+def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool = False) -> torch.Tensor:
+    """[t*h*w, D] as in V-JEPA: channels for time, row, column.
+
+    They get 1/2, 1/4, 1/4 of the channels (D a multiple of 8), or with `uniform_power` a third each, rounded up and the
+    last cut short.
+    """
+    if uniform_power:
+        time_dim = space_dim = math.ceil(embed_dim / 6) * 2
+    elif embed_dim % 8:
+        raise ValueError(
+            f"sin-cos positions of videos need a width that is a multiple of 8, not {embed_dim}, unless uniform_power"
+        )
+    else:
+        time_dim, space_dim = embed_dim // 2, embed_dim // 4
+    t, y, x = _coordinates(grid).unbind(1)
+    parts = [_sincos_1d(time_dim, t), _sincos_1d(space_dim, y), _sincos_1d(space_dim, x)]
+    return torch.cat(parts, dim=1)[:, :embed_dim].float()
+
+
+class Positions(nn.Module):
+    """Where the tokens of a grid stand: fixed sin-cos embeddings, or with `use_rope` rotary tables.
+
+    Both follow from the configuration, so neither is part of the state dict.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        grid: Grid,
+        is_video: bool = True,
+        uniform_power: bool = False,
+        use_rope: bool = False,
+        rope_pairing: RopePairing = "interleaved",
+    ):
+        super().__init__()
+        self.grid = grid
+        self.is_video = is_video
+        self.head_dim = head_width(embed_dim, num_heads)
+        self.use_rope = use_rope
+        self.rope_pairing = rope_pairing
+        if use_rope:
+            cos, sin = rope_tables(self.head_dim, grid, rope_pairing)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        else:
+            sincos = sincos_3d(embed_dim, grid, uniform_power) if is_video else sincos_2d(embed_dim, grid)
+            self.register_buffer("pos_embed", sincos[None], persistent=False)
+
+    def add(self, x: torch.Tensor, indices: torch.Tensor | None = None, grid: Grid | None = None) -> torch.Tensor:
+        """Tokens x [B, N, D] plus their embeddings (nothing is added where positions are rotary).
+
+        With `indices` [B, K], x [B, K, D] are these tokens. For a `grid` other than the configured one the embeddings
+        are interpolated, trilinearly for videos and bicubically for images, as in V-JEPA.
+        """
+        if self.use_rope:
+            return x
+        pos_embed = self.pos_embed if grid in (None, self.grid) else self._interpolated(grid)
+        return x + (pos_embed if indices is None else pos_embed[0, indices])
+
+    def rope(self, indices: torch.Tensor | None = None, grid: Grid | None = None) -> "RopeTables | None":
+        """The rotary tables of all tokens, or of `indices` [B, K]; None where positions are embeddings."""
+        if not self.use_rope:
+            return None
+        if grid in (None, self.grid):
+            tables = RopeTables(self.cos, self.sin)
+        else:
+            tables = rope_tables(self.head_dim, grid, self.rope_pairing, self.cos.device)
+        return tables if indices is None else RopeTables(tables.cos[0, indices], tables.sin[0, indices])
+
+    def _interpolated(self, grid: Grid) -> torch.Tensor:
+        volume = self.pos_embed.view(1, *self.grid, -1).permute(0, 4, 1, 2, 3)
+        if self.is_video:
+            volume = F.interpolate(volume, size=grid, mode="trilinear")
+            return volume.flatten(2).transpose(1, 2)
+        return F.interpolate(volume.squeeze(2), size=grid[1:], mode="bicubic").flatten(2).transpose(1, 2)
+
+
+class RopeTables(NamedTuple):
+    """Cosine and signed sine of the tokens' angles, each [1 or B, N, 1, 1, head width], for [B, N, 2, heads, width]."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+def rope_tables(
+    head_dim: int, grid: Grid, pairing: RopePairing = "interleaved", device: torch.device | None = None
+) -> RopeTables:
+    """Rotary tables after RoFormer (Su et al. 2021), equation 34; a third of the channels for each axis.
+
+    Channels 2i and 2i+1 form a pair. `interleaved` gives both the same frequency, which makes it a rotation; `vjepa2`
+    repeats the whole list of frequencies instead, as the released weights of V-JEPA 2 expect. Channels beyond three
+    even thirds stay as they are. Raises ValueError where a third has no pair or a channel no partner.
+    """
+    dim = head_dim // 3 // 2 * 2
+    if dim == 0 or head_dim % 2:
+        raise ValueError(f"rotary positions need an even number of channels a head, at least 6, not {head_dim}")
+    omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device=device) / (dim // 2))
+    angle = _coordinates(grid, device)[:, :, None] * omega  # [N, 3, dim / 2]
+    angle = angle.repeat_interleave(2, dim=2) if pairing == "interleaved" else angle.repeat(1, 1, 2)
+    angle = F.pad(angle.flatten(1), (0, head_dim - 3 * dim))
+    sin = angle.sin()
+    sin[:, ::2] *= -1
+    return RopeTables(*(table.float()[None, :, None, None] for table in (angle.cos(), sin)))
+
+
+def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
+    """Turn the channel pairs of x [B, N, 2, heads, width] by the tables' angles, in fp32; the result has x's type."""
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x * rope.cos + swapped * rope.sin).type_as(x)
+
+
+def _coordinates(grid: Grid, device: torch.device | None = None) -> torch.Tensor:
+    """(time, row, column) of every token, float64 [N, 3]."""
+    axes = [torch.arange(size, dtype=torch.float64, device=device) for size in grid]
+    return torch.cartesian_prod(*axes)
+
+
+def _sincos_1d(dim: int, position: torch.Tensor) -> torch.Tensor:
+    """[N] -> [N, dim]: sines, then cosines, of `dim / 2` frequencies from 1 down towards 1/10000."""
+    omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angle = position[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
