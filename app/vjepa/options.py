@@ -3,14 +3,15 @@
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tubelet.config import Config, Pair
+from tubelet.config import Config, Pair, check_part
 from tubelet.datasets import AugConfig, DataConfig
-from tubelet.models import ModelConfig
+from tubelet.models import ModelConfig, build_encoder
 from tubelet.models.jepa import LossConfig
 from tubelet.plugins import find
 from tubelet.training import schedules
+from tubelet.training.bookkeeping import LoggingConfig
 
 
 class OptimizationConfig(Config):
@@ -80,22 +81,6 @@ class MetaConfig(Config):
     """torch.compile the encoders and the predictor."""
     load_checkpoint: bool = True
     """Continue the run that the folder holds; false refuses a folder that holds one."""
-    max_nonfinite: int = Field(20, ge=1)
-    """The run stops when this many of the last 100 updates were skipped because loss or gradients were not finite."""
-
-
-class LoggingConfig(Config):
-    """YAML section `logging`."""
-
-    log_every: int = Field(10, ge=1)
-    """Steps between two readings of the device; the log still gets one line a step."""
-    checkpoint_every_steps: int | None = Field(None, ge=1)
-    checkpoint_every_minutes: float = Field(10, gt=0)
-    keep_checkpoints: int = Field(3, ge=1)
-    monitor_every: int = Field(500, ge=1)
-    """Steps between two looks at rank, spread and nearest neighbours of the target encoder's features."""
-    monitor_clips: int = Field(256, ge=0)
-    """Clips looked at; 0 for none."""
 
 
 class Options(Config):
@@ -115,6 +100,14 @@ class Options(Config):
     meta: MetaConfig = MetaConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @field_validator("mask")
+    @classmethod
+    def _masks_of_their_type(cls, masks: list[dict], info: ValidationInfo) -> list[dict]:
+        if "data" not in info.data:  # `data` has errors of its own
+            return masks
+        schema = find("masks", info.data["data"].mask_type).MaskConfig
+        return [check_part(mask, schema, f"mask.{i}").model_dump(mode="json") for i, mask in enumerate(masks)]
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Options":
         data = self.data
@@ -124,21 +117,20 @@ class Options(Config):
                 f"data.batch_size {data.batch_size}"
             )
         self.mask_collator()
-        encoder = self.model.encoder_class()
+        with torch.device("meta"):
+            encoder = build_encoder(self.model, **self.grid())
         if not encoder.accepts_masks:
             raise ValueError(f"model.encoder: {self.model.encoder} needs all tokens and cannot see a part of the video")
         return self
 
     def mask_collator(self):
         """The collator of `data.mask_type`; an impossible mask is an error here, before any data is read."""
+        return find("masks", self.data.mask_type).MaskCollator(cfgs_mask=self.mask, **self.grid())
+
+    def grid(self) -> dict[str, int]:
+        """What makes the token grid: crop_size, num_frames, patch_size, tubelet_size."""
         data = self.data
-        return find("masks", data.mask_type).MaskCollator(
-            cfgs_mask=self.mask,
-            crop_size=data.crop_size,
-            num_frames=data.num_frames,
-            patch_size=data.patch_size,
-            tubelet_size=data.tubelet_size,
-        )
+        return {name: getattr(data, name) for name in ("crop_size", "num_frames", "patch_size", "tubelet_size")}
 
     @property
     def dtype(self) -> torch.dtype:

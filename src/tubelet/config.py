@@ -60,10 +60,17 @@ def read(fname: str | Path, overrides: typing.Sequence[str] = ()) -> dict[str, A
 def check(raw: dict[str, Any], schema: type[Schema], fname: str | Path) -> Schema:
     """Turn a raw mapping into `schema`; every error at once, each with its key's path and the nearest valid key."""
     try:
+        return check_part(raw, schema)
+    except ConfigError as error:
+        raise ConfigError(f"{fname}: problem in the configuration\n{error}") from None
+
+
+def check_part(raw: dict[str, Any], schema: type[Schema], at: str = "") -> Schema:
+    """As `check`, for the part of a file at key path `at` whose schema another key decides, such as a mask's options."""
+    try:
         return schema.model_validate(raw)
     except pydantic.ValidationError as error:
-        lines = [_explain(e, schema) for e in error.errors()]
-        raise ConfigError("\n".join([f"{fname}: {len(lines)} problem(s) in the configuration", *lines])) from None
+        raise ConfigError("\n".join(_explain(e, schema, at) for e in error.errors())) from None
 
 
 def dump(config: Config) -> str:
@@ -134,9 +141,9 @@ def _list_index(override: str, key: str, node: list) -> int:
     return int(key)
 
 
-def _explain(error: Any, schema: type[Config]) -> str:
+def _explain(error: Any, schema: type[Config], at: str) -> str:
     location = [part for part in error["loc"] if not _is_union_tag(part)]
-    key = ".".join(str(part) for part in location) or "(whole file)"
+    key = ".".join(filter(None, [at, *(str(part) for part in location)])) or "(whole file)"
     if error["type"] == "extra_forbidden":
         parent = _schema_at(schema, location[:-1])
         return f"  {key}: unknown key. {nearest(str(location[-1]), parent.model_fields if parent else ())}"

@@ -5,12 +5,17 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-
 LOG_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_fmt}]{postfix}\n"
 
 
 def progress(
-    iterable: Iterable | None = None, *, desc: str, total: int | None = None, initial: int = 0, unit: str = "it"
+    iterable: Iterable | None = None,
+    *,
+    desc: str,
+    total: int | None = None,
+    initial: int = 0,
+    unit: str = "it",
+    off: bool = False,
 ) -> tqdm:
     """A tqdm bar with the time left; on a log file instead of a terminal it prints a line every 30 seconds."""
     terminal = sys.stderr.isatty()
@@ -20,6 +25,7 @@ def progress(
         total=total,
         initial=initial,
         unit=unit,
+        disable=off,
         dynamic_ncols=terminal,
         mininterval=0.2 if terminal else 30,
         maxinterval=1 if terminal else 60,

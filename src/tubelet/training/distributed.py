@@ -34,6 +34,12 @@ class World:
         """Mean over all processes, in place."""
         return self.sum(tensor).div_(self.world_size)
 
+    def max(self, number: int) -> int:
+        """The largest `number` of all processes."""
+        tensor = torch.tensor(number, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
     def gather_objects(self, thing: object) -> list:
         """`thing` of every process, on every process."""
         if self.world_size == 1:

@@ -1,6 +1,7 @@
 """The folder of a run: everything that it writes is in there, and nothing is written elsewhere."""
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -26,17 +27,19 @@ class RunFolder:
         _refuse_other_configuration(self.path, options, free)
         write_whole(self.path / "config.yaml", dump(options))
         write_whole(self.path / "git.txt", git_state())
-        kept = [line for line in read_log(self.path) if line["step"] < step]
+        kept = [line for line in read_log(self.path) if line["step"] <= step]
         write_whole(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def log(self, lines: list[dict[str, Any]]) -> None:
         """Append one JSON line a step to `log.jsonl`, and the same numbers to tensorboard."""
         for line in lines:
+            # JSON has no NaN; a number that is not finite is null.
+            line = {name: value if math.isfinite(value) else None for name, value in line.items()}
             self._log.write(json.dumps(line) + "\n")
             for name, value in line.items():
-                if name != "step":
+                if name != "step" and value is not None:
                     self._tensorboard.add_scalar(name, value, line["step"])
         self._log.flush()
 

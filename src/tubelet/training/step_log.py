@@ -16,22 +16,27 @@ class StepLog:
         self.world = world
         self._numbers: list[dict[str, float]] = []
         self._tensors: list[dict[str, Tensor]] = []
+        self._before: list[dict[str, float]] = []
         self._since = time.perf_counter()
-
-    def __len__(self) -> int:
-        return len(self._numbers)
 
     def add(self, numbers: dict[str, float], tensors: dict[str, Tensor]) -> None:
         """Note a step: `numbers` that the host knows, and scalar `tensors` that may still be being computed."""
         self._numbers.append(numbers)
         self._tensors.append(tensors)
 
+    def amend(self, numbers: dict[str, float]) -> None:
+        """Add `numbers` to the line of the last noted step, or make a line of them before the first step."""
+        if self._numbers:
+            self._numbers[-1] |= numbers
+        else:
+            self._before.append(numbers)
+
     def flush(self, clips_per_step: int) -> list[dict[str, float]]:
         """The noted steps' lines with the tensors' means over all processes, the speed since the last flush, and memory.
 
         Waits for the device; every process has to call it.
         """
-        if not self._numbers:
+        if not self._tensors:
             return []
         names = list(self._tensors[0])
         stacked = torch.stack([torch.stack([t[name].detach().float() for name in names]) for t in self._tensors])
@@ -42,16 +47,12 @@ class StepLog:
             "clips_per_second": clips_per_step / seconds,
             "memory_gb": peak_memory_gb(self.world.device),
         }
-        lines = [
+        lines = self._before + [
             {**numbers, **dict(zip(names, row, strict=True)), **speed}
             for numbers, row in zip(self._numbers, rows, strict=True)
         ]
-        self._numbers, self._tensors, self._since = [], [], time.perf_counter()
+        self._before, self._numbers, self._tensors, self._since = [], [], [], time.perf_counter()
         return lines
-
-    def restart_clock(self) -> None:
-        """Leave out of the speed what was done between two steps, such as saving."""
-        self._since = time.perf_counter()
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -1,0 +1,211 @@
+"""Self-supervised pretraining: `python -m app.main --fname configs/pretrain/<name>.yaml`."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tubelet.datasets.bad_files import BadFiles
+
+from app.vjepa.options import Options, Schedule
+from tubelet import hub, report
+from tubelet.config import ConfigError
+from tubelet.datasets import Batch, Draw, to_float
+from tubelet.datasets.loader import collate, make_train_loader
+from tubelet.datasets.streams import SampleStream
+from tubelet.datasets.transforms import EvalTransform, TrainTransform
+from tubelet.models import build_encoder, build_predictor
+from tubelet.models.jepa import JEPA
+from tubelet.plugins import find
+from tubelet.seeds import seed_for
+from tubelet.training import checkpoint
+from tubelet.training.bookkeeping import Bookkeeping, with_waiting_time
+from tubelet.training.distributed import World
+from tubelet.training.interruption import Interruption
+from tubelet.training.monitor import FeatureMonitor
+from tubelet.training.optim import adamw, set_hyperparameters
+
+PARTS = ("encoder", "target_encoder", "predictor")
+# Keys that may differ when a folder's run is continued: nothing that is learned depends on them.
+FREE = (
+    "folder",
+    "logging.",
+    "data.num_workers",
+    "data.pin_mem",
+    "data.worker_timeout",
+    "data.max_bad_share",
+    "data.cache",
+    "meta.load_checkpoint",
+)
+
+
+def main(options: Options, world: World) -> None:
+    """Train until the last epoch; a folder that holds this run already is continued where it stopped."""
+    folder, data, seed = Path(options.folder), options.data, options.meta.seed
+    dataset = find("datasets", data.dataset_type).Dataset(
+        data, TrainTransform(options.data_aug, data.crop_size), seed=seed, on_error="replace"
+    )
+    stream = SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
+    schedule = Schedule(options.optimization, options.optimization.ipe or stream.steps_per_pass)
+    training = Pretraining(options, schedule, world)
+    training.resume_or_start(folder / "checkpoints")
+    batches = make_train_loader(
+        dataset,
+        stream,
+        options.mask_collator(),
+        seed=seed,
+        first_step=training.step,
+        last_step=schedule.steps,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=data.num_workers,
+        pin_memory=data.pin_mem and world.device.type == "cuda",
+        timeout=data.worker_timeout,
+    )
+    book = Bookkeeping(
+        options,
+        options.logging,
+        folder,
+        training,
+        last_step=schedule.steps,
+        free=FREE,
+        bad_files=BadFiles(folder / "bad_files.txt", data.max_bad_share),
+        monitor=feature_monitor(options, world),
+        world=world,
+    )
+    with Interruption() as interruption, book:
+        book.look_at_features(training.jepa.target_encoder)
+        for batch, data_seconds in with_waiting_time(batches):
+            hyperparameters = training.set_hyperparameters()
+            losses = training.forward_backward(batch)
+            grad_norm = training.update()
+            book.note_step(batch, {**hyperparameters, "data_seconds": data_seconds}, {**losses, "grad_norm": grad_norm})
+            book.look_at_features(training.jepa.target_encoder)
+            book.write_log_if_due()
+            book.save_if_due(interruption.signal)
+    if world.is_main:
+        report.write(folder)
+
+
+class Pretraining:
+    """What a checkpoint holds, and how one step changes it."""
+
+    def __init__(self, options: Options, schedule: Schedule, world: World):
+        self.options, self.schedule, self.world = options, schedule, world
+        self.step = 0
+        torch.manual_seed(seed_for(options.meta.seed, "initialisation"))
+        self.jepa = build_jepa(options).to(world.device)
+        self.optimizer = adamw(
+            [self.jepa.encoder, self.jepa.predictor],
+            lr=schedule.lr(0),
+            weight_decay=schedule.weight_decay(0),
+            betas=options.optimization.betas,
+            eps=options.optimization.eps,
+        )
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # In every precision the scaler leaves out updates with non-finite gradients, without waiting for the device.
+        self.fp16 = options.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16 if self.fp16 else 1.0)
+        if options.meta.compile:
+            for module in (self.jepa.encoder, self.jepa.target_encoder, self.jepa.predictor):
+                module.compile()
+        self.model = DistributedDataParallel(self.jepa) if world.world_size > 1 else self.jepa
+
+    def set_hyperparameters(self) -> dict[str, float]:
+        """Give the optimiser this step's learning rate and weight decay; returns them with the EMA momentum."""
+        now = {"lr": self.schedule.lr(self.step), "weight_decay": self.schedule.weight_decay(self.step)}
+        set_hyperparameters(self.optimizer, **now)
+        return {**now, "momentum": self.schedule.momentum(self.step)}
+
+    def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the batch's mean loss, part by part; returns the losses, still on the device."""
+        seed, rank, parts = self.options.meta.seed, self.world.rank, self.options.optimization.accumulation_steps
+        torch.manual_seed(seed_for(seed, self.step, rank, "dropout"))
+        batch = batch.to(self.world.device)
+        rows = len(batch.clips)
+        clip_seeds = [seed_for(seed, self.step, rank * rows + row, "noise") for row in range(rows)]
+        losses: dict[str, Tensor] = {}
+        for part, chunk in enumerate(torch.arange(rows).chunk(parts)):
+            place = slice(int(chunk[0]), int(chunk[-1]) + 1)
+            last = part == parts - 1
+            with contextlib.nullcontext() if last or self.model is self.jepa else self.model.no_sync():
+                terms = self._losses(batch, place, clip_seeds[place])
+                self.scaler.scale(terms["loss"] / parts).backward()
+            for name, term in terms.items():
+                losses[name] = losses.get(name, 0) + term.detach() / parts
+        return losses
+
+    def update(self) -> Tensor:
+        """Clip, step, move the target encoder; an update with non-finite gradients is left out. Returns the norm."""
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_grad(self.step))
+        self.scaler.step(self.optimizer)
+        self.scaler.update(None if self.fp16 else 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.jepa.update_target(self.schedule.momentum(self.step))
+        self.step += 1
+        return grad_norm
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the run needs to go on, as plain data."""
+        return {
+            "step": self.step,
+            **{part: getattr(self.jepa, part).state_dict() for part in PARTS},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": self.options.model_dump(mode="json"),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; raises CheckpointError when it does not match the model."""
+        for part in PARTS:
+            checkpoint.load_state(getattr(self.jepa, part), state[part], f"{part} of the checkpoint")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+
+    def resume_or_start(self, checkpoints: Path) -> None:
+        """Go on from the newest checkpoint; a new run starts from `init_from`'s weights where that is given."""
+        state = checkpoint.load_latest(checkpoints)
+        if state is not None and not self.options.meta.load_checkpoint:
+            raise ConfigError(
+                f"{checkpoints.parent} holds a run; with meta.load_checkpoint=false, choose another folder=…"
+            )
+        if state is not None:
+            self.load(state)
+        elif self.options.init_from is not None:
+            weights = hub.read_parts(self.options.init_from)
+            for part in PARTS:
+                what = f"init_from: {self.options.init_from}: {part}"
+                checkpoint.load_state(getattr(self.jepa, part), weights[part], what)
+
+    def _losses(self, batch: Batch, place: slice, clip_seeds: list[int]) -> dict[str, Tensor]:
+        aug, dtype = self.options.data_aug, self.options.dtype
+        clips = to_float(batch.clips[place], aug.normalize_mean, aug.normalize_std)
+        masks_context = [mask[place] for mask in batch.masks_context]
+        masks_target = [mask[place] for mask in batch.masks_target]
+        with torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
+            return self.model(clips, masks_context, masks_target, clip_seeds)
+
+
+def build_jepa(options: Options) -> JEPA:
+    """The encoder and predictor of the configuration, put together."""
+    encoder = build_encoder(options.model, **options.grid())
+    predictor = build_predictor(options.model, encoder, **options.grid(), num_mask_tokens=len(options.mask))
+    return JEPA(encoder, predictor, options.loss)
+
+
+def feature_monitor(options: Options, world: World) -> FeatureMonitor | None:
+    """Clips from all over the data, without augmentation, to watch the features by."""
+    count, aug = options.logging.monitor_clips, options.data_aug
+    if count == 0 or not world.is_main:
+        return None
+    centred = options.data.model_copy(update={"num_clips": 1, "random_clip_sampling": False})
+    dataset = find("datasets", centred.dataset_type).Dataset(
+        centred, EvalTransform(centred.crop_size), on_error="exclude"
+    )
+    places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
+    clips = collate([dataset[Draw(0, 0, place, slot)] for slot, place in enumerate(places)], step=0)
+    return FeatureMonitor(clips, options.data.batch_size, aug.normalize_mean, aug.normalize_std, world.device)
