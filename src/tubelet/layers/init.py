@@ -17,5 +17,5 @@ def init_weights(module: nn.Module, std: float) -> None:
 def rescale_blocks(blocks: nn.ModuleList) -> None:
     """Divide what block l = 1, 2, ... adds to the residual stream by sqrt(2 l), as BEiT (Bao et al. 2021) does."""
     for layer, block in enumerate(blocks, start=1):
-        block.attn.proj.weight.div_((2.0 * layer) ** 0.5)
-        block.mlp.output.weight.div_((2.0 * layer) ** 0.5)
+        block.attn.proj.weight.mul_((2.0 * layer) ** -0.5)
+        block.mlp.output.weight.mul_((2.0 * layer) ** -0.5)

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import nn
 
 from tubelet.layers.checks import head_width
@@ -135,8 +136,14 @@ def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
 
 def _coordinates(grid: Grid, device: torch.device | None = None) -> torch.Tensor:
     """(time, row, column) of every token, float64 [N, 3]."""
-    axes = [torch.arange(size, dtype=torch.float64, device=device) for size in grid]
-    return torch.cartesian_prod(*axes)
+    t, h, w = grid
+    time, row, column = (torch.arange(size, dtype=torch.float64, device=device) for size in grid)
+    axes = [
+        repeat(time, "t -> (t h w)", h=h, w=w),
+        repeat(row, "h -> (t h w)", t=t, w=w),
+        repeat(column, "w -> (t h w)", t=t, h=h),
+    ]
+    return torch.stack(axes, dim=1)
 
 
 def _sincos_1d(dim: int, position: torch.Tensor) -> torch.Tensor:

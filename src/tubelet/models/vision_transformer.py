@@ -17,8 +17,8 @@ class VisionTransformer(nn.Module):
 
     `img_size` is the side or (height, width) in pixels, `num_frames` 1 means images. `out_layers` returns the normed
     features after these blocks instead of the last ones. `uniform_power` gives time, rows and columns equally many
-    channels in the sin-cos positions. `use_rope` takes rotary positions instead, `rope_pairing='vjepa2'` those that the
-    released weights of V-JEPA 2 need. `use_silu` takes SwiGLU layers. Raises ValueError for sizes that do not go together.
+    channels in the sin-cos positions. `use_rope` takes rotary positions instead, `rope_pairing="vjepa2"` those that the
+    released weights of V-JEPA 2 need. `use_silu` takes SwiGLU layers. Raises ValueError for sizes that do not fit.
 
     >>> encoder = VisionTransformer(img_size=64, num_frames=8, embed_dim=192, num_heads=3)
     >>> clips = torch.randn(2, 3, 8, 64, 64)
