@@ -6,6 +6,7 @@ so nothing has to be replayed when a run is resumed, and the number of workers c
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,11 +125,11 @@ class AugConfig(Config):
 
 
 class VideoError(Exception):
-    """A file that cannot be used as a clip. Knows its `path` and the `reason`."""
+    """A file that cannot be used as a clip; `filtered`: on the user's wish (too short, too long), not broken."""
 
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)  # both as arguments, so that it travels from a worker through pickle
-        self.path, self.reason = path, reason
+    def __init__(self, path: str, reason: str, filtered: bool = False):
+        super().__init__(path, reason, filtered)  # all as arguments, so that pickle can rebuild it
+        self.path, self.reason, self.filtered = path, reason, filtered
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -146,7 +147,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class BadFile:
-    """A video that was not used. `filtered`: on the user's wish (too short, too long), not because it is broken."""
+    """A video that was not used, and why; `filtered` as in VideoError."""
 
     path: str
     reason: str
@@ -201,6 +202,9 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Copies to `device`; asynchronous where the memory is pinned."""
         return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def with_masks(self, context: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> "Batch":
+        return dataclasses.replace(self, masks_context=tuple(context), masks_target=tuple(target))
 
     def _each_tensor(self, function) -> "Batch":
         moved = {name: function(getattr(self, name)) for name in ("clips", "labels", "indices", "frames")}

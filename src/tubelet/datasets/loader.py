@@ -1,0 +1,134 @@
+"""Batches from worker processes: the same ones whatever the number of workers, from any step on."""
+
+import signal
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from tubelet.datasets import Batch, Draw, Sample
+from tubelet.datasets.randomness import Purpose, generator
+from tubelet.datasets.streams import SampleStream
+
+
+class SampleSource(Protocol):
+    """What a dataset file's `Dataset` is to a loader."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw) -> Sample: ...
+
+
+class MaskSampler(Protocol):
+    def sample_masks(
+        self, batch_size: int, rng: np.random.Generator
+    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]: ...
+
+
+def make_train_loader(
+    dataset: SampleSource,
+    stream: SampleStream,
+    masks: MaskSampler | None,
+    *,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    timeout: int = 0,
+) -> Iterable[Batch]:
+    """The batches of steps first_step .. last_step - 1 for one process.
+
+    A batch depends on `seed` and its step only. Masks are drawn for the whole global batch, so that one process or
+    several see the same rows. timeout: seconds to wait for a worker before a RuntimeError; 0: for ever.
+    """
+    if stream.batch_size % world_size:
+        raise ValueError(f"a global batch of {stream.batch_size} cannot be shared by {world_size} processes")
+    rows = stream.batch_size // world_size
+    source = _TrainBatches(dataset, stream, masks, seed, slice(rank * rows, (rank + 1) * rows))
+    return _loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
+
+
+def make_eval_loader(
+    dataset: SampleSource,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    timeout: int = 0,
+) -> Iterable[Batch]:
+    """Each sample once and in order, nothing padded; process `rank` of `world_size` gets every world_size-th sample.
+
+    Excluded samples are missing from their batch, with the reason in its `bad`; a batch may so be empty.
+    """
+    source = _EvalBatches(dataset, range(rank, len(dataset), world_size), batch_size)
+    return _loader(source, range(len(source)), num_workers, pin_memory, timeout)
+
+
+def collate(samples: list[Sample], step: int) -> Batch:
+    """Stack samples; those excluded are left out, what was bad is kept."""
+    kept = [sample for sample in samples if not sample.excluded]
+    return Batch(
+        clips=torch.cat([sample.clips for sample in kept]) if kept else torch.empty(0, dtype=torch.uint8),
+        labels=torch.tensor([sample.label for sample in kept], dtype=torch.int64),
+        indices=torch.tensor([sample.index for sample in kept], dtype=torch.int64),
+        paths=tuple(sample.path for sample in kept),
+        frames=torch.stack([sample.frames for sample in kept]) if kept else torch.empty(0, dtype=torch.int64),
+        step=step,
+        bad=tuple(bad for sample in samples for bad in sample.bad),
+    )
+
+
+class _TrainBatches:
+    """A map from step to batch, so that a worker makes whole batches and the loader's order is the order of steps."""
+
+    def __init__(self, dataset: SampleSource, stream: SampleStream, masks: MaskSampler | None, seed: int, rows: slice):
+        self.dataset, self.stream, self.masks, self.seed, self.rows = dataset, stream, masks, seed, rows
+
+    def __getitem__(self, step: int) -> Batch:
+        batch = collate([self.dataset[draw] for draw in self.stream.draws(step)[self.rows]], step)
+        if self.masks is None:
+            return batch
+        clips_per_sample = len(batch.clips) // len(batch)
+        rows = slice(self.rows.start * clips_per_sample, self.rows.stop * clips_per_sample)
+        rng = generator(self.seed, Purpose.MASKS, step)
+        context, target = self.masks.sample_masks(self.stream.batch_size * clips_per_sample, rng)
+        return batch.with_masks([mask[rows] for mask in context], [mask[rows] for mask in target])
+
+
+class _EvalBatches:
+    def __init__(self, dataset: SampleSource, indices: range, batch_size: int):
+        self.dataset, self.indices, self.batch_size = dataset, indices, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        indices = self.indices[step * self.batch_size : (step + 1) * self.batch_size]
+        return collate([self.dataset[Draw(step, 0, index, slot)] for slot, index in enumerate(indices)], step)
+
+
+def _loader(source, steps: range, num_workers: int, pin_memory: bool, timeout: int) -> DataLoader:
+    return DataLoader(
+        source,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        timeout=timeout if num_workers else 0,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        # Without its own generator the loader takes a number from torch's global one, and a resumed run would differ.
+        generator=torch.Generator(),
+    )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and a cluster's warning reach every process; the main one wants its workers alive to finish its step."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
