@@ -66,7 +66,7 @@ def check(raw: dict[str, Any], schema: type[Schema], fname: str | Path) -> Schem
 
 
 def check_part(raw: dict[str, Any], schema: type[Schema], at: str = "") -> Schema:
-    """As `check`, for the part of a file at key path `at` whose schema another key decides, such as a mask's options."""
+    """As `check`, for the part of a file at key path `at` whose schema another key decides, such as a mask."""
     try:
         return schema.model_validate(raw)
     except pydantic.ValidationError as error:

@@ -116,7 +116,7 @@ class Bookkeeping:
             )
 
     def save_if_due(self, interrupted_by: signal.Signals | None) -> None:
-        """Save every so many updates or minutes, at the last update, and after a signal; the latter ends the program."""
+        """Save every so many updates or minutes, at the last update, and after a signal, which ends the program."""
         minutes = (time.monotonic() - self.saved_at) / 60
         overdue = minutes >= self.logging.checkpoint_every_minutes
         # Numbers of signals are above 1, so the largest wish of all processes says what to do.

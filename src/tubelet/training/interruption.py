@@ -6,7 +6,7 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interruption:
-    """Within `with Interruption() as interruption:`, a signal only sets `interruption.signal`; a second Ctrl-C kills."""
+    """In `with Interruption() as interruption:` a signal only sets `interruption.signal`; a second Ctrl-C kills."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

@@ -18,8 +18,8 @@ class FeatureMonitor:
 
     @torch.no_grad()
     def look(self, encoder: nn.Module) -> dict[str, float]:
-        """Numbers for the log: `rank_centered`, `rank_uncentered`, `spread_within`, `spread_across`, and `knn` in percent
-        where the clips have labels of two or more classes."""
+        """Numbers for the log: `rank_centered`, `rank_uncentered`, `spread_within`, `spread_across`, and, where the
+        clips have labels of two or more classes, `knn` in percent."""
         training = encoder.training
         encoder.eval()
         tokens = []

@@ -32,7 +32,7 @@ class StepLog:
             self._before.append(numbers)
 
     def flush(self, clips_per_step: int) -> list[dict[str, float]]:
-        """The noted steps' lines with the tensors' means over all processes, the speed since the last flush, and memory.
+        """The noted steps' lines: the tensors' means over all processes, the speed since the last flush, and memory.
 
         Waits for the device; every process has to call it.
         """
