@@ -18,7 +18,7 @@ def sincos_2d(embed_dim: int, grid: Grid) -> torch.Tensor:
     """[h*w, D] as in MAE: half of the channels encode the row, half the column. D must be a multiple of 4."""
     if embed_dim % 4:
         raise ValueError(f"sin-cos positions of images need a width that is a multiple of 4, not {embed_dim}")
-    _, y, x = _coordinates(grid).unbind(1)
+    _, y, x = _coordinates(grid)
     return torch.cat([_sincos_1d(embed_dim // 2, y), _sincos_1d(embed_dim // 2, x)], dim=1).float()
 
 
@@ -36,7 +36,7 @@ def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool = False) -> torch.
         )
     else:
         time_dim, space_dim = embed_dim // 2, embed_dim // 4
-    t, y, x = _coordinates(grid).unbind(1)
+    t, y, x = _coordinates(grid)
     parts = [_sincos_1d(time_dim, t), _sincos_1d(space_dim, y), _sincos_1d(space_dim, x)]
     return torch.cat(parts, dim=1)[:, :embed_dim].float()
 
@@ -86,11 +86,10 @@ class Positions(nn.Module):
         """The rotary tables of all tokens, or of `indices` [B, K]; None where positions are embeddings."""
         if not self.use_rope:
             return None
-        if grid in (None, self.grid):
-            tables = RopeTables(self.cos, self.sin)
-        else:
-            tables = rope_tables(self.head_dim, grid, self.rope_pairing, self.cos.device)
-        return tables if indices is None else RopeTables(tables.cos[0, indices], tables.sin[0, indices])
+        cos, sin = self.cos, self.sin
+        if grid not in (None, self.grid):
+            cos, sin = (table.to(cos) for table in rope_tables(self.head_dim, grid, self.rope_pairing))
+        return RopeTables(cos, sin) if indices is None else RopeTables(cos[0, indices], sin[0, indices])
 
     def _interpolated(self, grid: Grid) -> torch.Tensor:
         volume = self.pos_embed.view(1, *self.grid, -1).permute(0, 4, 1, 2, 3)
@@ -107,9 +106,7 @@ class RopeTables(NamedTuple):
     sin: torch.Tensor
 
 
-def rope_tables(
-    head_dim: int, grid: Grid, pairing: RopePairing = "interleaved", device: torch.device | None = None
-) -> RopeTables:
+def rope_tables(head_dim: int, grid: Grid, pairing: RopePairing = "interleaved") -> RopeTables:
     """Rotary tables after RoFormer (Su et al. 2021), equation 34; a third of the channels for each axis.
 
     Channels 2i and 2i+1 form a pair. `interleaved` gives both the same frequency, which makes it a rotation; `vjepa2`
@@ -119,10 +116,13 @@ def rope_tables(
     dim = head_dim // 3 // 2 * 2
     if dim == 0 or head_dim % 2:
         raise ValueError(f"rotary positions need an even number of channels a head, at least 6, not {head_dim}")
-    omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device=device) / (dim // 2))
-    angle = _coordinates(grid, device)[:, :, None] * omega  # [N, 3, dim / 2]
-    angle = angle.repeat_interleave(2, dim=2) if pairing == "interleaved" else angle.repeat(1, 1, 2)
-    angle = F.pad(angle.flatten(1), (0, head_dim - 3 * dim))
+    omega = 10000.0 ** -(_axis(dim // 2) / (dim // 2))
+    angles = [position[:, None] * omega for position in _coordinates(grid)]
+    if pairing == "interleaved":
+        angles = [angle.repeat_interleave(2, dim=1) for angle in angles]
+    else:
+        angles = [angle.repeat(1, 2) for angle in angles]
+    angle = F.pad(torch.cat(angles, dim=1), (0, head_dim - 3 * dim))
     sin = angle.sin()
     sin[:, ::2] *= -1
     return RopeTables(*(table.float()[None, :, None, None] for table in (angle.cos(), sin)))
@@ -134,20 +134,23 @@ def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     return (x * rope.cos + swapped * rope.sin).type_as(x)
 
 
-def _coordinates(grid: Grid, device: torch.device | None = None) -> torch.Tensor:
-    """(time, row, column) of every token, float64 [N, 3]."""
+def _coordinates(grid: Grid) -> tuple[torch.Tensor, ...]:
+    """Time, row and column of every token, each float64 [N]."""
     t, h, w = grid
-    time, row, column = (torch.arange(size, dtype=torch.float64, device=device) for size in grid)
-    axes = [
-        repeat(time, "t -> (t h w)", h=h, w=w),
-        repeat(row, "h -> (t h w)", t=t, w=w),
-        repeat(column, "w -> (t h w)", t=t, h=h),
-    ]
-    return torch.stack(axes, dim=1)
+    return (
+        repeat(_axis(t), "t -> (t h w)", h=h, w=w),
+        repeat(_axis(h), "h -> (t h w)", t=t, w=w),
+        repeat(_axis(w), "w -> (t h w)", t=t, h=h),
+    )
+
+
+def _axis(size: int) -> torch.Tensor:
+    """0, 1, ... in float64; on the CPU even while a model is built on the meta device, since tables are in no file."""
+    return torch.arange(size, dtype=torch.float64, device="cpu")
 
 
 def _sincos_1d(dim: int, position: torch.Tensor) -> torch.Tensor:
     """[N] -> [N, dim]: sines, then cosines, of `dim / 2` frequencies from 1 down towards 1/10000."""
-    omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    omega = 10000.0 ** -(_axis(dim // 2) / (dim / 2))
     angle = position[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1)

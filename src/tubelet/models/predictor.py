@@ -210,7 +210,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("omega", 10000.0 ** -(torch.arange(dim // 2) / (dim // 2)), persistent=False)
+        self.register_buffer("omega", 10000.0 ** -(torch.arange(dim // 2, device="cpu") / (dim // 2)), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim // 2 * 2, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, timestep: torch.Tensor) -> torch.Tensor:
@@ -230,12 +230,12 @@ def noise_alphas(schedule: NoiseSchedule, steps: int, beta: tuple[float, float] 
         raise ValueError(f"noise_beta {list(beta)}: {reason}; leave it out for the usual range")
     if schedule == "vjepa":
         first, last = beta or (0.5, 1.0)
-        betas = first + torch.arange(steps, dtype=torch.float64) * (last - first) / steps
+        betas = first + torch.arange(steps, dtype=torch.float64, device="cpu") * (last - first) / steps
     elif schedule == "linear":
         first, last = beta or (min(0.1 / steps, 1.0), min(20.0 / steps, 1.0))
-        betas = torch.linspace(first, last, steps, dtype=torch.float64)
+        betas = torch.linspace(first, last, steps, dtype=torch.float64, device="cpu")
     elif schedule == "cosine":
-        time = torch.arange(steps + 1, dtype=torch.float64) / steps
+        time = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
         level = ((time + 0.008) / 1.008 * math.pi / 2).cos().square()
         betas = (1 - level[1:] / level[:-1]).clamp(max=0.999)
     else:
