@@ -174,7 +174,7 @@ def _spans(first: np.ndarray, length: int, size: int) -> np.ndarray:
 def _cut(
     config: MaskConfig, hidden: np.ndarray, tokens_each: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions seen and hidden, [B, K] sorted, each of `tokens_each` tokens; K: what the sample with the fewest has."""
+    """Positions seen and hidden, [B, K] sorted, each of `tokens_each` tokens; K: what the poorest sample has."""
     num_positions = hidden.shape[1]
     num_hidden = hidden.sum(axis=1)
     num_context, num_target = num_positions - num_hidden.max(), num_hidden.min()

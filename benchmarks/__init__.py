@@ -1,0 +1,1 @@
+"""Speed against peers that anyone can install: `python -m benchmarks`."""

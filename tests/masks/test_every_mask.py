@@ -1,0 +1,163 @@
+"""What holds for every mask type; a new file in tubelet/masks is met here the moment it is added."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tubelet import plugins
+from tubelet.masks.default import DefaultCollator
+from tubelet.masks.random_tube import MaskCollator as RandomTube
+
+MASK_TYPES = [name for name in plugins.available("masks") if name != "default"]
+
+
+@pytest.fixture(params=MASK_TYPES)
+def module(request):
+    return plugins.find("masks", request.param)
+
+
+def collator_of(module, entries=2, **arguments):
+    return module.MaskCollator([module.MaskConfig()] * entries, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("crop_size", "num_frames", "patch_size", "tubelet_size", "grid"),
+    [
+        (224, 16, 16, 2, (8, 14, 14)),
+        ((96, 160), 8, 16, 2, (4, 6, 10)),
+        (64, 16, (16, 8), 4, (4, 4, 8)),
+        (224, 1, 16, 2, (1, 14, 14)),
+    ],
+)
+def test_masks_are_sorted_disjoint_and_on_the_grid(module, crop_size, num_frames, patch_size, tubelet_size, grid):
+    collator = collator_of(
+        module, crop_size=crop_size, num_frames=num_frames, patch_size=patch_size, tubelet_size=tubelet_size
+    )
+    assert collator.grid == grid
+    for batch_size in (1, 7):
+        contexts, targets = collator.sample_masks(batch_size, np.random.default_rng(batch_size))
+        assert len(contexts) == len(targets) == 2
+        for context, target in zip(contexts, targets, strict=True):
+            for tokens in (context, target):
+                assert tokens.dtype == torch.int64
+                assert tokens.shape[0] == batch_size
+                assert tokens.shape[1] > 0
+                assert (tokens.diff(dim=1) > 0).all(), "sorted, none twice"
+                assert tokens.min() >= 0
+                assert tokens.max() < np.prod(grid)
+            assert not (context[:, :, None] == target[:, None, :]).any()
+
+
+def test_masks_are_a_function_of_the_generator(module):
+    collator, twin = collator_of(module), collator_of(module)
+    first = collator.sample_masks(4, np.random.default_rng((0, 5)))
+    collator.sample_masks(4, np.random.default_rng((0, 6)))
+    torch.testing.assert_close(first, collator.sample_masks(4, np.random.default_rng((0, 5))), rtol=0, atol=0)
+    torch.testing.assert_close(first, twin.sample_masks(4, np.random.default_rng((0, 5))), rtol=0, atol=0)
+    other = twin.sample_masks(4, np.random.default_rng((0, 6)))
+    assert not same_masks(first, other)
+
+
+def test_entries_and_samples_differ(module):
+    contexts, _ = collator_of(module).sample_masks(3, np.random.default_rng(0))
+    assert not torch.equal(contexts[0][0], contexts[0][1])
+    assert not torch.equal(contexts[0], contexts[1])
+
+
+def test_calls_differ_and_can_be_repeated(module):
+    batch = [(torch.full((3, 4), i), i) for i in range(5)]
+    one, two = collator_of(module, seed=1), collator_of(module, seed=1)
+    (clips, labels), *masks = one(batch)
+    assert clips.shape == (5, 3, 4)
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert masks[0][0].shape[0] == 5
+    _, *again = two(batch)
+    assert same_masks(masks, again)
+    assert not same_masks(masks, one(batch)[1:])
+    assert not same_masks(masks, collator_of(module, seed=2)(batch)[1:])
+
+
+def test_workers_and_epochs_differ_and_can_be_repeated(module):
+    loader = DataLoader(torch.arange(8), batch_size=2, num_workers=2, collate_fn=collator_of(module, entries=1))
+
+    def two_epochs():
+        torch.manual_seed(0)
+        return [masks for _ in range(2) for _, *masks in loader]
+
+    masks = two_epochs()
+    assert len(masks) == 8
+    assert not any(same_masks(masks[i], masks[j]) for i in range(8) for j in range(i))
+    assert all(same_masks(a, b) for a, b in zip(masks, two_epochs(), strict=True))
+
+
+def test_collators_travel_to_spawned_workers(module):
+    collator = collator_of(module)
+    twin = pickle.loads(pickle.dumps(collator))
+    assert same_masks(
+        collator.sample_masks(2, np.random.default_rng(0)), twin.sample_masks(2, np.random.default_rng(0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"crop_size": 225}, "crop_size 225x225 is no multiple of patch_size 16x16; .* 224x224"),
+        ({"crop_size": (224, 100)}, "crop_size 224x100 is no multiple"),
+        ({"num_frames": 15}, "num_frames 15 is no multiple of tubelet_size 2"),
+        ({"tubelet_size": 32}, "num_frames 16 is no multiple of tubelet_size 32"),
+        ({"entries": 0}, "the list is empty"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(module, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        collator_of(module, **arguments)
+
+
+def test_unknown_options_are_refused(module):
+    with pytest.raises(ValueError, match="unknown_option"):
+        module.MaskCollator([{"unknown_option": 1}])
+
+
+def test_random_tube_hides_its_ratio_in_whole_columns():
+    for ratio, kept in ((0.9, 19), (0.75, 49), (0.5, 98)):  # of 196, rounded down as in V-JEPA
+        (context,), (target,) = RandomTube([{"ratio": ratio}]).sample_masks(24, np.random.default_rng(0))
+        assert context.shape == (24, 8 * kept)
+        assert target.shape == (24, 8 * (196 - kept))
+        columns = context.reshape(24, 8, kept) % 196
+        assert (columns == columns[:, :1]).all()
+
+
+def test_random_tube_positions_are_uniform():
+    (context,), _ = RandomTube([{"ratio": 0.75}], crop_size=64).sample_masks(8000, np.random.default_rng(0))
+    times = np.bincount(context[:, :4].flatten().numpy(), minlength=16)
+    assert len(times) == 16
+    assert (np.abs(times - 2000) < 5 * np.sqrt(2000 * 0.75)).all()
+
+
+def test_random_tube_ratio_counts_exactly():
+    (context,), _ = RandomTube([{"ratio": 0.9}], crop_size=(32, 80)).sample_masks(1, np.random.default_rng(0))
+    assert context.shape == (1, 8), "a tenth of ten positions is one, although 10 * (1 - 0.9) < 1 in floats"
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.97])
+def test_random_tube_refuses_ratios_that_leave_nothing(ratio):
+    with pytest.raises(ValueError, match="ratio"):
+        RandomTube([{"ratio": ratio}], crop_size=64)
+
+
+def test_default_collator_masks_nothing():
+    clips, masks_context, masks_target = DefaultCollator()([torch.zeros(2), torch.ones(2)])
+    assert clips.tolist() == [[0, 0], [1, 1]]
+    assert masks_context is None
+    assert masks_target is None
+
+
+def same_masks(masks, others) -> bool:
+    return all(
+        mask.shape == other.shape and torch.equal(mask, other)
+        for side, other_side in zip(masks, others, strict=True)
+        for mask, other in zip(side, other_side, strict=True)
+    )
