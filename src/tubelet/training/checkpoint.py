@@ -1,8 +1,10 @@
 """Checkpoints that are whole or absent: written aside, flushed, renamed; the last good ones are kept."""
 
 import os
+import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,12 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if broken := archive.testzip():
+                raise CheckpointError(f"{path}: damaged (wrong checksum of {broken})")
         return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file cut short or overwritten
-        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged, or no checkpoint ({type(error).__name__}: {error})") from error
 
 
 def load_state(module: torch.nn.Module, state: dict[str, Any], what: str) -> None:

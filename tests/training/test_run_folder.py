@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from tubelet.config import Config, ConfigError
+from tubelet.training.run_folder import RunFolder, read_log
+
+
+class Options(Config):
+    lr: float = 1.0
+    workers: int = 0
+    mask: list[dict] = [{"scale": 0.5}]
+
+
+def test_log_continues_at_the_step(tmp_path):
+    run = RunFolder(tmp_path, Options(), step=0)
+    run.log([{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)])
+    run.close()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # a kill while writing
+    run = RunFolder(tmp_path, Options(), step=2)
+    run.log([{"step": 3, "loss": 0.25}])
+    run.close()
+    assert read_log(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}]
+    assert (tmp_path / "git.txt").read_text()
+
+
+def test_not_finite_is_null(tmp_path):
+    run = RunFolder(tmp_path, Options(), step=0)
+    run.log([{"step": 1, "loss": float("nan")}])
+    run.close()
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "loss": None}
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(tmp_path):
+    RunFolder(tmp_path, Options(), step=0).close()
+    RunFolder(tmp_path, Options(workers=3), step=0, free=("workers",)).close()
+    with pytest.raises(ConfigError) as error:
+        RunFolder(tmp_path, Options(lr=2.0, mask=[{"scale": 0.7}]), step=0, free=("workers",))
+    assert "lr: 1.0 there, 2.0 here" in str(error.value)
+    assert "mask.0.scale: 0.5 there, 0.7 here" in str(error.value)
+    assert "workers" not in str(error.value)
