@@ -1,0 +1,71 @@
+"""Floors of labelled video sets: how far one gets without a network. `python -m evals.main --fname <yaml>`."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from tubelet.config import Config, dump
+from tubelet.datasets.sources import read_list
+from tubelet.probing import floors
+from tubelet.probing.split import check_labels, few_per_class
+from tubelet.progress import progress
+from tubelet.training.distributed import World
+from tubelet.training.run_folder import write_whole
+
+
+class Task(Config):
+    """A labelled set: lists of `path label` lines."""
+
+    train: str
+    test: str
+    num_classes: int = Field(ge=2)
+    labels_per_class: int | None = Field(None, ge=1)
+    """Train on that many videos of each class, the same ones as a probe of the same seed."""
+
+
+class Options(Config):
+    eval_name: Literal["floors"]
+    folder: str
+    floors: list[Literal["frame", "difference", "metadata"]] = Field(["frame", "difference"], min_length=1)
+    num_frames: int = Field(16, ge=2)
+    """Frames, evenly over the video, between which differences are taken."""
+    average: bool = True
+    """The differences' mean over time; false: each for itself, which tells more."""
+    decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
+    tasks: dict[str, Task] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+
+
+def main(options: Options, world: World) -> None:
+    """Writes `results.json`: {"floors": {floor: {task: {seed: {"top1", "num_val"}}}}}."""
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "config.yaml", dump(options))
+    lists = {path: read_list(Path(path)) for task in options.tasks.values() for path in (task.train, task.test)}
+    paths = dict.fromkeys(path for source in lists.values() for path in source.paths)
+    described = {
+        path: floors.describe(path, options.num_frames, options.average, options.decoder)
+        for path in progress(paths, desc="floors: reading videos", unit="video")
+    }
+    results: dict = {floor: {name: {} for name in options.tasks} for floor in options.floors}
+    jobs = [(floor, name, seed) for floor in options.floors for name in options.tasks for seed in options.seeds]
+    for floor, name, seed in progress(jobs, desc="floors: fitting", unit="fit"):
+        task = options.tasks[name]
+        train, val = lists[task.train], lists[task.test]
+        for source, key in ((train, "train"), (val, "test")):
+            check_labels(source.labels, source.paths, task.num_classes, f"tasks.{name}.{key}")
+        chosen = few_per_class(train.labels, task.labels_per_class, seed)
+        features = floors.stacked([described[path] for path in train.paths], floor)[chosen]
+        top1 = floors.accuracy(
+            features,
+            torch.tensor(train.labels)[chosen],
+            floors.stacked([described[path] for path in val.paths], floor),
+            torch.tensor(val.labels),
+            task.num_classes,
+            seed,
+        )
+        results[floor][name][str(seed)] = {"top1": top1, "num_val": len(val.paths)}
+    write_whole(folder / "results.json", json.dumps({"floors": results}, indent=1))

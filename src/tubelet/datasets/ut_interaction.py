@@ -1,0 +1,53 @@
+"""Lists of the UT-Interaction set (Ryoo & Aggarwal, SDHA 2010) for pretraining and probing, leaving two sequences out.
+
+`labels.csv` gives each clip's path, label, sequence and fold. A fold's test clips are those of two sequences (q of set
+1 and q + 10 of set 2); actors and ground are the same within a sequence, so clips of it may be in no list for training.
+
+The clips in `unlabelled/` were cut from set 1 too: `set1_<number>_<sequence>_6.mp4`. Those of a held-out sequence show
+the test clips' people at the test clips' place, so a fold's pretraining leaves them out as well.
+"""
+
+import csv
+import re
+from pathlib import Path
+
+from tubelet.config import ConfigError
+
+NUM_CLASSES = 6
+NUM_FOLDS = 10
+
+
+def write_lists(source: Path, target: Path) -> None:
+    """Write `fold<k>_{pretrain,train,test}.csv` for each fold into `target` from the set in the folder `source`.
+
+    Raises ConfigError when `source` is not that set.
+    """
+    table = source / "labels.csv"
+    if not table.is_file():
+        raise ConfigError(f"{table} does not exist; give the folder of UT-Interaction that holds labels.csv")
+    with open(table, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    unlabelled = sorted((source / "unlabelled").glob("*.mp4"))
+    target.mkdir(parents=True, exist_ok=True)
+    for fold in range(NUM_FOLDS):
+        test = [row for row in rows if int(row["fold10"]) == fold]
+        train = [row for row in rows if int(row["fold10"]) != fold]
+        held_out = {row["sequence"] for row in test}
+        extra = [path for path in unlabelled if sequence_of(path) not in held_out]
+        _write(target / f"fold{fold}_test.csv", [(source / row["path"], row["label"]) for row in test])
+        _write(target / f"fold{fold}_train.csv", [(source / row["path"], row["label"]) for row in train])
+        without_labels = [(source / row["path"], None) for row in train] + [(path, None) for path in extra]
+        _write(target / f"fold{fold}_pretrain.csv", without_labels)
+
+
+def sequence_of(unlabelled: Path) -> str:
+    """The sequence of set 1 that an unlabelled clip was cut from. Raises ConfigError where its name does not say it."""
+    match = re.fullmatch(r"set1_\d+_(\d+)_6", unlabelled.stem)
+    if match is None:
+        raise ConfigError(f"{unlabelled}: expected a name like set1_100_4_6.mp4, whose third part is the sequence")
+    return match[1]
+
+
+def _write(path: Path, entries: list[tuple[Path, str | None]]) -> None:
+    lines = [f'"{video.absolute()}"' + ("" if label is None else f"\t{label}") for video, label in entries]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
