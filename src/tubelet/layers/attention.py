@@ -33,6 +33,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, scale={self.scale:g}"
+
     def forward(self, x: torch.Tensor, rope: RopeTables | None = None) -> torch.Tensor:
         B, N, D = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim)

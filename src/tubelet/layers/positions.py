@@ -61,6 +61,7 @@ class Positions(nn.Module):
         self.grid = grid
         self.is_video = is_video
         self.head_dim = head_width(embed_dim, num_heads)
+        self.uniform_power = uniform_power
         self.use_rope = use_rope
         self.rope_pairing = rope_pairing
         if use_rope:
@@ -70,6 +71,10 @@ class Positions(nn.Module):
         else:
             sincos = sincos_3d(embed_dim, grid, uniform_power) if is_video else sincos_2d(embed_dim, grid)
             self.register_buffer("pos_embed", sincos[None], persistent=False)
+
+    def extra_repr(self) -> str:
+        kind = f"rope, {self.rope_pairing}" if self.use_rope else f"sin-cos, uniform_power={self.uniform_power}"
+        return f"{self.grid}, {kind}"
 
     def add(self, x: torch.Tensor, indices: torch.Tensor | None = None, grid: Grid | None = None) -> torch.Tensor:
         """Tokens x [B, N, D] plus their embeddings (nothing is added where positions are rotary).

@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+
+from tubelet.layers.positions import Positions, rope_tables, rotate, sincos_2d, sincos_3d
+
+
+def slow_sincos(dims, place):
+    """Sines and cosines of one place, axis by axis and channel by channel."""
+    row = []
+    for dim, position in zip(dims, place, strict=True):
+        angles = [position / 10000 ** (i / (dim / 2)) for i in range(dim // 2)]
+        row += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    return row
+
+
+@pytest.mark.parametrize(("width", "uniform"), [(48, False), (48, True), (64, True), (192, True), (40, False)])
+def test_sincos_3d_equals_slow_version(width, uniform):
+    t, h, w = grid = (3, 4, 2)
+    dims = [2 * math.ceil(width / 6)] * 3 if uniform else [width // 2, width // 4, width // 4]
+    slow = [slow_sincos(dims, (i, y, x))[:width] for i in range(t) for y in range(h) for x in range(w)]
+    torch.testing.assert_close(sincos_3d(width, grid, uniform), torch.tensor(slow), atol=1e-6, rtol=0)
+
+
+def test_sincos_2d_equals_slow_version():
+    slow = [slow_sincos([24, 24], (y, x)) for y in range(4) for x in range(3)]
+    torch.testing.assert_close(sincos_2d(48, (1, 4, 3)), torch.tensor(slow), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("make", "width"), [(sincos_2d, 50), (sincos_3d, 52)])
+def test_width_that_cannot_be_shared_out_is_refused(make, width):
+    with pytest.raises(ValueError, match="multiple of"):
+        make(width, (2, 2, 2))
+
+
+@pytest.mark.parametrize("head_dim", [16, 20, 24, 64])
+def test_interleaved_rotation_equals_complex_multiplication(head_dim):
+    grid = (2, 3, 4)
+    x = torch.randn(2, 24, 2, 3, head_dim)
+    dim = head_dim // 3 // 2 * 2
+    expected = x.clone()
+    for axis in range(3):
+        for pair in range(dim // 2):
+            omega = 10000 ** (-pair / (dim // 2))
+            channels = slice(axis * dim + 2 * pair, axis * dim + 2 * pair + 2)
+            for token in range(24):
+                place = (token // 12, token // 4 % 3, token % 4)[axis]
+                z = torch.view_as_complex(x[:, token, :, :, channels].contiguous())
+                turned = z * complex(math.cos(place * omega), math.sin(place * omega))
+                expected[:, token, :, :, channels] = torch.view_as_real(turned)
+    torch.testing.assert_close(rotate(x, rope_tables(head_dim, grid)), expected, atol=1e-5, rtol=0)
+
+
+def test_interleaved_products_depend_on_distance_only_and_vjepa2_ones_do_not():
+    """The defining property of rotary positions, which the pairing of V-JEPA 2 lacks."""
+    grid, head_dim = (1, 1, 6), 24
+    q, k = torch.randn(2, head_dim)
+    both = torch.stack([q, k])[None, None, :, None].expand(1, 6, 2, 1, head_dim)
+    errors = {}
+    for pairing in ("interleaved", "vjepa2"):
+        turned = rotate(both, rope_tables(head_dim, grid, pairing))[0, :, :, 0]
+        products = turned[:, 0] @ turned[:, 1].T
+        errors[pairing] = (products[1:, 1:] - products[:-1, :-1]).abs().max().item()
+    assert errors["interleaved"] < 1e-4
+    assert errors["vjepa2"] > 1e-2
+
+
+def test_rotation_keeps_type_under_low_precision():
+    assert rotate(torch.randn(1, 4, 2, 1, 12).bfloat16(), rope_tables(12, (1, 2, 2))).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("head_dim", [4, 15])
+def test_rope_refuses_heads_without_pairs(head_dim):
+    with pytest.raises(ValueError, match="even number of channels"):
+        rope_tables(head_dim, (1, 2, 2))
+
+
+def test_interpolated_positions_are_linear_between_the_old_ones():
+    positions = Positions(48, 3, (4, 2, 2))
+    at_half = positions.add(torch.zeros(1, 2 * 2 * 2, 48), grid=(2, 2, 2)).view(2, 4, 48)
+    old = positions.pos_embed.view(4, 4, 48)
+    torch.testing.assert_close(at_half, (old[0::2] + old[1::2]) / 2)  # new slot centres lie midway between old ones
+
+
+def test_positions_are_not_in_the_state_dict():
+    assert not Positions(48, 3, (4, 2, 2)).state_dict()
+    assert not Positions(48, 3, (4, 2, 2), use_rope=True).state_dict()

@@ -1,0 +1,268 @@
+import inspect
+
+import pytest
+import torch
+from transformers import VJEPA2Config, VJEPA2Model
+
+from tubelet import hub
+from tubelet.config import ConfigError, check
+from tubelet.models import ModelConfig, build_encoder, build_predictor, factories
+from tubelet.models import vision_transformer as vit
+from tubelet.models.vision_transformer import VisionTransformer
+
+SMALL = {"img_size": 32, "patch_size": 8, "num_frames": 4, "embed_dim": 48, "depth": 3, "num_heads": 2}
+
+
+def small(**arguments):
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, "init_std": 0.1, **arguments}).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def clips(batch=2, frames=4, height=32, width=32):
+    return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def masks(batch=2, total=32, keep=9, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(total, generator=generator)[:keep].sort().values for _ in range(batch)])
+
+
+def take(features, indices):
+    return features.gather(1, indices[..., None].expand(-1, -1, features.shape[-1]))
+
+
+@pytest.fixture(scope="module")
+def transformers_pair(tmp_path_factory):
+    """transformers' model with random weights and ours with the same, through a saved folder."""
+    torch.manual_seed(0)
+    theirs = VJEPA2Model(
+        VJEPA2Config(
+            crop_size=64, patch_size=16, frames_per_clip=8, tubelet_size=2, hidden_size=96, num_attention_heads=3,
+            num_hidden_layers=4, pred_hidden_size=48, pred_num_attention_heads=2, pred_num_hidden_layers=3,
+            pred_num_mask_tokens=2, initializer_range=0.1,
+        )
+    ).eval()  # fmt: skip
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("bias") or "mask_tokens" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("vjepa2")
+    theirs.save_pretrained(folder)
+    return theirs, hub.load_encoder(folder).eval(), folder
+
+
+def test_encoder_equals_transformers(transformers_pair):
+    theirs, ours, _ = transformers_pair
+    x = clips(frames=8, height=64, width=64)
+    with torch.no_grad():
+        expected = theirs(x.transpose(1, 2), skip_predictor=True).last_hidden_state
+        assert expected.std() > 0.1
+        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=0)
+
+
+def test_masked_encoder_equals_transformers_blocks_on_kept_tokens(transformers_pair):
+    theirs, ours, _ = transformers_pair
+    x, keep = clips(frames=8, height=64, width=64), masks(total=64, keep=20)
+    with torch.no_grad():
+        hidden = take(theirs.encoder.embeddings(x.transpose(1, 2)), keep)
+        for layer in theirs.encoder.layer:
+            hidden = layer(hidden, keep)[0]
+        torch.testing.assert_close(ours(x, keep), theirs.encoder.layernorm(hidden), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("use_rope", [False, True])
+@pytest.mark.parametrize("use_silu", [False, True])
+def test_masked_encoder_equals_full_encoder_with_restricted_attention(use_rope, use_silu):
+    """All tokens go through the blocks; every token may attend to the kept ones only."""
+    model = small(use_rope=use_rope, use_silu=use_silu)
+    x, keep = clips(), masks()
+    restriction = torch.full((2, 1, 1, 32), -torch.inf).scatter(3, keep[:, None, None], 0.0)
+    y = model.positions.add(model.patch_embed(x))
+    rope = model.positions.rope()
+    for block in model.blocks:
+        q, k, v = block.attn.qkv(block.norm1(y)).view(2, 32, 3, 2, 24).permute(2, 0, 3, 1, 4)
+        if rope is not None:
+            cos, sin = (table[:, :, 0].transpose(1, 2) for table in rope)
+            q, k = (z * cos + torch.stack([z[..., 1::2], z[..., ::2]], -1).flatten(-2) * sin for z in (q, k))
+        weights = (q @ k.mT * 24**-0.5 + restriction).softmax(-1)
+        y = y + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
+        y = y + block.mlp(block.norm2(y))
+    torch.testing.assert_close(model(x, keep), take(model.norm(y), keep), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("use_rope", [False, True])
+def test_keeping_all_tokens_in_any_order_changes_nothing(use_rope):
+    model, x = small(use_rope=use_rope), clips()
+    order = masks(keep=32)[:, torch.randperm(32)]
+    torch.testing.assert_close(model(x, order), take(model(x), order), atol=1e-5, rtol=0)
+
+
+def test_dropped_patches_are_never_read():
+    model, x, keep = small(), clips(), masks()
+    mask = torch.ones(2, 32, dtype=torch.bool).scatter(1, keep, False).view(2, 2, 4, 4)
+    pixels = mask.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)[:, None]
+    torch.testing.assert_close(model(x.masked_fill(pixels, torch.nan), keep), model(x, keep))
+
+
+def test_list_of_masks_gives_list_of_features():
+    model, x = small(), clips()
+    first, second = masks(keep=5), masks(keep=12, seed=3)
+    for features, mask in zip(model(x, [first, second]), (first, second), strict=True):
+        assert torch.equal(features, model(x, mask))
+
+
+def test_out_layers_are_normed_intermediate_features():
+    model, x = small(), clips()
+    y = model.positions.add(model.patch_embed(x))
+    expected = []
+    for block in model.blocks:
+        y = block(y)
+        expected.append(model.norm(y))
+    layers = small(out_layers=[0, 2])(x)
+    assert len(layers) == 2
+    torch.testing.assert_close(layers[0], expected[0])
+    torch.testing.assert_close(layers[1], expected[2])
+    nested = small(out_layers=[0, 2])(x, [masks(), masks(keep=4)])
+    assert [[f.shape[1] for f in features] for features in nested] == [[9, 9], [4, 4]]
+
+
+@pytest.mark.parametrize("use_rope", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(use_rope):
+    gradients = []
+    for saving in (False, True):
+        model = small(use_rope=use_rope, use_activation_checkpointing=saving).train()
+        model(clips(), masks()).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, saved in zip(*gradients, strict=True):
+        torch.testing.assert_close(saved, plain)
+
+
+@pytest.mark.parametrize("use_rope", [False, True])
+@pytest.mark.parametrize(("frames", "height", "width"), [(2, 32, 32), (8, 16, 40), (6, 24, 56)])
+def test_other_lengths_and_sizes(use_rope, frames, height, width):
+    model = small(use_rope=use_rope)
+    grid = model.grid_size(frames, height, width)
+    assert grid == (frames // 2, height // 8, width // 8)
+    x = clips(1, frames, height, width)
+    assert model(x).shape == (1, grid[0] * grid[1] * grid[2], 48)
+    some = torch.tensor([[0, 2, 3]])
+    assert model(x, some).shape == (1, 3, 48)
+    if use_rope:  # built for that size, the tables are the same
+        torch.testing.assert_close(model(x), small(use_rope=True, num_frames=frames, img_size=(height, width))(x))
+
+
+def test_images():
+    model, image = small(num_frames=1), torch.randn(2, 3, 32, 32)
+    assert isinstance(model.patch_embed.proj, torch.nn.Conv2d)
+    assert model(image).shape == (2, 16, 48)
+    assert torch.equal(model(image), model(image[:, :, None]))
+    torch.testing.assert_close(model(image, masks(total=16, keep=16)), model(image), atol=1e-5, rtol=0)
+    assert model(torch.randn(2, 3, 40, 16)).shape == (2, 10, 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 5}, "5 heads do not divide the width 48"),
+        ({"img_size": 36}, "cannot be cut into patches of 8"),
+        ({"num_frames": 5}, "cannot be cut into tubelets of 2"),
+        ({"out_layers": [3]}, "the layers are 0 to 2"),
+        ({"use_rope": True, "num_heads": 16}, "even number of channels"),
+        ({"embed_dim": 52}, "multiple of 8"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformer(**{**SMALL, **arguments})
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 3, 3, 32, 32), (1, 3, 4, 30, 32)])
+def test_clips_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match=r"cannot be cut|takes clips"):
+        small()(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"takes images"):
+        small(num_frames=1)(torch.zeros(1, 3, 4, 32, 32))
+
+
+@pytest.mark.parametrize("use_rope", [False, True])
+def test_bf16_autocast_is_close_to_fp32(use_rope):
+    model, x = small(use_rope=use_rope), clips()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(x, masks())
+    assert (low.float() - model(x, masks())).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("name", sorted(vit.SIZES))
+def test_factories_have_their_published_sizes(name):
+    with torch.device("meta"):
+        model = getattr(vit, name)()
+    size = vit.SIZES[name]
+    assert (model.embed_dim, len(model.blocks), model.num_heads) == (size["embed_dim"], size["depth"], size["num_heads"])
+    hidden = {"vit_giant": 6144, "vit_giant_xformers": 6144, "vit_gigantic": 8192}.get(name, 4 * model.embed_dim)
+    assert model.blocks[0].mlp.fc1.out_features == hidden
+    assert model.norm.eps == 1e-6
+
+
+def test_factories_forward_every_argument_and_refuse_unknown_ones():
+    expected = set(inspect.signature(VisionTransformer).parameters)
+    assert all(set(inspect.signature(make).parameters) == expected for make in factories("vision_transformer").values())
+    with pytest.raises(TypeError, match="use_ropes"):
+        vit.vit_tiny(use_ropes=True)
+
+
+def test_issue_defaults():
+    defaults = {name: p.default for name, p in inspect.signature(VisionTransformer).parameters.items()}
+    stated = {
+        "img_size": 224, "patch_size": 16, "num_frames": 1, "tubelet_size": 2, "in_chans": 3, "embed_dim": 768,
+        "depth": 12, "num_heads": 12, "mlp_ratio": 4.0, "qkv_bias": True, "qk_scale": None, "drop_rate": 0.0,
+        "attn_drop_rate": 0.0, "norm_layer": torch.nn.LayerNorm, "init_std": 0.02, "out_layers": None,
+        "uniform_power": False,
+    }  # fmt: skip
+    assert {name: defaults[name] for name in stated} == stated
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"encoder": "vision_transfomer"}, "encoder: .*Did you mean 'vision_transformer'"),
+        ({"model_name": "vit_lage"}, "Did you mean 'vit_large'"),
+        ({"encoder_args": {"dept": 3}}, "encoder_args.dept: .*Did you mean 'depth'"),
+        ({"encoder_args": {"depth": "three"}}, "encoder_args"),
+        ({"encoder_args": {"use_rope": True}}, "set by the section model"),
+        ({"encoder_args": {"img_size": 64}}, "set by the section data"),
+        ({"encoder_args": {"num_heads": 5}}, "5 heads do not divide the width 768"),
+        ({"pred_num_heads": 7}, "7 heads do not divide the width 384"),
+        ({"pred_embed_dim": 200, "model_name": "vit_large"}, "16 heads do not divide the width 200"),
+        ({"use_mask_tokens": False, "noise_beta": [0.1, 0.2]}, "noise_beta"),
+        ({"use_mask_tokens": False, "noise_schedule": "vjepa", "noise_beta": [0.9, 0.2]}, "noise_beta"),
+        ({"noise_schedule": "cosin"}, "noise_schedule"),
+        ({"pred_dept": 3}, "Did you mean 'pred_depth'"),
+    ],
+)
+def test_broken_model_sections_are_refused(raw, message):
+    with pytest.raises(ConfigError, match=message):
+        check(raw, ModelConfig, "file.yaml")
+
+
+def test_build_encoder_and_predictor_pass_every_option():
+    model = ModelConfig(
+        model_name="vit_tiny", encoder_args={"depth": 2, "drop_rate": 0.1}, use_rope=True, rope_pairing="vjepa2",
+        use_silu=True, wide_silu=False, use_activation_checkpointing=True, pred_depth=3, pred_embed_dim=96,
+        pred_num_heads=4, use_mask_tokens=False, noise_schedule="vjepa", noise_steps=50,
+    )  # fmt: skip
+    sizes = {"crop_size": 32, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
+    encoder = build_encoder(model, **sizes)
+    predictor = build_predictor(model, encoder, **sizes, num_mask_tokens=2)
+    assert (len(encoder.blocks), encoder.grid, encoder.blocks[0].attn.proj_drop.p) == (2, (2, 4, 4), 0.1)
+    assert (len(predictor.predictor_blocks), predictor.num_heads, len(predictor.alphas)) == (3, 4, 50)
+    for part, blocks in ((encoder, encoder.blocks), (predictor, predictor.predictor_blocks)):
+        assert part.positions.use_rope
+        assert part.positions.rope_pairing == "vjepa2"
+        assert part.use_activation_checkpointing
+        assert blocks[0].mlp.fc3.in_features == 4 * blocks[0].norm1.normalized_shape[0]
+    inherits = ModelConfig(model_name="vit_tiny")
+    assert build_predictor(inherits, encoder, **sizes, num_mask_tokens=5).num_heads == encoder.num_heads
+    assert len(build_predictor(inherits, encoder, **sizes, num_mask_tokens=5).mask_tokens) == 5
