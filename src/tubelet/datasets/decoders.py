@@ -5,6 +5,7 @@ upright (a rotation noted in the file is applied), as 8-bit RGB. Each video deco
 loader share the cores already.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,17 +26,115 @@ class Video(Protocol):
 
 
 class DecordVideo:
+    """decord2; frames that it refuses are read through PyAV.
+
+    It refuses sound files of some small widths (16, 24, 32, 48, 96, 144 pixels), because it takes its own padding of
+    rows for further colour channels. What is damaged fails in PyAV too.
+    """
+
     def __init__(self, path: str):
         import decord
 
+        decord.logging.set_level(decord.logging.QUIET)  # what goes wrong is in the exception
+        self._path = path
         self._reader = decord.VideoReader(path, num_threads=1)
         self.num_frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
-        return self._reader.get_batch(indices).asnumpy()
+        from decord import DECORDError
+
+        try:
+            return self._reader.get_batch(indices).asnumpy()
+        except DECORDError:
+            return PyavVideo(self._path).frames_at(indices)
 
 
-DECODERS: dict[str, Callable[[str], Video]] = {"decord": DecordVideo}
+class PyavVideo:
+    """PyAV: the time stamps of all packets are the index; decoding starts at the nearest key frame."""
+
+    def __init__(self, path: str):
+        import av
+
+        av.logging.set_level(av.logging.PANIC)
+        self._path = path
+        with av.open(path) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise ValueError("no video in this file")
+            packets = [packet for packet in container.demux(stream) if packet.size and packet.pts is not None]
+            self._times = np.sort([packet.pts for packet in packets])
+            self._key_times = np.sort([packet.pts for packet in packets if packet.is_keyframe])
+            self.num_frames, self.fps = len(packets), float(stream.average_rate or 0)
+            self._without_times = container.format.name == "avi"  # its time stamps are FFmpeg's guess
+
+    def frames_at(self, indices: np.ndarray) -> np.ndarray:
+        frames = None if self._without_times else self._by_time(indices)
+        return np.stack(frames or self._by_counting(indices))
+
+    def _by_time(self, indices: np.ndarray) -> list[np.ndarray] | None:
+        """The frames with the time stamps of `indices`; None where the frames' stamps are not the packets'."""
+        import av
+
+        frames = []
+        with av.open(self._path) as container:
+            stream = container.streams.best("video")
+            decoded, now = None, None
+            for time in self._times[indices]:
+                key = self._key_before(time)
+                if decoded is None or key is not None and key > now:
+                    container.seek(int(key or 0), stream=stream)
+                    decoded, now = container.decode(stream), None
+                while now is None or now < time:
+                    frame = next(decoded, None)
+                    if frame is None or frame.pts is None or now is not None and frame.pts <= now:
+                        return None
+                    now = frame.pts
+                if now != time:
+                    return None
+                frames.append(_upright(frame))
+        return frames
+
+    def _key_before(self, time: int) -> int | None:
+        place = np.searchsorted(self._key_times, time, side="right")
+        return self._key_times[place - 1] if place else None
+
+    def _by_counting(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Frame i is the i-th that comes out when everything is decoded."""
+        import av
+
+        wanted = set(indices.tolist())
+        with av.open(self._path) as container:
+            decoded = itertools.islice(container.decode(container.streams.best("video")), max(wanted) + 1)
+            frames = [_upright(frame) for number, frame in enumerate(decoded) if number in wanted]
+        if len(frames) < len(wanted):
+            raise ValueError(f"the file ends before frame {max(wanted)} of the {self.num_frames} in its index")
+        return frames
+
+
+def _upright(frame) -> np.ndarray:
+    """uint8 [H, W, 3] of a PyAV frame; bicubic chroma, as decord and torchcodec have it."""
+    pixels = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    return np.rot90(pixels, k=frame.rotation // 90 % 4)
+
+
+class TorchcodecVideo:
+    """torchcodec; it needs the shared libraries of an installed FFmpeg."""
+
+    def __init__(self, path: str):
+        from torchcodec.decoders import VideoDecoder
+
+        self._decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        self.num_frames, self.fps = len(self._decoder), float(self._decoder.metadata.average_fps or 0)
+
+    def frames_at(self, indices: np.ndarray) -> np.ndarray:
+        return self._decoder.get_frames_at(indices.tolist()).data.numpy()
+
+
+DECODERS: dict[str, Callable[[str], Video]] = {
+    "decord": DecordVideo,
+    "pyav": PyavVideo,
+    "torchcodec": TorchcodecVideo,
+}
 
 
 def open_video(path: str, decoder: str) -> Video:
