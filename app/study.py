@@ -358,7 +358,8 @@ def _yaml_job(
 
 def summarise(options: Options) -> dict[str, Any]:
     """Tables, margins and sentences from the folders of finished jobs."""
-    report = aggregate.tables(collect(options), own_init_std=options.random.init_stds[0])
+    results = collect(options)
+    report = aggregate.tables(results, own_init_std=options.random.init_stds[0])
     margins = {
         head: {task: found for task in options.tasks if (found := aggregate.margin(report[head], task)) is not None}
         for head in options.probe.heads
@@ -367,6 +368,7 @@ def summarise(options: Options) -> dict[str, Any]:
         "title": options.title,
         **report,
         "margin": margins,
+        "standard_error": aggregate.standard_errors(results),
         "verdict": [aggregate.verdict(report, options.headline or next(iter(options.tasks)))],
         "notes": notes(options),
         "settings": {

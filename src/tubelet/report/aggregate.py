@@ -74,6 +74,17 @@ def standard_error(percent: float, count: int) -> float:
     return math.sqrt(percent * (100 - percent) / count)
 
 
+def standard_errors(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
+    """head -> row -> task -> `standard_error` of the mean accuracy, in points; for rows without initialisation scales."""
+    errors: dict[str, dict[str, dict[str, float]]] = {}
+    for head, row, task in dict.fromkeys((r.head, r.row, r.task) for r in results if r.init_std is None):
+        alike = [r for r in results if (r.head, r.row, r.task) == (head, row, task)]
+        videos = {r.fold: r.count for r in alike}
+        percent = statistics.fmean(pooled_over_folds(alike))
+        errors.setdefault(head, {}).setdefault(row, {})[task] = standard_error(percent, sum(videos.values()))
+    return errors
+
+
 def margin(table: Table, task: str, ours: str = "pretrained", theirs: str = "random_best") -> dict[str, Any] | None:
     """How far `ours` is above `theirs`: in points, and in standard deviations of the difference of two single runs.
 
@@ -133,7 +144,7 @@ ROWS = {
     "supervised": "same encoder, trained from scratch with the labels",
     "floor_frame": "no network: the middle frame",
     "floor_difference": "no network: absolute frame differences",
-    "floor_metadata": "no network: size and length of the video",
+    "floor_metadata": "no network: size and length of the file",
 }
 
 
@@ -149,6 +160,19 @@ def rows_of(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 HEADS = {"probe": "attentive probe", "linear": "linear read-out"}
+
+MEANING = {
+    "attentive probe": "a learned query attends to all tokens of the frozen encoder, then a linear layer",
+    "linear read-out": "a linear layer on the mean of the frozen encoder's tokens",
+    "frozen random encoder": "weights as drawn, never trained: what architecture and probe reach without pretraining",
+    "frozen pretrained encoder": "pretrained without labels, then frozen; only the read-out sees labels",
+    "trained from scratch": "the same encoder and attentive read-out, all of it trained with these labels only",
+    "middle frame": "logistic regression on the colours of one frame in 16 × 16 cells: what needs no motion",
+    "absolute frame differences": "logistic regression on |difference| of frames in 8 × 8 cells: where, not which way, "
+    "something moves",
+    "size and length": "logistic regression on width, height and length of the file: what no picture is needed for",
+}
+"""What the words in the rows' titles say."""
 
 
 def text_table(report: dict[str, Any]) -> str:

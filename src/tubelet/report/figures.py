@@ -169,9 +169,14 @@ def over_frames(colours: np.ndarray, frames: np.ndarray, weight: float = 0.8) ->
     return (weight * enlarged + (1 - weight) * frames).round().astype(np.uint8)
 
 
-def filmstrip(rows: dict[str, np.ndarray], height: int = 88, gap: int = 4) -> Image.Image:
-    """Rows of frames, title -> uint8 [t, H, W, 3], one below the other with their titles on the left."""
-    label = 96
+def filmstrip(rows: dict[str, np.ndarray], width: int = 960, highest: int = 132, gap: int = 4) -> Image.Image:
+    """Rows of frames, title -> uint8 [t, H, W, 3], one below the other with their titles on the left.
+
+    As wide as `width` at most, and a row as high as `highest` at most.
+    """
+    label = 100
+    t, H, W = next(iter(rows.values())).shape[:3]
+    height = min(highest, int(((width - label) / t - gap) * H / W))
     strips = []
     for title, frames in rows.items():
         scale = height / frames.shape[1]

@@ -166,7 +166,7 @@ def _study_part(report: dict[str, Any], pictures: list[Picture]) -> list[str]:
         return []
     parts = ["<h2>Does pretraining help?</h2>"]
     parts += [f'<p class="verdict">{_escape(sentence)}</p>' for sentence in report.get("verdict", [])]
-    parts += [_table(report, lines)]
+    parts += [_table(report, lines), _meanings([title for _, _, title in lines])]
     parts += ["<ul>" + "".join(f"<li>{_escape(note)}</li>" for note in report.get("notes", [])) + "</ul>"]
     parts += [_figure(picture) for picture in pictures]
     parts += _scales_part(report)
@@ -195,6 +195,13 @@ def _table(report: dict[str, Any], lines: list[tuple[str, str, str]]) -> str:
         '<div class="scroll"><table><thead><tr><th scope="col">top-1 accuracy in %, mean ± standard deviation</th>'
         f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _meanings(titles: list[str]) -> str:
+    """What the rows that there are mean."""
+    used = {words: text for words, text in aggregate.MEANING.items() if any(words in title for title in titles)}
+    items = "".join(f"<li><b>{_escape(words)}</b>: {_escape(text)}.</li>" for words, text in used.items())
+    return f"<details open><summary>What the rows mean</summary><ul>{items}</ul></details>"
 
 
 def _scales_part(report: dict[str, Any]) -> list[str]:
