@@ -1,0 +1,21 @@
+"""The probe of videos on labelled images: a folder with one subfolder a class. `python -m evals.main --fname <yaml>`."""
+
+from typing import Literal
+
+from tubelet.probing.run import run
+from tubelet.probing.options import ProbeDataConfig, ProbeOptions
+from tubelet.training.distributed import World
+
+
+class DataConfig(ProbeDataConfig):
+    dataset_type: str = "image_dataset"
+
+
+class Options(ProbeOptions):
+    eval_name: Literal["image_classification_frozen"]
+    data: DataConfig
+
+
+def main(options: Options, world: World) -> None:
+    """Writes `results.json`, `predictions.csv`, `confusion.png` and `probe.pt` into `options.folder`."""
+    run(options, world)

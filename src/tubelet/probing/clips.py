@@ -1,0 +1,85 @@
+"""Labelled videos of one list, and batches of their clips by sample number."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tubelet.config import check
+from tubelet.datasets import AugConfig, Batch, DataConfig, Draw
+from tubelet.datasets.loader import collate
+from tubelet.datasets.transforms import EvalTransform, TrainTransform
+from tubelet.plugins import find
+from tubelet.probing.options import LabelledDataConfig
+from tubelet.probing.split import check_labels
+
+
+class LabelledClips:
+    """The samples of `data.dataset_train` or `data.dataset_val` (`key`), with their `paths` and `labels`.
+
+    Without `augmentation` a sample is always the same: clips from the middle of their segments, `views` crops each.
+    Raises ConfigError when the list cannot be used or a label is no class.
+    """
+
+    def __init__(
+        self,
+        data: LabelledDataConfig,
+        key: str,
+        *,
+        resolution: int,
+        augmentation: AugConfig | None = None,
+        views: int = 1,
+        seed: int = 0,
+    ):
+        self.source = f"data.{key}: {getattr(data, key)}"
+        self.num_workers = data.num_workers
+        raw = {
+            "datasets": [getattr(data, key)],
+            "num_clips": data.num_segments,
+            "num_frames": data.frames_per_clip,
+            "sampling_rate": data.frame_step,
+            "random_clip_sampling": augmentation is not None,
+            "allow_clip_overlap": True,
+            "decoder": data.decoder,
+            "crop_size": resolution,
+            # Whether the clip can be cut into patches has been asked of the encoder itself.
+            "patch_size": 1,
+            "tubelet_size": 1,
+        }
+        self.how = f"{data.dataset_type} {raw | {'datasets': None}} views {views}"
+        transform = (
+            EvalTransform(resolution, views) if augmentation is None else TrainTransform(augmentation, resolution)
+        )
+        self._dataset = find("datasets", data.dataset_type).Dataset(
+            check(raw, DataConfig, self.source), transform, seed=seed, on_error=data.on_bad_video
+        )
+        self.paths: list[str] = self._dataset.paths
+        self.labels: list[int] = self._dataset.labels
+        check_labels(self.labels, self.paths, data.num_classes, self.source)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, batches: Sequence[Tensor], epoch: int = 0) -> Iterator[Batch]:
+        """The clips of each tensor of sample numbers; those of unreadable files that are excluded are missing."""
+        yield from DataLoader(
+            _Batches(self._dataset, batches, epoch),
+            batch_size=None,
+            num_workers=min(self.num_workers, len(batches)),
+            generator=torch.Generator(),
+        )
+
+
+class _Batches:
+    """A map from the number of a batch to the batch, so that a worker makes whole batches."""
+
+    def __init__(self, dataset, batches: Sequence[Tensor], epoch: int):
+        self.dataset, self.batches, self.epoch = dataset, batches, epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        indices = self.batches[number].tolist()
+        return collate([self.dataset[Draw(number, self.epoch, i, slot)] for slot, i in enumerate(indices)], number)

@@ -1,0 +1,103 @@
+"""The frozen encoder of a probe."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from tubelet import hub
+from tubelet.config import ConfigError, check, read
+from tubelet.datasets import to_float
+from tubelet.models import ModelConfig, build_encoder
+from tubelet.probing.options import RANDOM, PretrainConfig, ProbeOptions
+from tubelet.seeds import seed_for
+
+
+class FrozenEncoder:
+    """uint8 clips to tokens, without gradients, dropout or augmentation of weights."""
+
+    def __init__(self, options: ProbeOptions, device: torch.device):
+        self.device = device
+        self.dtype = torch.bfloat16 if options.optimization.use_bfloat16 else torch.float32
+        self.mean, self.std = options.data.normalize_mean, options.data.normalize_std
+        self.module = load(options).to(device).eval().requires_grad_(False)
+        self.fingerprint = fingerprint(self.module)
+
+    @torch.no_grad()  # not inference_mode: heads save these tokens for their backward pass
+    def __call__(self, clips: Tensor) -> Tensor:
+        """uint8 clips [B, n, C, T, H, W] -> tokens [B, n, N, D] on the device."""
+        x = to_float(clips.to(self.device, non_blocking=True).flatten(0, 1), self.mean, self.std)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            tokens = self.module(x)
+        return rearrange(tokens.to(self.dtype), "(B n) N D -> B n N D", B=len(clips))
+
+
+def load(options: ProbeOptions) -> nn.Module:
+    """The encoder that `pretrain` names, on the CPU; ConfigError where it is missing or does not fit the clips."""
+    frames, side = options.data.frames_per_clip, options.optimization.resolution
+    if options.pretrain.checkpoint == RANDOM:
+        encoder = random_encoder(options.pretrain, side, frames)
+    else:
+        encoder = _pretrained(options.pretrain)
+    try:
+        encoder.grid_size(frames, side, side)
+    except ValueError as error:
+        raise ConfigError(f"data.frames_per_clip {frames}, optimization.resolution {side}: {error}") from None
+    return encoder
+
+
+def random_encoder(pretrain: PretrainConfig, resolution: int, frames: int) -> nn.Module:
+    """An encoder of the architecture in `pretrain`, else of the run in its folder, whose weights are only drawn.
+
+    Built for clips of `resolution` and `frames` where neither says for which.
+    """
+    section, sizes = {}, {"crop_size": resolution, "num_frames": frames, "patch_size": 16, "tubelet_size": 2}
+    if pretrain.model_name is None:
+        run = read(Path(pretrain.folder) / "config.yaml")
+        section = run["model"]
+        sizes = {name: run["data"][name] for name in sizes}
+    given = _given(pretrain)
+    for theirs, ours in (
+        ("img_size", "crop_size"),
+        *((name, name) for name in ("num_frames", "patch_size", "tubelet_size")),
+    ):
+        sizes[ours] = given.pop(theirs, sizes[ours])
+    if pretrain.init_std is not None:
+        given["init_std"] = pretrain.init_std
+    model = check(section | given, ModelConfig, "pretrain")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(pretrain.init_seed, "random encoder"))
+        return build_encoder(model, **sizes)
+
+
+def _pretrained(pretrain: PretrainConfig) -> nn.Module:
+    path = Path(pretrain.folder)
+    if not path.exists():
+        raise ConfigError(f"pretrain.folder: {path} does not exist; give the folder of a pretraining run or of weights")
+    if pretrain.checkpoint is not None:
+        path = path / pretrain.checkpoint
+    if not path.exists():
+        raise ConfigError(f"pretrain.checkpoint: {path} does not exist; leave it out for the newest of a run")
+    return hub.load_encoder(path, pretrain.checkpoint_key, **_given(pretrain))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of class, weights and the attributes that shape the output without being weights."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name in ("num_heads", "embed_dim", "use_rope", "out_layers"):
+        digest.update(f"{name}={getattr(module, name, None)}".encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _given(pretrain: PretrainConfig) -> dict[str, Any]:
+    """The architecture as far as the YAML says it, in the names of `hub.load_encoder`."""
+    names = {"resolution": "img_size", "frames_per_clip": "num_frames"}
+    names |= {name: name for name in ("encoder", "model_name", "encoder_args", "patch_size", "tubelet_size")}
+    names |= {name: name for name in ("uniform_power", "use_rope", "rope_pairing", "use_silu", "wide_silu")}
+    return {theirs: value for ours, theirs in names.items() if (value := getattr(pretrain, ours)) is not None}

@@ -1,0 +1,206 @@
+"""Options of a probe: the YAML of `evals/*_classification_frozen`, with V-JEPA's names where they mean the same."""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from tubelet.config import Config, Triple
+from tubelet.datasets import AugConfig
+from tubelet.layers.positions import RopePairing
+
+RANDOM = "random"
+
+
+class LabelledDataConfig(Config):
+    """YAML section `data`: labelled videos (or images) for training and validation."""
+
+    dataset_train: str
+    """A list (`path label` a line) or, for `image_dataset`, a folder with one subfolder a class."""
+    dataset_val: str
+    dataset_type: str = "VideoDataset"
+    num_classes: int = Field(ge=2)
+    frames_per_clip: int = Field(16, ge=1)
+    num_segments: int = Field(1, ge=1)
+    """Clips of a video, one from each of as many equal parts of it."""
+    num_views_per_segment: int = Field(1, ge=1)
+    """Spatial crops of a clip in validation; training sees one."""
+    frame_step: int = Field(4, ge=1)
+    decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
+    labels_per_class: int | None = Field(None, ge=1)
+    """Train on that many videos of each class, drawn from `meta.seed`; by default on all."""
+    on_bad_video: Literal["raise", "exclude"] = "raise"
+    """A file that cannot be read: an error, or an exclusion that results.json reports."""
+    num_workers: int = Field(2, ge=0)
+    normalize_mean: Triple = (0.485, 0.456, 0.406)
+    normalize_std: Triple = (0.229, 0.224, 0.225)
+
+
+class ProbeDataConfig(LabelledDataConfig):
+    """What a frozen encoder adds: its features can be kept."""
+
+    cache_features: bool | str = False
+    """Extract the features once, without augmentation, into `<folder>/features` (true) or the folder given here. They
+    are kept by encoder, video and clip options, not by label: tasks on the same videos share them."""
+
+
+class HeadsConfig(Config):
+    """A grid of heads: one of each learning rate and weight decay, trained at once on the same features."""
+
+    lr: list[float] = Field(min_length=1)
+    weight_decay: list[float] = Field(min_length=1)
+
+
+class ProbeOptimizationConfig(Config):
+    """YAML section `optimization`."""
+
+    attend_across_segments: bool = True
+    """One prediction from the tokens of all segments; false: one each, averaged."""
+    num_epochs: int = Field(20, ge=1)
+    resolution: int = Field(224, ge=1)
+    batch_size: int = Field(4, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    start_lr: float = Field(1e-3, ge=0)
+    final_lr: float = Field(0.0, ge=0)
+    warmup: float = Field(0.0, ge=0)
+    """Epochs of linear warm-up."""
+    weight_decay: float = Field(0.01, ge=0)
+    use_bfloat16: bool = False
+    heads: HeadsConfig | None = None
+    """Replaces the single head with `lr` and `weight_decay`; `start_lr` and `final_lr` keep their ratio to `lr`."""
+    select: Literal["val", "holdout"] = "val"
+    """What names the best head of several. `val`: accuracy on the validation set, as V-JEPA 2 does; the best of many
+    is then optimistic. `holdout`: accuracy on training videos held out for that, after which the best head alone is
+    trained again on all of them, and validation is looked at once."""
+    holdout_share: float = Field(0.2, gt=0, le=0.5)
+    holdout_folds: int = Field(1, ge=1)
+    """How many disjoint held-out parts to average over; as many as 1 / holdout_share for full cross-validation."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ProbeOptimizationConfig":
+        if self.holdout_folds > round(1 / self.holdout_share):
+            raise ValueError(
+                f"holdout_folds {self.holdout_folds}: only {round(1 / self.holdout_share)} disjoint parts of "
+                f"holdout_share {self.holdout_share} exist"
+            )
+        if self.warmup > self.num_epochs:
+            raise ValueError(f"warmup: {self.warmup} epochs of warm-up do not fit into {self.num_epochs} epochs")
+        return self
+
+    def grid(self) -> list[tuple[float, float]]:
+        """(lr, weight_decay) of each head."""
+        if self.heads is None:
+            return [(self.lr, self.weight_decay)]
+        return [(lr, weight_decay) for lr in self.heads.lr for weight_decay in self.heads.weight_decay]
+
+
+class ClassifierConfig(Config):
+    """YAML section `classifier`: the attentive head, with V-JEPA 2's names."""
+
+    num_heads: int | None = Field(None, ge=1)
+    """Attention heads; by default the encoder's."""
+    num_probe_blocks: int = Field(1, ge=1)
+
+
+class PretrainConfig(Config):
+    """YAML section `pretrain`: where the frozen encoder comes from.
+
+    What a file says itself (a run folder says everything) need not be given; a released file needs the architecture.
+    """
+
+    folder: str | None = None
+    """A run folder, or the folder of `checkpoint`."""
+    checkpoint: str | None = None
+    """File in `folder` (by default the newest of a run); `random`: weights drawn from `init_seed`, nothing trained."""
+    checkpoint_key: Literal["target_encoder", "encoder"] = "target_encoder"
+    encoder: str | None = None
+    model_name: str | None = None
+    encoder_args: dict[str, Any] | None = None
+    resolution: int | None = Field(None, ge=1)
+    frames_per_clip: int | None = Field(None, ge=1)
+    """Of the pretraining; the clips of `data` may differ, positions are then interpolated."""
+    patch_size: int | None = Field(None, ge=1)
+    tubelet_size: int | None = Field(None, ge=1)
+    uniform_power: bool | None = None
+    use_rope: bool | None = None
+    rope_pairing: RopePairing | None = None
+    use_silu: bool | None = None
+    wide_silu: bool | None = None
+    init_std: float | None = Field(None, gt=0)
+    """Standard deviation of random weights."""
+    init_seed: int = 0
+
+    @model_validator(mode="after")
+    def _says_enough(self) -> "PretrainConfig":
+        if self.folder is None and self.checkpoint != RANDOM:
+            raise ValueError("folder: give the run folder of the pretrained encoder, or checkpoint: random")
+        if self.folder is None and self.model_name is None:
+            raise ValueError("model_name: a random encoder needs an architecture: model_name, or the folder of a run")
+        if self.init_std is not None and self.checkpoint != RANDOM:
+            raise ValueError("init_std goes with checkpoint: random only; trained weights are not drawn")
+        return self
+
+
+class MetaConfig(Config):
+    """YAML section `meta`."""
+
+    seed: int | list[int] = 0
+    """Of the few-shot subset, the held-out part, the heads and the order of batches. A list runs each and averages."""
+    save_every_minutes: float = Field(5.0, ge=0)
+
+
+class ProbeOptions(Config):
+    """A probe of one encoder on one labelled data set; or several, in `tasks`."""
+
+    eval_name: str
+    folder: str
+    head: Literal["attentive", "linear"] = "attentive"
+    data: ProbeDataConfig
+    data_aug: AugConfig | None = None
+    """Augmentation of the training videos; none by default."""
+    optimization: ProbeOptimizationConfig = ProbeOptimizationConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    pretrain: PretrainConfig
+    meta: MetaConfig = MetaConfig()
+    tasks: dict[str, dict[str, Any]] | None = None
+    """Name -> keys that differ: several probes of one encoder in one process, each in `<folder>/<name>`."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ProbeOptions":
+        if self.data.cache_features and self.data_aug is not None:
+            raise ValueError("data.cache_features keeps one version of each clip; remove data_aug or the cache")
+        for name in self.tasks or {}:
+            self.task(name)
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.meta.seed] if isinstance(self.meta.seed, int) else self.meta.seed
+
+    def task(self, name: str) -> "ProbeOptions":
+        """The options of one of `tasks`."""
+        raw = _merge(self.model_dump(), self.tasks[name])
+        raw |= {"tasks": None, "folder": f"{self.folder}/{name}"}
+        if raw["data"]["cache_features"] is True:
+            raw["data"]["cache_features"] = f"{self.folder}/features"
+        if raw["pretrain"] != self.pretrain.model_dump():
+            raise ValueError(f"tasks.{name}.pretrain: all tasks probe one encoder; use another file for another one")
+        try:
+            return type(self).model_validate(raw)
+        except ValidationError as error:
+            lines = [f"tasks.{name}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ValueError("; ".join(lines)) from None
+
+    def with_seed(self, seed: int) -> "ProbeOptions":
+        """The same with one of the seeds of `meta.seed`, in a folder of its own."""
+        raw = _merge(self.model_dump(), {"meta": {"seed": seed}, "folder": f"{self.folder}/seed-{seed}"})
+        if raw["data"]["cache_features"] is True:
+            raw["data"]["cache_features"] = f"{self.folder}/features"
+        return type(self).model_validate(raw)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
