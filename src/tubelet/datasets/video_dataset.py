@@ -10,6 +10,7 @@ import torch
 from tubelet.datasets import BadFile, DataConfig, Draw, Sample, VideoError
 from tubelet.datasets.clip_sampling import clip_length, sample_frames
 from tubelet.datasets.decoders import open_video, read_frames
+from tubelet.datasets.frame_cache import CachedVideo
 from tubelet.datasets.randomness import Purpose, generator
 from tubelet.datasets.sources import read_source
 
@@ -86,7 +87,10 @@ class Dataset:
         if size > self.data.filter_long_videos:
             reason = f"{size} bytes, more than filter_long_videos {self.data.filter_long_videos}"
             raise VideoError(path, reason, filtered=True)
-        video = open_video(path, self.data.decoder)
+        if self.data.cache is None:
+            video = open_video(path, self.data.decoder)
+        else:
+            video = CachedVideo(path, self.data.decoder, self.data.cache)
         window = clip_length(self.data, video.fps)
         if self.data.filter_short_videos and video.num_frames < window:
             reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
