@@ -260,9 +260,7 @@ class ReleasedWeights(Weights):
 
     def _options(self, arguments: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
         if "model_name" not in arguments:
-            raise ConfigError(
-                f"{self.path}: it does not say which encoder it holds; give model_name='vit_large', …"
-            )
+            raise ConfigError(f"{self.path}: it does not say which encoder it holds; give model_name='vit_large', …")
         return super()._options(arguments)
 
 
@@ -454,9 +452,7 @@ def _merged(state: State, together: str, apart: tuple[str, ...]) -> State:
 
 def _refuse_what_transformers_lacks(encoder: nn.Module, path: str | Path) -> None:
     if not isinstance(encoder, VisionTransformer):
-        raise ConfigError(
-            f"{path}: {type(encoder).__name__} is not in transformers; only VisionTransformer can go"
-        )
+        raise ConfigError(f"{path}: {type(encoder).__name__} is not in transformers; only VisionTransformer can go")
     block = encoder.blocks[0]
     lacking = {
         "fixed sin-cos positions (use_rope: false)": not encoder.positions.use_rope,

@@ -25,7 +25,8 @@ def test_attention_equals_slow_loops(qk_scale, rope):
         q, k = rotate(qkv[:, :, :2], tables).unbind(2)
     scale = 12**-0.5 if qk_scale is None else qk_scale
     mixed = [
-        torch.cat([slow_attention(q[b, :, h], k[b, :, h], v[b, :, h], scale) for h in range(3)], dim=1) for b in range(2)
+        torch.cat([slow_attention(q[b, :, h], k[b, :, h], v[b, :, h], scale) for h in range(3)], dim=1)
+        for b in range(2)
     ]
     torch.testing.assert_close(layer(x, tables), layer.proj(torch.stack(mixed)), atol=1e-5, rtol=0)
 

@@ -200,7 +200,11 @@ def test_factories_have_their_published_sizes(name):
     with torch.device("meta"):
         model = getattr(vit, name)()
     size = vit.SIZES[name]
-    assert (model.embed_dim, len(model.blocks), model.num_heads) == (size["embed_dim"], size["depth"], size["num_heads"])
+    assert (model.embed_dim, len(model.blocks), model.num_heads) == (
+        size["embed_dim"],
+        size["depth"],
+        size["num_heads"],
+    )
     hidden = {"vit_giant": 6144, "vit_giant_xformers": 6144, "vit_gigantic": 8192}.get(name, 4 * model.embed_dim)
     assert model.blocks[0].mlp.fc1.out_features == hidden
     assert model.norm.eps == 1e-6

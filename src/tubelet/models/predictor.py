@@ -163,7 +163,8 @@ class VisionTransformerPredictor(nn.Module):
         B, Kt = masks_target.shape
         masks_context, masks_target = masks_context.repeat(draws, 1), masks_target.repeat(draws, 1)
         embedded = self.predictor_embed(context).repeat(draws, 1, 1)
-        x = torch.randn(draws * B, Kt, self.predictor_embed_dim, generator=generator, device=context.device)
+        shape = (draws * B, Kt, self.predictor_embed_dim)
+        x = torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype)
         timesteps = torch.linspace(self.noise_steps - 1, 0, steps).round().long().tolist()
         for now, following in zip(timesteps, [*timesteps[1:], None], strict=True):
             timestep = torch.full((draws * B,), now, device=context.device)
