@@ -233,7 +233,7 @@ def _pretrain_job(options: Options, fold: int, seed: int, after: tuple[str, ...]
         stage="pretrain",
         command=("app.main", "--fname", options.pretrain.fname, "--devices", *options.devices, *changes),
         folder=folder,
-        settings=config.read(options.pretrain.fname, changes),
+        settings={"clips": options.clips, **config.read(options.pretrain.fname, changes)},
         seconds=options.seconds.pretrain,
         after=after,
         keep=True,
@@ -347,7 +347,7 @@ def _yaml_job(
         stage=stage,
         command=(package, "--fname", str(fname), "--devices", options.devices[0], *overrides),
         folder=folder,
-        settings=config.read(fname, overrides),
+        settings={"clips": options.clips, **config.read(fname, overrides)},
         seconds=getattr(options.seconds, stage),
         after=after,
     )

@@ -75,7 +75,7 @@ def standard_error(percent: float, count: int) -> float:
 
 
 def standard_errors(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
-    """head -> row -> task -> `standard_error` of the mean accuracy, in points; for rows without initialisation scales."""
+    """head -> row -> task -> `standard_error` of the mean accuracy, in points; for rows without init scales."""
     errors: dict[str, dict[str, dict[str, float]]] = {}
     for head, row, task in dict.fromkeys((r.head, r.row, r.task) for r in results if r.init_std is None):
         alike = [r for r in results if (r.head, r.row, r.task) == (head, row, task)]

@@ -1,0 +1,204 @@
+"""The study with programs that take no time: what is run, in which order, and what becomes of the results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app import study
+from tubelet import config
+from tubelet.config import ConfigError
+from tubelet.jobs import JobFailed
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import yaml
+from tubelet.config import read
+
+def note(text):
+    with open("calls.txt", "a") as file:
+        file.write(text + "\\n")
+
+words = [w for w in sys.argv[1:] if "=" in w]
+raw = read(sys.argv[sys.argv.index("--fname") + 1], words)
+folder = Path(raw["folder"])
+folder.mkdir(parents=True, exist_ok=True)
+def result(place, top1, count):
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "results.json").write_text(json.dumps({"top1": top1, "num_val": count}))
+"""
+TRAIN = """
+if raw["app"] == "vjepa":
+    note(f"pretrain {folder} {raw['meta']['seed']} {raw['epochs']}")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {}, "data_aug": {}, "mask": [], "model": {}}))
+    if raw.get("broken"):
+        sys.exit("no space left on device")
+else:
+    note(f"supervised {raw['data']['dataset_train']} {raw['data']['labels_per_class']}")
+    result(folder, 80.0 + raw["meta"]["seed"], 40)
+"""
+MEASURE = """
+if raw["eval_name"] == "floors":
+    note(f"floors {folder}")
+    each = {t: {str(s): {"top1": 20.0, "num_val": 40} for s in raw["seeds"]} for t in raw["tasks"]}
+    (folder / "results.json").write_text(json.dumps({"floors": {kind: each for kind in raw["floors"]}}))
+else:
+    note(f"probe {folder} {raw['epochs']}")
+    for name, task in raw["tasks"].items():
+        for seed in raw["meta"]["seed"]:
+            base = {"random": 30.0 + 10 * (raw["pretrain"].get("init_std") or 0)}.get(raw["pretrain"].get("checkpoint"), 60.0)
+            linear = 5.0 if task["head"] == "linear" else 0.0
+            few = 20.0 if task["data"]["labels_per_class"] else 0.0
+            fold = 10 if "fold1" in task["data"]["dataset_val"] else 40
+            result(folder / name / f"seed-{seed}", base - linear - few + seed, fold)
+"""
+
+STUDY = {
+    "folder": "runs/demo",
+    "pretrain": {"fname": "pretrain.yaml", "seeds": [0, 1], "later_overrides": ["epochs=2"]},
+    "random": {"init_stds": [0.1, 0.2], "seeds": [0]},
+    "tasks": {
+        "motion": {"train": "train{fold}.csv", "test": "test-fold{fold}.csv", "num_classes": 8},
+        "motion_few": {"train": "train{fold}.csv", "test": "t.csv", "num_classes": 8, "labels_per_class": 10},
+    },
+    "probe": {"fname": "probe.yaml", "seeds": [0, 2]},
+    "supervised": {"fname": "supervised.yaml", "seeds": [0, 2]},
+    "floors": {"kinds": ["frame", "difference"]},
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    for package, program in (("app", TRAIN), ("evals", MEASURE)):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "main.py").write_text(PROGRAM + program)
+    write(tmp_path / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "model": {"model_name": "vit_x"}, "data": {}})
+    write(tmp_path / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 9})
+    write(tmp_path / "supervised.yaml", {"app": "classification"})
+    write(tmp_path / "study.yaml", STUDY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path, content):
+    path.write_text(yaml.safe_dump(content))
+
+
+def options(*overrides):
+    return config.load("study.yaml", overrides, study.Options)
+
+
+def calls(place):
+    path = place / "calls.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.write_text("")
+    return lines
+
+
+def test_study_runs_everything_and_reports_it_and_then_nothing_again(place, capsys):
+    study.run(options())
+    made = calls(place)
+    assert sorted(call for call in made if call.startswith("pretrain")) == [
+        "pretrain runs/demo 0 5",
+        "pretrain runs/demo/seeds/1 1 2",
+    ]
+    assert sum(call.startswith("probe") for call in made) == 4  # two pretrained, two random; all tasks in each
+    assert sum(call.startswith("supervised") for call in made) == 4  # two tasks, two seeds
+    assert sum(call.startswith("floors") for call in made) == 1
+
+    report = json.loads((place / "runs/demo/report.json").read_text())
+    # 60 + seed for read-out seeds 0 and 2, from two pretrainings: mean 61, sample deviation of 60, 62, 60, 62.
+    assert report["probe"]["pretrained"]["motion"] == [61.0, pytest.approx(1.1547, abs=1e-4)]
+    assert report["linear"]["pretrained"]["motion_few"][0] == 36.0
+    assert report["probe"]["random"]["motion"][0] == 32.0
+    assert report["probe"]["random_best"]["motion"][0] == 33.0
+    assert report["probe"]["supervised"]["motion"][0] == 81.0
+    assert report["probe"]["floor_frame"]["motion"] == [20.0, 0.0]
+    assert report["margin"]["probe"]["motion"]["points"] == 28.0
+    assert report["seconds"].keys() == {"pretrain", "supervised", "probe", "floors"}
+    printed = capsys.readouterr().out
+    assert "61.0 ± 1.2" in printed
+    assert "beats the strongest random one" in printed
+    assert "The pretrainings of seeds 1 are smaller than the one shown: epochs=2." in printed
+    assert (place / "runs/demo/report.html").exists()
+
+    study.run(options())
+    assert calls(place) == []
+
+
+def test_pretrained_probe_reads_its_own_run_and_random_one_the_architecture(place):
+    jobs = {job.name: job for job in study.plan(options())}
+    pretrained = jobs["probe-fold0-pretrained-1"]
+    assert pretrained.settings["pretrain"] == {"folder": "runs/demo/seeds/1"}
+    assert pretrained.after == ("pretrain-fold0-seed1",)
+    random = jobs["probe-fold0-random-0.2-0"]
+    assert random.settings["pretrain"] == {
+        "checkpoint": "random", "init_std": 0.2, "init_seed": 0, "model_name": "vit_x",
+    }  # fmt: skip
+    assert random.after == ()
+    few = pretrained.settings["tasks"]["motion_few-linear"]
+    assert (few["head"], few["data"]["labels_per_class"]) == ("linear", 10)
+
+
+def test_changed_probe_is_measured_again_but_nothing_is_pretrained_again(place):
+    study.run(options())
+    calls(place)
+    write(place / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 10})
+    study.run(options())
+    made = calls(place)
+    assert len(made) == 4
+    assert all(call.startswith("probe") and call.endswith(" 10") for call in made)
+
+
+def test_other_pretraining_in_the_same_folder_is_refused(place):
+    study.run(options())
+    with pytest.raises(ConfigError, match="epochs: 5 there, 6 here"):
+        study.run(options("pretrain.overrides=['epochs=6']"))
+
+
+def test_failing_program_stops_the_study_with_its_words(place):
+    with pytest.raises(JobFailed) as failure:
+        study.run(options("pretrain.overrides=['broken=true']"))
+    assert "no space left on device" in str(failure.value)
+    assert "python -m app.main --fname pretrain.yaml --devices cpu broken=true folder=runs/demo" in str(failure.value)
+    assert not (place / "runs/demo/report.json").exists()
+
+
+def test_each_fold_is_pretrained_on_its_own_and_accuracy_is_pooled(place):
+    chosen = options("folds=[0, 1]", "pretrain.seeds=[0]", "probe.seeds=[0, 2]", "supervised=null", "floors=null")
+    study.run(chosen)
+    assert {call for call in calls(place) if call.startswith("pretrain")} == {
+        "pretrain runs/demo 0 5",
+        "pretrain runs/demo/folds/1 0 5",
+    }
+    results = [r for r in study.collect(chosen) if (r.row, r.head, r.task) == ("pretrained", "probe", "motion")]
+    assert {(r.fold, r.count) for r in results} == {(0, 40), (1, 10)}
+
+
+def test_clips_are_made_before_anything_else(place):
+    jobs = study.plan(options("clips={folder: data/demo, clips: 100}"))
+    assert jobs[0].command == ("tubelet.datasets.generated", "--folder", "data/demo", "--clips", "100")
+    assert all("clips" in job.after for job in jobs[1:] if "pretrained" not in job.name)
+
+
+def test_options_that_cannot_work_are_refused(place):
+    with pytest.raises(ConfigError, match="headline: 'motoin' is no task. Did you mean 'motion'?"):
+        options("headline=motoin")
+    with pytest.raises(ConfigError, match="data and lists go together"):
+        options("data=/videos")
+
+
+def test_help_is_quick_and_errors_are_one_line(place):
+    repository = Path(study.__file__).parents[1]
+    command = [sys.executable, "-X", "importtime", "-m", "app.study", "--help"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert "key.path=value" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "matplotlib", "numpy"}
+    command = [sys.executable, "-m", "app.study", "--fname", "nowhere.yaml"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: nowhere.yaml: no such file\n")
