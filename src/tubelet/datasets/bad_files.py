@@ -8,7 +8,7 @@ from tubelet.datasets import BadFile, Batch
 FIRST_VERDICT = 100  # draws before the share of bad ones is judged; earlier, one file would be too much
 
 
-class TooManyBadFilesError(Exception):
+class TooManyBadFiles(Exception):
     """More than `data.max_bad_share` of the draws met an unreadable video; the message lists the files."""
 
 
@@ -26,7 +26,7 @@ class BadFiles:
     def record(self, batch: Batch) -> list[BadFile]:
         """Takes a batch into account; returns the files seen bad for the first time, after a warning about each.
 
-        Raises TooManyBadFilesError with the list once more than `max_share` of the draws were bad.
+        Raises TooManyBadFiles with the list once more than `max_share` of the draws were bad.
         """
         new = []
         for file in batch.bad:
@@ -42,7 +42,7 @@ class BadFiles:
         self.draws += len(batch) + broken
         if self.draws >= FIRST_VERDICT and self.bad_draws > self.max_share * self.draws:
             listed = "".join(f"\n  {line}" for line in self._lines()[:50])
-            raise TooManyBadFilesError(
+            raise TooManyBadFiles(
                 f"{self.bad_draws} of {self.draws} draws met an unreadable video, more than data.max_bad_share "
                 f"{self.max_share}; repair or remove these files (all of them in {self.path}):{listed}"
             )

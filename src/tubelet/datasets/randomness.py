@@ -16,7 +16,8 @@ class Purpose(enum.IntEnum):
     CLIP = 3
     REPLACEMENT = 4
     MASKS = 5
-    GENERATED_CLIP = 6
+    GENERATED_LABELS = 6
+    GENERATED_CLIP = 7
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

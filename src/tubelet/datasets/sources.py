@@ -50,7 +50,7 @@ class Source(NamedTuple):
     labels: list[int]
 
 
-def read_source(entry: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> Source:
+def read_source(entry: str, suffixes: frozenset[str]) -> Source:
     """Files of a folder (searched recursively), of a list (`path label` a line) or the one file `entry`.
 
     Raises ConfigError when nothing is there, a list cannot be understood, or files of a list are missing.

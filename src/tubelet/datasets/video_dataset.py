@@ -12,7 +12,7 @@ from tubelet.datasets.clip_sampling import clip_length, sample_frames
 from tubelet.datasets.decoders import open_video, read_frames
 from tubelet.datasets.frame_cache import CachedVideo
 from tubelet.datasets.randomness import Purpose, generator
-from tubelet.datasets.sources import read_source
+from tubelet.datasets.sources import VIDEO_SUFFIXES, Source, read_source
 
 ATTEMPTS = 10  # videos tried for one draw before training gives up: then it is the set that is broken
 
@@ -26,7 +26,7 @@ class Dataset:
     on_error: what becomes of a video that cannot be used. "replace": another one of the same source takes its place,
     and Sample.bad tells; "raise": VideoError; "exclude": an empty Sample whose `bad` tells.
 
-    paths, labels (-1: none): of every sample. sizes: number of samples of each entry of `data.datasets`.
+    paths, labels (-1: none): of every sample. classes: their names, where the files tell. sizes: number of samples of each entry of `data.datasets`.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class Dataset:
         on_error: Literal["replace", "raise", "exclude"] = "raise",
     ):
         self.data, self.transform, self.seed, self.on_error = data, transform, seed, on_error
-        sources = [read_source(entry) for entry in data.datasets]
+        self.classes: list[str] = []
+        sources = [self._read_source(entry) for entry in data.datasets]
         self.sizes = [len(source.paths) for source in sources]
         self.paths = [path for source in sources for path in source.paths]
         self.labels = [label for source in sources for label in source.labels]
@@ -74,12 +75,14 @@ class Dataset:
     def _read(self, index: int, epoch: int, bad: list[BadFile]) -> Sample:
         path = self.paths[index]
         rng = generator(self.seed, Purpose.CLIP, epoch, index)
-        frames, numbers = self._decode(path, rng)
-        clips = torch.cat([self.transform(clip, rng) for clip in np.split(frames, self.data.num_clips)])
+        clips, numbers = self._clips(path, rng)
         return Sample(clips, self.labels[index], index, path, torch.from_numpy(numbers), tuple(bad))
 
-    def _decode(self, path: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Frames of all clips uint8 [num_clips · T, H, W, 3] and their numbers [num_clips, T]."""
+    def _read_source(self, entry: str) -> Source:
+        return read_source(entry, VIDEO_SUFFIXES)
+
+    def _clips(self, path: str, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
+        """Clips uint8 [num_clips · views, 3, T, h, w] of a file and their frames' numbers [num_clips, T]."""
         try:
             size = os.stat(path).st_size
         except OSError as error:
@@ -96,7 +99,8 @@ class Dataset:
             reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
             raise VideoError(path, reason, filtered=True)
         numbers = sample_frames(video.num_frames, video.fps, self.data, rng)
-        return read_frames(video, numbers.reshape(-1), path), numbers
+        frames = read_frames(video, numbers.reshape(-1), path)
+        return torch.cat([self.transform(clip, rng) for clip in np.split(frames, self.data.num_clips)]), numbers
 
     def _empty(self, index: int, bad: list[BadFile]) -> Sample:
         return Sample(

@@ -1,0 +1,127 @@
+"""Small moving scenes. A flock of sprites on a cloudy ground, all carried by ONE motion programme.
+
+Each clip is a window onto a periodic ("torus") canvas. The canvas is painted once per clip: a smooth cloud of two
+colours, and some two dozen sprites of one shape in random sizes, orientations and colours. Every frame then looks
+at the canvas through an affine map, sampled bilinearly, so motion is smooth to a fraction of a pixel.
+
+Two independent labels:
+  motion      how the window moves: eight programmes in four opposite pairs (a clip played backwards is its partner,
+              so neither one frame nor the absolute differences between frames can tell the two apart);
+  appearance  the shape of the sprites.
+Nothing else is tied to a label: colours, ground, number, size and place of sprites, zoom, speed and centre are random.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+MOTIONS = ("pan left", "pan right", "pan up", "pan down", "zoom in", "zoom out", "turn left", "turn right")
+APPEARANCES = ("disc", "ring", "square", "triangle", "plus", "star", "bar", "dots")
+
+Array = npt.NDArray[np.float32]
+
+
+def _cloud(rng: np.random.Generator, side: int, waves: int = 6) -> Array:
+    """A smooth periodic field in [0, 1], [side, side]: a sum of a few random plane waves."""
+    grid = np.arange(side, dtype=np.float32) * (2 * np.pi / side)
+    fx, fy = rng.integers(-5, 6, (2, waves))
+    phase = rng.uniform(0, 2 * np.pi, waves)
+    amplitude = rng.uniform(0.3, 1.0, waves) / waves**0.5
+    x = np.exp(1j * fx[:, None] * grid[None])
+    y = amplitude[:, None] * np.exp(1j * (fy[:, None] * grid[None] + phase[:, None]))
+    field = np.einsum("ky,kx->yx", y, x).real
+    return (0.5 + 0.5 * np.tanh(field)).astype(np.float32)
+
+
+def _shape(appearance: int, u: Array, v: Array) -> Array:
+    """Signed distance (in radii, negative inside, approximate) of a unit sprite at local coordinates u, v."""
+    name = APPEARANCES[appearance]
+    radius = np.hypot(u, v)
+    if name == "disc":
+        return radius - 0.85
+    if name == "ring":
+        return np.abs(radius - 0.75) - 0.25
+    if name == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.75
+    if name == "triangle":
+        return np.maximum(-v, 0.866 * np.abs(u) + 0.5 * v) - 0.55
+    if name == "plus":
+        a, b = np.abs(u), np.abs(v)
+        return np.minimum(np.maximum(a - 1.0, b - 0.3), np.maximum(b - 1.0, a - 0.3))
+    if name == "star":
+        return radius - (0.68 + 0.32 * np.cos(5 * np.arctan2(v, u)))
+    if name == "bar":
+        return np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.35)
+    return np.hypot(np.abs(u) - 0.55, np.abs(v) - 0.55) - 0.36  # dots: four of them
+
+
+def _canvas(rng: np.random.Generator, appearance: int, side: int, unit: float) -> Array:
+    """Paint ground and sprites: [side, side, 3] in 0..255, periodic in both directions."""
+    low, high = rng.uniform(20, 235, (2, 3)).astype(np.float32)
+    canvas = low + (high - low) * _cloud(rng, side)[..., None]
+    palette = rng.uniform(0, 255, (3, 3)).astype(np.float32)
+    number = int(rng.integers(24, 41))
+    size = rng.uniform(0.8, 1.25)
+    # places on a jittered lattice, so that no part of the canvas is empty
+    cells = int(np.ceil(number**0.5))
+    places = rng.permutation(cells * cells)[:number]
+    for place in places:
+        centre = (np.array(divmod(int(place), cells)) + rng.uniform(0.1, 0.9, 2)) * (side / cells)
+        radius = float(unit * size * rng.uniform(0.75, 1.25))
+        reach = int(np.ceil(radius * 1.45 + 1))
+        corner = np.floor(centre).astype(int) - reach
+        y = (corner[0] + np.arange(2 * reach + 1) - centre[0]).astype(np.float32)[:, None] / radius
+        x = (corner[1] + np.arange(2 * reach + 1) - centre[1]).astype(np.float32)[None, :] / radius
+        angle = rng.uniform(0, 2 * np.pi)
+        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        cover = np.clip(0.5 - _shape(appearance, c * x + s * y, c * y - s * x) * radius, 0, 1)[..., None]
+        colour = palette[rng.integers(3)]
+        rows = (corner[0] + np.arange(2 * reach + 1)) % side
+        columns = (corner[1] + np.arange(2 * reach + 1)) % side
+        spot = np.ix_(rows, columns)
+        canvas[spot] += cover * (colour - canvas[spot])
+    return canvas
+
+
+def _maps(rng: np.random.Generator, motion: int, num_frames: int, size: int) -> tuple[Array, Array]:
+    """For each frame the linear part [T, 2, 2] and the shift [T, 2] that take a pixel (y, x) to the canvas."""
+    time = np.linspace(-0.5, 0.5, num_frames)  # the middle frame has the same law for all programmes
+    name = MOTIONS[motion]
+    travel = rng.uniform(0.2, 0.45) * size
+    growth = np.log(rng.uniform(1.4, 2.0))
+    turn = np.deg2rad(rng.uniform(30, 75))
+    centre = size * rng.uniform(0.25, 0.75, 2)  # of zoom and turn
+    scale, angle = np.ones(num_frames), np.zeros(num_frames)
+    drift = np.zeros((num_frames, 2))
+    if name.startswith("pan"):
+        direction = {"left": (0, 1), "right": (0, -1), "up": (1, 0), "down": (-1, 0)}[name.split()[1]]
+        drift = time[:, None] * travel * np.array(direction)
+    elif name.startswith("zoom"):
+        scale = np.exp(time * growth * (-1 if name.endswith("in") else 1))
+    else:
+        angle = time * turn * (1 if name.endswith("left") else -1)
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+    linear = linear / rng.uniform(0.8, 1.25)  # the clip's own zoom
+    shift = drift + rng.uniform(0, 4 * size, 2) - np.einsum("tij,j->ti", linear, centre)
+    return linear.astype(np.float32), shift.astype(np.float32)
+
+
+def render_clip(
+    rng: np.random.Generator, motion: int, appearance: int, num_frames: int = 16, size: int = 64
+) -> npt.NDArray[np.uint8]:
+    """One clip, uint8 [T, H, W, 3]; everything but the two labels is drawn from `rng`."""
+    side = 2 * size
+    canvas = _canvas(rng, appearance, side, unit=size * 0.09).reshape(side * side, 3)
+    linear, shift = _maps(rng, motion, num_frames, size)
+    axis = np.arange(size, dtype=np.float32)
+    where = [
+        linear[:, i, 0, None, None] * axis[:, None] + linear[:, i, 1, None, None] * axis + shift[:, i, None, None]
+        for i in (0, 1)
+    ]
+    low = [np.floor(w).astype(np.int32) for w in where]
+    fy, fx = ((w - start)[..., None] for w, start in zip(where, low, strict=True))
+    y0, x0 = (start % side for start in low)
+    y1, x1 = ((start + 1) % side for start in low)
+    top = canvas[y0 * side + x0] * (1 - fx) + canvas[y0 * side + x1] * fx
+    bottom = canvas[y1 * side + x0] * (1 - fx) + canvas[y1 * side + x1] * fx
+    return (top + fy * (bottom - top) + 0.5).astype(np.uint8)
