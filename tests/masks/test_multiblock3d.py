@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.one_mask_at_a_time import cut_at_the_end, masks_one_at_a_time
+from benchmarks.one_mask_at_a_time import cut_at_the_end, masks_one_at_a_time, numpy_draws
 from tubelet.config import ConfigError, check
 from tubelet.masks.multiblock3d import MaskCollator, MaskConfig
 
@@ -44,7 +44,7 @@ def test_truncate_first_is_the_cut_of_v_jepa(options, crop_size):
     for seed in range(5):
         (context,), (target,) = collator.sample_masks(6, np.random.default_rng(seed))
         config = collator.configs[0]
-        uncut = masks_one_at_a_time(config, collator.grid, 6, np.random.default_rng(seed))
+        uncut = masks_one_at_a_time(config, collator.grid, 6, numpy_draws(np.random.default_rng(seed)))
         expected_context, expected_target = cut_at_the_end(config, collator.grid, *uncut)
         torch.testing.assert_close(context, expected_context, rtol=0, atol=0)
         torch.testing.assert_close(target, expected_target, rtol=0, atol=0)
@@ -57,7 +57,7 @@ def test_random_cut_keeps_as_many_tokens_of_the_same_blocks(options):
     for seed in range(5):
         (context,), (target,) = collator.sample_masks(6, np.random.default_rng(seed))
         config = collator.configs[0]
-        seen, hidden = masks_one_at_a_time(config, collator.grid, 6, np.random.default_rng(seed))
+        seen, hidden = masks_one_at_a_time(config, collator.grid, 6, numpy_draws(np.random.default_rng(seed)))
         num_context, num_target = min(map(len, seen)), min(map(len, hidden))
         if config.max_keep is not None:
             per_column = collator.grid.t if config.temporal_scale == (1.0, 1.0) else 1
@@ -107,7 +107,9 @@ def test_every_slot_keeps_the_same_share_where_single_tokens_go(options):
     kept, uncut = np.zeros((2, collator.grid.t)), np.zeros((2, collator.grid.t))
     for seed in range(60):
         (context,), (target,) = collator.sample_masks(24, np.random.default_rng(seed))
-        seen, hidden = masks_one_at_a_time(collator.configs[0], collator.grid, 24, np.random.default_rng(seed))
+        seen, hidden = masks_one_at_a_time(
+            collator.configs[0], collator.grid, 24, numpy_draws(np.random.default_rng(seed))
+        )
         kept += slots_of(context, collator), slots_of(target, collator)
         uncut += slots_of(torch.cat(seen), collator), slots_of(torch.cat(hidden), collator)
     for kept_by_slot, uncut_by_slot in zip(kept, uncut, strict=True):
@@ -120,7 +122,7 @@ def test_random_cut_favours_no_place_in_the_frame():
     kept, uncut = np.zeros((2, 196)), np.zeros((2, 196))
     for seed in range(150):
         masks = collator.sample_masks(24, np.random.default_rng(seed))
-        full = masks_one_at_a_time(collator.configs[0], collator.grid, 24, np.random.default_rng(seed))
+        full = masks_one_at_a_time(collator.configs[0], collator.grid, 24, numpy_draws(np.random.default_rng(seed)))
         kept += [np.bincount(tokens.flatten().numpy() % 196, minlength=196) for (tokens,) in masks]
         uncut += [np.bincount(torch.cat(tokens).numpy() % 196, minlength=196) for tokens in full]
     overall = kept.sum(axis=1, keepdims=True) / uncut.sum(axis=1, keepdims=True)
@@ -211,7 +213,7 @@ def test_samples_without_context_are_drawn_again_as_v_jepa_does(slots, num_block
     collator = MaskCollator([options], crop_size=64, num_frames=4)
     rng = np.random.default_rng(0)
     fast = [collator.sample_masks(1, rng)[0][0].shape[1] for _ in range(2000)]
-    seen, _ = masks_one_at_a_time(collator.configs[0], collator.grid, 2000, rng)
+    seen, _ = masks_one_at_a_time(collator.configs[0], collator.grid, 2000, numpy_draws(rng))
     slow = [len(tokens) for tokens in seen]
     assert min(fast) > 0
     share_fast, share_slow = (np.bincount(sizes, minlength=32) / 2000 for sizes in (fast, slow))

@@ -53,14 +53,32 @@ def token_grid(
     return Grid(slots, height // patch_height, width // patch_width)
 
 
-def split(priority: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray, np.ndarray]:
-    """In each row of `priority` [B, N] the positions of the lowest values and of the highest ones.
+def split(hidden: np.ndarray, order: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the `num_context` seen and the `num_target` hidden ones that come first in `order`.
 
-    Returns int64 [B, num_context] and [B, num_target], each row sorted.
+    Where more are wanted than there are, the other side's last ones fill up: what one side gives up goes to the other.
+
+    Args:
+        hidden: bool [B, N].
+        order: whole numbers [B, N] or [N] from 0 to 2^32 - 1; equal ones count in the order of their positions.
+
+    Returns:
+        int64 [B, num_context] and [B, num_target], each row sorted.
     """
-    first_target = priority.shape[1] - num_target
-    order = np.argpartition(priority, (num_context - 1, first_target), axis=1)
-    return np.sort(order[:, :num_context], axis=1), np.sort(order[:, first_target:], axis=1)
+    num_positions = hidden.shape[1]
+    bits = num_positions.bit_length()
+    # From the first seen to the last seen, then from the last hidden to the first hidden. Numbers that carry their
+    # position in the low bits can be sorted as they are, which is much faster than an argsort.
+    order = order.astype(np.int64)
+    line = (np.where(hidden, 2**33 - order, order) << bits) | np.arange(num_positions)
+    line.sort(axis=1)
+    line &= (1 << bits) - 1
+    return np.sort(line[:, :num_context], axis=1), np.sort(line[:, num_positions - num_target :], axis=1)
+
+
+def random_order(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """An `order` for `split` that prefers no position."""
+    return rng.integers(2**32, size=shape, dtype=np.uint32)
 
 
 def tubes(columns: np.ndarray, grid: Grid) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pydantic
 
 from tubelet.config import Config, Pair
-from tubelet.masks import BaseMaskCollator, Grid, split, tubes
+from tubelet.masks import BaseMaskCollator, Grid, random_order, split, tubes
 
 
 class MaskConfig(Config):
@@ -131,7 +131,7 @@ class MaskCollator(BaseMaskCollator):
         """Places the blocks: bool [batch_size, N], True for what they hide; N counts columns for tubes, else tokens."""
         grid = self.grid
         room = np.array(grid) - block + 1
-        first = (rng.random((batch_size, config.num_blocks, 3)) * room).astype(np.int64)
+        first = (rng.random((batch_size, config.num_blocks, 3)) * room).astype(np.uint16)
         # Which of an axis' positions each block spans: [B, n, t], [B, n, h], [B, n, w].
         slots, rows, columns = (
             _spans(first[:, :, axis], length, size) for axis, (length, size) in enumerate(zip(block, grid, strict=True))
@@ -167,8 +167,8 @@ def _block_size(grid: Grid, temporal_scale: float, spatial_scale: float, aspect_
 
 def _spans(first: np.ndarray, length: int, size: int) -> np.ndarray:
     """[..., size], True from position `first` [...] on for `length` positions."""
-    offset = np.arange(size) - first[..., None]
-    return (offset >= 0) & (offset < length)
+    # Without a sign, positions before the first wrap round to large numbers: one comparison does for both ends.
+    return np.arange(size, dtype=np.uint16) - first[..., None] < length
 
 
 def _cut(
@@ -184,10 +184,5 @@ def _cut(
         num_target = num_positions - num_context
     elif config.pred_full_complement:
         num_context = num_positions - num_target
-    # What is seen comes before what is hidden. Context takes from one end and target from the other, so that what a
-    # complement gains is what the other one gave up.
-    if config.truncate == "first":
-        order = np.broadcast_to(np.arange(num_positions) / num_positions, hidden.shape)
-    else:
-        order = rng.random(hidden.shape)
-    return split(np.where(hidden, 2 - order, order), num_context, num_target)
+    order = np.arange(num_positions) if config.truncate == "first" else random_order(hidden.shape, rng)
+    return split(hidden, order, num_context, num_target)

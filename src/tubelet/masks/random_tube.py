@@ -4,7 +4,7 @@ import numpy as np
 import pydantic
 
 from tubelet.config import Config
-from tubelet.masks import BaseMaskCollator, split, tubes
+from tubelet.masks import BaseMaskCollator, random_order, split, tubes
 
 
 class MaskConfig(Config):
@@ -43,8 +43,9 @@ class MaskCollator(BaseMaskCollator):
 
     def _sample(self, config: MaskConfig, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         num_context = self._num_context(config)
-        keys = rng.random((batch_size, self.grid.columns))
-        context, target = split(keys, num_context, self.grid.columns - num_context)
+        hidden = np.zeros((batch_size, self.grid.columns), dtype=bool)
+        order = random_order(hidden.shape, rng)
+        context, target = split(hidden, order, num_context, self.grid.columns - num_context)
         return tubes(context, self.grid), tubes(target, self.grid)
 
     def _num_context(self, config: MaskConfig) -> int:
