@@ -86,8 +86,8 @@ class Options(Config):
     lists: str | None = None
     folds: list[int] = Field([0], min_length=1)
     """Each fold is pretrained on its own, so that no test clip is ever seen."""
-    clips: dict[str, str | int | float] | None = None
-    """Arguments of `python -m tubelet.datasets.generated`, which makes the clips."""
+    clips: dict[str, int] | None = None
+    """Arguments of `python -m tubelet.datasets.generated`, which makes clips in `<folder>/clips`."""
     pretrain: Pretrain
     random: Random = Random()
     tasks: dict[str, Task] = Field(min_length=1)
@@ -210,15 +210,18 @@ def pretrained_encoders(options: Options) -> list[Encoder]:
 
 
 def _clips_job(options: Options) -> Job:
-    arguments = [text for key, value in options.clips.items() for text in (f"--{key}", str(value))]
+    folder = Path(options.folder) / "clips"
+    arguments = {"folder": folder, "processes": options.processes, **options.clips}
+    words = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
     return Job(
         name="clips",
         stage="clips",
-        command=("tubelet.datasets.generated", *arguments),
-        folder=Path(options.folder) / "clips",
+        command=("tubelet.datasets.generated", *words),
+        folder=folder,
         settings=options.clips,
         seconds=options.seconds.clips,
-        always=True,
+        keep=True,
+        slots=options.processes,
     )
 
 

@@ -91,12 +91,10 @@ def test_results_to_keep_are_not_removed_when_settings_change(place):
     assert (place / "out/a/done.json").exists()
 
 
-def test_job_that_always_runs_does_not_make_its_followers_run(place):
-    chain = [job("a", always=True), job("b", after=("a",))]
-    Pool().run(chain)
-    events(place)
-    Pool().run(chain)
-    assert events(place) == ["start a", "end a"]
+def test_job_of_two_processes_runs_alone_in_a_pool_of_two(place):
+    jobs = [job("a", seconds=0.3), job("wide", slots=2, seconds=0.3), job("b", after=("wide",))]
+    Pool(processes=2).run(jobs)
+    assert events(place) == [f"{what} {name}" for name in ("a", "wide", "b") for what in ("start", "end")]
 
 
 def test_failure_says_what_happened_and_how_to_run_it_alone_and_ends_the_others(place):

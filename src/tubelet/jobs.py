@@ -46,8 +46,8 @@ class Job:
     """Names of the jobs whose results it needs."""
     keep: bool = False
     """Results that other settings have made are an error here, instead of being removed and made again."""
-    always: bool = False
-    """Run it each time: it knows itself what is left to do. Jobs that need it are not made again for that."""
+    slots: int = 1
+    """How many processes it runs itself; they count as so many of the pool's."""
 
     def shell(self, threads: int) -> str:
         """The command as one would type it."""
@@ -99,9 +99,8 @@ class Pool:
 
     def _start_ready(self, waiting: list[Job], done: dict[str, float]) -> None:
         for job in list(waiting):
-            if len(self._running) >= self.processes:
-                return
-            if all(name in done for name in job.after):
+            free = self.processes - sum(running.job.slots for running in self._running)
+            if all(name in done for name in job.after) and (job.slots <= free or not self._running):
                 waiting.remove(job)
                 self._running.append(_Running(job, self._start(job), time.time()))
 
@@ -151,7 +150,7 @@ class _Clock:
 
     def __init__(self, jobs: Sequence[Job], done: dict[str, float], processes: int):
         self.jobs, self.done, self.processes = jobs, done, processes
-        self.passed = int(sum(done.values()) / processes)
+        self.passed = int(self._spent({}) / processes)
         self.total = max(self.passed, self._total({}))
 
     def show(self, bar: Any, running: list[_Running]) -> None:
@@ -160,7 +159,7 @@ class _Clock:
         bar.total = self.total
         stages = dict.fromkeys(r.job.stage for r in running)
         bar.set_postfix_str("; ".join(self._stage(stage, elapsed) for stage in stages), refresh=False)
-        passed = int((sum(self.done.values()) + sum(elapsed.values())) / self.processes)
+        passed = int(self._spent(elapsed) / self.processes)
         bar.update(max(0, passed - bar.n))
 
     def seconds_by_stage(self) -> dict[str, float]:
@@ -180,12 +179,16 @@ class _Clock:
         return f"{stage} {finished}/{len(jobs)}, {minutes}:{seconds:02d} left"
 
     def _total(self, elapsed: dict[str, float]) -> int:
-        left = sum(self._estimate(job, elapsed) for job in self.jobs if job.name not in self.done)
-        return int((left + sum(self.done.values())) / self.processes) + 1
+        left = sum(job.slots * self._estimate(job, elapsed) for job in self.jobs if job.name not in self.done)
+        return int((left + self._spent({})) / self.processes) + 1
+
+    def _spent(self, elapsed: dict[str, float]) -> float:
+        """Seconds of all processes so far."""
+        return sum(job.slots * (self.done | elapsed).get(job.name, 0.0) for job in self.jobs)
 
     def _estimate(self, job: Job, elapsed: dict[str, float]) -> float:
         """The guess, corrected by how the guesses of finished jobs of the stage (or else of all) turned out."""
-        finished = [other for other in self.jobs if other.name in self.done and not other.always]
+        finished = [other for other in self.jobs if other.name in self.done]
         alike = [other for other in finished if other.stage == job.stage] or finished
         guessed = sum(other.seconds for other in alike)
         correction = sum(self.done[other.name] for other in alike) / guessed if guessed else 1.0
@@ -195,12 +198,10 @@ class _Clock:
 def _seconds_if_done(job: Job, jobs: Sequence[Job]) -> float | None:
     """How long the job took if its results stand, else None."""
     marker = _read_marker(job)
-    if job.always or marker is None or marker["settings"] != _plain(job.settings):
+    if marker is None or marker["settings"] != _plain(job.settings):
         return None
     by_name = {other.name: other for other in jobs}
     for needed in (by_name[name] for name in job.after):
-        if needed.always:
-            continue
         if _seconds_if_done(needed, jobs) is None or _read_marker(needed)["finished"] > marker["began"]:
             return None
     return marker["seconds"]
@@ -209,7 +210,7 @@ def _seconds_if_done(job: Job, jobs: Sequence[Job]) -> float | None:
 def _clear(job: Job) -> None:
     """Remove results that no longer stand; those of an unfinished run stay, for the program to go on with."""
     marker = _read_marker(job)
-    if marker is None or job.always:
+    if marker is None:
         return
     if job.keep and marker["settings"] != _plain(job.settings):
         changed = ", ".join(_differences(marker["settings"], _plain(job.settings)))

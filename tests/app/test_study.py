@@ -50,7 +50,9 @@ else:
     note(f"probe {folder} {raw['epochs']}")
     for name, task in raw["tasks"].items():
         for seed in raw["meta"]["seed"]:
-            base = {"random": 30.0 + 10 * (raw["pretrain"].get("init_std") or 0)}.get(raw["pretrain"].get("checkpoint"), 60.0)
+            base = 60.0
+            if raw["pretrain"].get("checkpoint") == "random":
+                base = 30.0 + 10 * raw["pretrain"]["init_std"]
             linear = 5.0 if task["head"] == "linear" else 0.0
             few = 20.0 if task["data"]["labels_per_class"] else 0.0
             fold = 10 if "fold1" in task["data"]["dataset_val"] else 40
@@ -180,9 +182,12 @@ def test_each_fold_is_pretrained_on_its_own_and_accuracy_is_pooled(place):
 
 
 def test_clips_are_made_before_anything_else(place):
-    jobs = study.plan(options("clips={folder: data/demo, clips: 100}"))
-    assert jobs[0].command == ("tubelet.datasets.generated", "--folder", "data/demo", "--clips", "100")
+    jobs = study.plan(options("clips={clips: 100, seed: 3}"))
+    assert jobs[0].command[:3] == ("tubelet.datasets.generated", "--folder", "runs/demo/clips")
+    assert jobs[0].command[-4:] == ("--clips", "100", "--seed", "3")
     assert all("clips" in job.after for job in jobs[1:] if "pretrained" not in job.name)
+    other = study.plan(options("clips={clips: 200, seed: 3}"))
+    assert all(a.settings != b.settings for a, b in zip(jobs, other, strict=True))
 
 
 def test_options_that_cannot_work_are_refused(place):
