@@ -1,9 +1,9 @@
-"""The probe of videos on labelled images: a folder with one subfolder a class. `python -m evals.main --fname <yaml>`."""
+"""The probe of videos, on a folder of images with one subfolder a class. `python -m evals.main --fname <yaml>`."""
 
 from typing import Literal
 
-from tubelet.probing.run import run
 from tubelet.probing.options import ProbeDataConfig, ProbeOptions
+from tubelet.probing.run import run
 from tubelet.training.distributed import World
 
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from tubelet.probing.run import run
 from tubelet.probing.options import ProbeOptions
+from tubelet.probing.run import run
 from tubelet.training.distributed import World
 
 

@@ -16,7 +16,8 @@ from tubelet.probing.split import check_labels
 
 
 class LabelledClips:
-    """The samples of `data.dataset_train` or `data.dataset_val` (`key`), with their `paths` and `labels`.
+    """The samples of `data.dataset_train` or `data.dataset_val` (`key`), with their `paths`, `labels` and,
+    where folders name them, `classes`.
 
     Without `augmentation` a sample is always the same: clips from the middle of their segments, `views` crops each.
     Raises ConfigError when the list cannot be used or a label is no class.
@@ -42,12 +43,13 @@ class LabelledClips:
             "random_clip_sampling": augmentation is not None,
             "allow_clip_overlap": True,
             "decoder": data.decoder,
+            "cache": data.cache,
             "crop_size": resolution,
             # Whether the clip can be cut into patches has been asked of the encoder itself.
             "patch_size": 1,
             "tubelet_size": 1,
         }
-        self.how = f"{data.dataset_type} {raw | {'datasets': None}} views {views}"
+        self.how = f"{data.dataset_type} {raw | {'datasets': None, 'cache': None}} views {views}"
         transform = (
             EvalTransform(resolution, views) if augmentation is None else TrainTransform(augmentation, resolution)
         )
@@ -56,6 +58,7 @@ class LabelledClips:
         )
         self.paths: list[str] = self._dataset.paths
         self.labels: list[int] = self._dataset.labels
+        self.classes: list[str] = getattr(self._dataset, "classes", [])
         check_labels(self.labels, self.paths, data.num_classes, self.source)
 
     def __len__(self) -> int:

@@ -65,14 +65,17 @@ class Fitter:
         folder = self._checkpoints(stage)
         first, summary = self._resume(folder, heads, optimizers)
         steps = -(-len(indices) // o.batch_size)
+        epochs = o.epochs(steps)
         saved = time.monotonic()
-        bar = progress(desc=f"{self.folder.name}, {stage}", total=o.num_epochs, initial=first, unit="epoch")
-        for epoch in range(first, o.num_epochs):
+        bar = progress(
+            desc=f"{self.folder.parent.name}/{self.folder.name}, {stage}", total=epochs, initial=first, unit="epoch"
+        )
+        for epoch in range(first, epochs):
             order = indices[torch.randperm(len(indices), generator=generator(self.seed, "order", epoch))]
             total = torch.zeros(2, len(grid), device=device)
             seen = 0
             for i, batch in enumerate(self.features.batches(order.split(o.batch_size), epoch)):
-                _set_rates(optimizers, grid, o, epoch * steps + i, steps)
+                _set_rates(optimizers, grid, o, epoch * steps + i, steps, epochs)
                 logits = self.read_out(heads, batch.tokens)
                 loss = reading.loss(logits, batch.labels)
                 loss.sum().backward()
@@ -86,7 +89,7 @@ class Fitter:
             on_epoch(epoch + 1, summary[0].tolist())
             bar.set_postfix_str(f"loss {summary[0].min():.3f}", refresh=False)
             bar.update()
-            if epoch + 1 == o.num_epochs or time.monotonic() - saved > 60 * self.save_every_minutes:
+            if epoch + 1 == epochs or time.monotonic() - saved > 60 * self.save_every_minutes:
                 self._save(folder, epoch + 1, heads, optimizers, summary)
                 saved = time.monotonic()
         bar.close()
@@ -137,9 +140,9 @@ def other_inputs(folder: Path) -> ConfigError:
 
 
 def _set_rates(
-    optimizers: list[torch.optim.Optimizer], grid: list, o: ProbeOptimizationConfig, step: int, steps: int
+    optimizers: list[torch.optim.Optimizer], grid: list, o: ProbeOptimizationConfig, step: int, steps: int, epochs: int
 ) -> None:
     """Warm-up and cosine for each head; `start_lr` and `final_lr` stand in their ratio to `lr`."""
-    share = warmup_cosine(step, o.warmup * steps, o.num_epochs * steps, o.start_lr / o.lr, 1.0, o.final_lr / o.lr)
+    share = warmup_cosine(step, o.warmup * steps, epochs * steps, o.start_lr / o.lr, 1.0, o.final_lr / o.lr)
     for optimizer, (lr, weight_decay) in zip(optimizers, grid, strict=True):
         set_hyperparameters(optimizer, lr=lr * share, weight_decay=weight_decay)

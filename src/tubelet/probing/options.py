@@ -31,6 +31,8 @@ class LabelledDataConfig(Config):
     on_bad_video: Literal["raise", "exclude"] = "raise"
     """A file that cannot be read: an error, or an exclusion that results.json reports."""
     num_workers: int = Field(2, ge=0)
+    cache: str | None = None
+    """Folder for decoded videos, shared by workers and runs; for small sets of short videos."""
     normalize_mean: Triple = (0.485, 0.456, 0.406)
     normalize_std: Triple = (0.229, 0.224, 0.225)
 
@@ -56,6 +58,8 @@ class ProbeOptimizationConfig(Config):
     attend_across_segments: bool = True
     """One prediction from the tokens of all segments; false: one each, averaged."""
     num_epochs: int = Field(20, ge=1)
+    min_steps: int = Field(0, ge=0)
+    """More epochs where `num_epochs` take fewer steps: few videos need more of them."""
     resolution: int = Field(224, ge=1)
     batch_size: int = Field(4, ge=1)
     lr: float = Field(1e-3, gt=0)
@@ -85,6 +89,9 @@ class ProbeOptimizationConfig(Config):
         if self.warmup > self.num_epochs:
             raise ValueError(f"warmup: {self.warmup} epochs of warm-up do not fit into {self.num_epochs} epochs")
         return self
+
+    def epochs(self, steps_per_epoch: int) -> int:
+        return max(self.num_epochs, -(-self.min_steps // steps_per_epoch))
 
     def grid(self) -> list[tuple[float, float]]:
         """(lr, weight_decay) of each head."""

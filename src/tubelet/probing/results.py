@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from tubelet.training.run_folder import write_whole
 
@@ -32,20 +31,24 @@ class Validated:
 
 def validate(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int) -> Validated:
     """batches: probabilities [G, B, num_classes], labels [B], indices [B], each sample once."""
+    from torchmetrics.classification import MulticlassAccuracy  # takes seconds, which only a working probe should need
+
     top = min(TOP, num_classes)
-    accuracies: list[tuple[MulticlassAccuracy, ...]] = []
+    accuracies: list[list[MulticlassAccuracy]] = []
     losses, every = [], []
     for probabilities, labels, indices in batches:
         probabilities, labels = probabilities.cpu(), labels.cpu()
         if not accuracies:
-            accuracies = [_accuracies(num_classes) for _ in probabilities]
+            accuracies = [
+                [MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, top)] for _ in probabilities
+            ]
         for metrics, head in zip(accuracies, probabilities, strict=True):
             for metric in metrics:
                 metric.update(head, labels)
         losses.append(-probabilities[:, torch.arange(len(labels)), labels].clamp_min(1e-12).log())
         every.append((labels, indices, *probabilities.topk(top, dim=-1)))
     labels, indices, best, classes = zip(*every, strict=True)
-    percent = [[100 * float(metric.compute()) for metric in metrics] for metrics in accuracies]
+    percent = [[round(100 * float(metric.compute()), 4) for metric in metrics] for metrics in accuracies]
     return Validated(
         top1=[p[0] for p in percent],
         top5=[p[1] if num_classes >= TOP else None for p in percent],
@@ -55,11 +58,6 @@ def validate(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int)
         classes=torch.cat(classes, dim=1),
         probabilities=torch.cat(best, dim=1),
     )
-
-
-def _accuracies(num_classes: int) -> tuple[MulticlassAccuracy, ...]:
-    kinds = (1, TOP) if num_classes >= TOP else (1,)
-    return tuple(MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False) for k in kinds)
 
 
 def write_predictions(path: Path, validated: Validated, head: int, paths: Sequence[str]) -> None:
@@ -80,7 +78,8 @@ def write_predictions(path: Path, validated: Validated, head: int, paths: Sequen
 
 def draw_confusion(path: Path, validated: Validated, head: int, num_classes: int) -> None:
     """A picture: rows are true classes, columns predicted ones, each row in percent of its class."""
-    from matplotlib.figure import Figure  # half a second that only the end of a probe needs
+    from matplotlib.figure import Figure  # like torchmetrics, only for a probe that has come to its end
+    from torchmetrics.classification import MulticlassConfusionMatrix
 
     counts = MulticlassConfusionMatrix(num_classes)(validated.classes[head, :, 0], validated.labels)
     share = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)

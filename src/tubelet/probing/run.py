@@ -24,7 +24,7 @@ from tubelet.training.distributed import World
 from tubelet.training.run_folder import RunFolder
 
 # Keys that may differ when a folder's probe is continued: they change nothing that is measured.
-FREE = ("folder", "data.num_workers", "data.cache_features", "meta.save_every_minutes")
+FREE = ("folder", "data.num_workers", "data.cache", "meta.save_every_minutes")
 LAST_STAGE = "all"
 STATISTICS = 2048
 """Training videos whose mean and standard deviation standardise what a linear head reads."""
@@ -52,6 +52,11 @@ def _labelled(options: ProbeOptions) -> tuple[LabelledClips, LabelledClips]:
     resolution, views = options.optimization.resolution, options.data.num_views_per_segment
     train = LabelledClips(options.data, "dataset_train", resolution=resolution, augmentation=options.data_aug)
     val = LabelledClips(options.data, "dataset_val", resolution=resolution, views=views)
+    if train.classes != val.classes:
+        raise ConfigError(
+            f"data.dataset_train has the class folders {train.classes}, data.dataset_val has {val.classes}; "
+            "both need the same, even if some are empty"
+        )
     for seed in options.seeds:
         split.few_per_class(train.labels, options.data.labels_per_class, seed)
     if both := set(train.paths) & set(val.paths):
