@@ -1,0 +1,142 @@
+"""Clips from video files, augmented and normalised, against a pipeline as V-JEPA has it.
+
+Both sides decode with decord, take 16 frames, every 4th, crop at random to 224 px, flip and normalise, in as many
+worker processes. The peer converts the whole frames to float32 first and sends float32 from its workers. Ours are
+normalised in the main process, which on a GPU machine the GPU would do.
+
+    python -m benchmarks loader
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from benchmarks.harness import Row, in_turn
+from tubelet.datasets import AugConfig, DataConfig, to_float
+from tubelet.datasets.loader import make_train_loader
+from tubelet.datasets.streams import SampleStream
+from tubelet.datasets.transforms import TrainTransform
+from tubelet.datasets.video_dataset import Dataset
+
+NUM_FRAMES, FRAME_STEP, CROP_SIZE, BATCH_SIZE = 16, 4, 224, 8
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def run(repeats: int = 7, num_videos: int = 24, num_workers: int | None = None) -> list[Row]:
+    """One pass over the videos in each turn; a worker for each core that this process may use, at most two.
+
+    Each turn starts its own workers, so that none works ahead while the other side is timed.
+    """
+    workers = min(2, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [write_video(Path(folder) / f"{i}.mp4", seed=i) for i in range(num_videos)]
+        timing = in_turn(
+            lambda: read_all(our_batches(paths, workers)), lambda: read_all(peer_batches(paths, workers)), repeats
+        )
+    return [
+        Row(
+            f"loader, {NUM_FRAMES} frames of 340x256 mp4 to {CROP_SIZE} px, {workers} worker(s)",
+            f"{num_videos / timing.ours:.1f} clips/s",
+            f"{num_videos / timing.peer:.1f} clips/s",
+            timing.ratio,
+            goal=1.5,
+        )
+    ]
+
+
+def read_all(batches: Iterator[Tensor]) -> None:
+    for _ in batches:
+        pass
+
+
+def our_batches(paths: list[str], num_workers: int) -> Iterator[Tensor]:
+    """Normalised clips [B, C, T, H, W] of one pass by tubelet's loader."""
+    data = DataConfig(
+        datasets=paths,
+        batch_size=BATCH_SIZE,
+        num_frames=NUM_FRAMES,
+        sampling_rate=FRAME_STEP,
+        crop_size=CROP_SIZE,
+    )
+    dataset = Dataset(data, TrainTransform(AugConfig(), CROP_SIZE))
+    stream = SampleStream(dataset.sizes, None, BATCH_SIZE, seed=0)
+    steps = len(paths) // BATCH_SIZE
+    loader = make_train_loader(dataset, stream, None, seed=0, first_step=0, last_step=steps, num_workers=num_workers)
+    for batch in loader:
+        yield to_float(batch.clips, MEAN, STD)
+
+
+def peer_batches(paths: list[str], num_workers: int) -> Iterator[Tensor]:
+    """Normalised clips [B, C, T, H, W] of one pass by a dataset as V-JEPA's."""
+    yield from DataLoader(FloatFirstDataset(paths), BATCH_SIZE, shuffle=True, num_workers=num_workers)
+
+
+class FloatFirstDataset(torch.utils.data.Dataset):
+    """decord, then float32, then everything else on float32 frames of full size."""
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+        # Colours stay in 0..255 as floats, so mean and deviation do too.
+        self.mean, self.std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        from decord import VideoReader, cpu
+
+        video = VideoReader(self.paths[index], num_threads=-1, ctx=cpu(0))
+        span = NUM_FRAMES * FRAME_STEP
+        start = np.random.randint(0, len(video) - span)
+        indices = np.linspace(start, start + span - 1, num=NUM_FRAMES).astype(np.int64)
+        frames = torch.tensor(video.get_batch(indices).asnumpy(), dtype=torch.float32)
+        clip = random_resized_crop(frames.permute(3, 0, 1, 2))
+        if np.random.rand() < 0.5:
+            clip = clip.flip(-1)
+        # The channels last and back, as V-JEPA's normalisation goes about it.
+        flat = clip.reshape(3, -1).permute(1, 0)
+        flat = flat.sub_(self.mean).div_(self.std)
+        return flat.permute(1, 0).reshape(clip.shape)
+
+
+def random_resized_crop(clip: Tensor) -> Tensor:
+    """A random window of a clip [C, T, H, W], resized bilinearly to [C, T, CROP_SIZE, CROP_SIZE]."""
+    height, width = clip.shape[-2:]
+    while True:
+        area = np.random.uniform(0.3, 1.0) * height * width
+        ratio = np.exp(np.random.uniform(np.log(0.75), np.log(1.35)))
+        w, h = int(round(np.sqrt(area * ratio))), int(round(np.sqrt(area / ratio)))
+        if w <= width and h <= height:
+            break
+    top, left = np.random.randint(0, height - h + 1), np.random.randint(0, width - w + 1)
+    window = clip[:, :, top : top + h, left : left + w]
+    return F.interpolate(window, size=(CROP_SIZE, CROP_SIZE), mode="bilinear", align_corners=False)
+
+
+def write_video(path: Path, seed: int, num_frames: int = 300, width: int = 340, height: int = 256) -> str:
+    """Ten seconds of h264 at 30 frames a second: a textured picture that pans, and a patch that crosses it."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((1, 3, 24, 32), dtype=np.float32))
+    picture = F.interpolate(coarse, size=(height + 64, width + 64), mode="bicubic")[0].permute(1, 2, 0).numpy()
+    picture = picture + rng.normal(0, 0.04, picture.shape)
+    picture = (picture.clip(0, 1) * 255).astype(np.uint8)
+    patch = rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for t in range(num_frames):
+            pan_y, pan_x = (int(32 + 31 * np.sin(t / period)) for period in (37, 53))
+            image = picture[pan_y : pan_y + height, pan_x : pan_x + width].copy()
+            y, x = 3 * t % (height - 48), 2 * t % (width - 48)
+            image[y : y + 48, x : x + 48] = patch
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(stream.encode())
+    return str(path)

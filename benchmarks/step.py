@@ -1,0 +1,251 @@
+"""One whole V-JEPA training step against the same step written with transformers' VJEPA2Model.
+
+Both sides train one architecture (rotary positions with V-JEPA 2's pairing) on the same clips and masks: encoder on the
+context of each mask, EMA encoder on the whole clip, predictor, L1 loss, backward, clipping, AdamW, EMA. The peer comes
+twice. VJEPA2Model's own forward, what one calls at first, runs its encoder on all tokens for each mask. Whoever takes
+the model apart can let its layers see the context only; then both sides do the same matrix products.
+
+    python -m benchmarks step
+"""
+
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import Row, in_turn, seconds
+from benchmarks.masks import MASKS
+from tubelet.masks.multiblock3d import MaskCollator
+from tubelet.models import ModelConfig, build_encoder, build_predictor
+from tubelet.models.jepa import JEPA, LossConfig
+from tubelet.training.optim import adamw
+
+LEARNING_RATE, WEIGHT_DECAY, CLIP_GRAD, MOMENTUM = 1e-4, 0.04, 10.0, 0.998
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of a step; `pred_*` are the predictor's."""
+
+    model_name: str
+    pred_embed_dim: int
+    pred_depth: int
+    pred_num_heads: int
+    batch_size: int
+    num_frames: int
+    crop_size: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    patch_size: int = 16
+    tubelet_size: int = 2
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        names = ("crop_size", "num_frames", "patch_size", "tubelet_size")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_name}, {self.num_frames}x{self.crop_size}, batch {self.batch_size}"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+
+
+TINY = Setting("vit_tiny", 192, 6, 3, batch_size=2, num_frames=16, crop_size=96)
+SMALL = Setting("vit_small", 192, 6, 6, batch_size=2, num_frames=16, crop_size=64)
+LARGE_ON_GPU = Setting("vit_large", 384, 12, 12, 24, 16, 224, device="cuda", dtype=torch.bfloat16)
+
+
+def run(repeats: int = 5) -> list[Row]:
+    """The steps that one CPU core does in seconds and, where there is a GPU, ViT-L/16 on it."""
+    rows = [row for setting in (TINY, SMALL) for row in against_peers(setting, repeats)]
+    return rows + (on_gpu(LARGE_ON_GPU, repeats) if torch.cuda.is_available() else [])
+
+
+def against_peers(setting: Setting, repeats: int) -> list[Row]:
+    """Our step against the peer's on context tokens, and against the peer's on all tokens."""
+    batch = make_batch(setting)
+    ours = our_step(setting, make_jepa(setting))
+    rows = []
+    for name, only_context, goal in (("VJEPA2Model's forward", False, 1.5), ("VJEPA2Model taken apart", True, None)):
+        peer = transformers_step(setting, make_vjepa2(setting), only_context)
+        timing = in_turn(lambda: ours(*batch), lambda peer=peer: peer(*batch), repeats)
+        rows.append(
+            Row(
+                f"step, {setting.name}; {name}",
+                f"{setting.batch_size / timing.ours:.2f} clips/s",
+                f"{setting.batch_size / timing.peer:.2f} clips/s",
+                timing.ratio,
+                goal,
+            )
+        )
+    return rows
+
+
+def on_gpu(setting: Setting, repeats: int) -> list[Row]:
+    """Our step, as it is and compiled: clips/s, memory, and share of the rate that a plain matrix product reaches."""
+    batch, rows = make_batch(setting), []
+    rate = matmul_rate(setting)
+    for compiled in (False, True):
+        jepa = make_jepa(setting)
+        if compiled:
+            for module in (jepa.encoder, jepa.target_encoder, jepa.predictor):
+                module.compile()
+        step = our_step(setting, jepa)
+        for _ in range(3):
+            step(*batch)
+        torch.cuda.reset_peak_memory_stats()
+        duration = statistics.median(seconds(lambda step=step: step(*batch)) for _ in range(4 * repeats))
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        share = flops(setting, batch) / duration / rate
+        clips = setting.batch_size / duration
+        rows.append(
+            Row(
+                f"step, {setting.name}, {setting.dtype}, {'compiled' if compiled else 'not compiled'}",
+                f"{clips:.1f} clips/s, {memory:.1f} GiB, {share:.0%} of {rate / 1e12:.0f} TFLOP/s",
+            )
+        )
+        del jepa, step
+    return rows
+
+
+def make_batch(setting: Setting) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Clips [B, C, T, H, W] of noise, and V-JEPA's two masks."""
+    torch.manual_seed(0)
+    clips = torch.randn(setting.batch_size, 3, setting.num_frames, setting.crop_size, setting.crop_size)
+    collator = MaskCollator(MASKS, **setting.sizes)
+    contexts, targets = collator.sample_masks(setting.batch_size, np.random.default_rng(0))
+    move = lambda masks: [mask.to(setting.device) for mask in masks]  # noqa: E731
+    return clips.to(setting.device), move(contexts), move(targets)
+
+
+def make_jepa(setting: Setting) -> JEPA:
+    torch.manual_seed(0)
+    model = ModelConfig(
+        model_name=setting.model_name,
+        use_rope=True,
+        rope_pairing="vjepa2",
+        pred_embed_dim=setting.pred_embed_dim,
+        pred_depth=setting.pred_depth,
+        pred_num_heads=setting.pred_num_heads,
+    )
+    encoder = build_encoder(model, **setting.sizes)
+    predictor = build_predictor(model, encoder, **setting.sizes, num_mask_tokens=len(MASKS))
+    return JEPA(encoder, predictor, LossConfig()).to(setting.device)
+
+
+def our_step(setting: Setting, jepa: JEPA) -> Callable[..., float]:
+    """The step of app/vjepa/train.py without its bookkeeping; returns the loss."""
+    optimizer = adamw([jepa.encoder, jepa.predictor], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(clips: Tensor, masks_context: list[Tensor], masks_target: list[Tensor]) -> float:
+        with setting.autocast():
+            loss = jepa(clips, masks_context, masks_target, seeds=list(range(len(clips))))["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIP_GRAD)
+        optimizer.step()
+        optimizer.zero_grad()
+        jepa.update_target(MOMENTUM)
+        return loss.item()
+
+    return step
+
+
+def make_vjepa2(setting: Setting) -> nn.Module:
+    """transformers' model of the same sizes."""
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    encoder = make_jepa(setting).encoder
+    torch.manual_seed(0)
+    config = VJEPA2Config(
+        patch_size=setting.patch_size,
+        crop_size=setting.crop_size,
+        frames_per_clip=setting.num_frames,
+        tubelet_size=setting.tubelet_size,
+        hidden_size=encoder.embed_dim,
+        num_attention_heads=encoder.num_heads,
+        num_hidden_layers=len(encoder.blocks),
+        pred_hidden_size=setting.pred_embed_dim,
+        pred_num_attention_heads=setting.pred_num_heads,
+        pred_num_hidden_layers=setting.pred_depth,
+        pred_num_mask_tokens=len(MASKS),
+    )
+    return VJEPA2Model(config).to(setting.device)
+
+
+def transformers_step(setting: Setting, model: nn.Module, only_context: bool) -> Callable[..., float]:
+    """The same step around `model`, as one writes it; `only_context` composes its parts instead of calling it."""
+    target_model = copy.deepcopy(model).requires_grad_(False)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    predict = predict_from_context if only_context else predict_with_forward
+
+    def step(clips: Tensor, masks_context: list[Tensor], masks_target: list[Tensor]) -> float:
+        videos = clips.transpose(1, 2)  # transformers wants [B, T, C, H, W]
+        with setting.autocast():
+            with torch.no_grad():
+                features = target_model.get_vision_features(videos)
+                features = F.layer_norm(features, features.shape[-1:])
+            loss = 0.0
+            for context, target in zip(masks_context, masks_target, strict=True):
+                prediction = predict(model, videos, context, target)
+                wanted = torch.gather(features, 1, target[..., None].expand(-1, -1, features.shape[-1]))
+                loss = loss + F.l1_loss(prediction, wanted) / len(masks_context)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
+        optimizer.step()
+        with torch.no_grad():
+            for average, parameter in zip(target_model.parameters(), model.parameters(), strict=True):
+                average.mul_(MOMENTUM).add_(parameter, alpha=1 - MOMENTUM)
+        return loss.item()
+
+    return step
+
+
+def predict_with_forward(model: nn.Module, videos: Tensor, context: Tensor, target: Tensor) -> Tensor:
+    """Predictions [B, Kt, D] as the model gives them; its encoder sees the target tokens too."""
+    return model(videos, context_mask=[context], target_mask=[target]).predictor_output.last_hidden_state
+
+
+def predict_from_context(model: nn.Module, videos: Tensor, context: Tensor, target: Tensor) -> Tensor:
+    """Predictions [B, Kt, D] from an encoder whose layers see the context tokens only."""
+    tokens = model.encoder.embeddings(videos)
+    index = context[..., None].expand(-1, -1, tokens.shape[-1])
+    hidden = torch.gather(tokens, 1, index)
+    for layer in model.encoder.layer:
+        hidden = layer(hidden, context)[0]
+    hidden = model.encoder.layernorm(hidden)
+    # The predictor picks the context out of all tokens by itself.
+    scattered = torch.zeros_like(tokens, dtype=hidden.dtype).scatter(1, index, hidden)
+    return model.predictor(scattered, [context], [target]).last_hidden_state
+
+
+def flops(setting: Setting, batch: tuple[Tensor, list[Tensor], list[Tensor]]) -> int:
+    """Floating-point operations of one of our steps, matrix products and attention."""
+    step = our_step(setting, make_jepa(setting))
+    with FlopCounterMode(display=False) as counter:
+        step(*batch)
+    return counter.get_total_flops()
+
+
+def matmul_rate(setting: Setting, size: int = 8192) -> float:
+    """FLOP/s of a plain product of two square matrices on the setting's device and dtype."""
+    a = torch.randn(size, size, device=setting.device, dtype=setting.dtype)
+    synchronize = torch.cuda.synchronize if setting.device == "cuda" else lambda: None
+
+    def products():
+        for _ in range(10):
+            a @ a
+        synchronize()
+
+    products()
+    return 10 * 2 * size**3 / min(seconds(products) for _ in range(5))
