@@ -204,7 +204,7 @@ class Weights:
             if theirs.shape != ours.shape:
                 raise ConfigError(
                     f"{self.path}: {name} is {list(theirs.shape)}, but {list(ours.shape)} for the sizes given; give "
-                    "img_size, num_frames, patch_size and tubelet_size as in its training (clips of other sizes still work)"
+                    "img_size, num_frames, patch_size and tubelet_size as in training (clips of other sizes still work)"
                 )
             if not torch.allclose(theirs.float(), ours, atol=1e-3):
                 raise ConfigError(

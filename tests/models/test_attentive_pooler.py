@@ -9,8 +9,9 @@ from tubelet.models.attentive_pooler import AttentiveClassifier, AttentivePooler
 def test_equals_transformers_pooler(tmp_path):
     torch.manual_seed(0)
     config = VJEPA2Config(
-        crop_size=32, frames_per_clip=4, hidden_size=48, num_attention_heads=2, num_hidden_layers=1, pred_hidden_size=24,
-        pred_num_attention_heads=2, pred_num_hidden_layers=1, num_pooler_layers=2, num_labels=5, initializer_range=0.1,
+        crop_size=32, frames_per_clip=4, hidden_size=48, num_attention_heads=2, num_hidden_layers=1,
+        pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=1, num_pooler_layers=2,
+        num_labels=5, initializer_range=0.1,
     )  # fmt: skip
     theirs = VJEPA2ForVideoClassification(config).eval()
     for name, parameter in theirs.named_parameters():
