@@ -38,11 +38,11 @@ class FrozenEncoder:
 def load(options: ProbeOptions) -> nn.Module:
     """The encoder that `pretrain` names, on the CPU; ConfigError where it is missing or does not fit the clips."""
     frames, side = options.data.frames_per_clip, options.optimization.resolution
-    if options.pretrain.checkpoint == RANDOM:
-        encoder = random_encoder(options.pretrain, side, frames)
-    else:
-        encoder = _pretrained(options.pretrain)
     try:
+        if options.pretrain.checkpoint == RANDOM:
+            encoder = random_encoder(options.pretrain, side, frames)
+        else:
+            encoder = _pretrained(options.pretrain)
         encoder.grid_size(frames, side, side)
     except ValueError as error:
         raise ConfigError(f"data.frames_per_clip {frames}, optimization.resolution {side}: {error}") from None

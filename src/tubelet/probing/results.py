@@ -86,7 +86,7 @@ def draw_confusion(path: Path, validated: Validated, head: int, num_classes: int
     side = min(12.0, 3 + 0.3 * num_classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
+    image = axes.imshow(share.numpy(), vmin=0, vmax=100, cmap="Blues")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     figure.colorbar(image, label="% of the true class")

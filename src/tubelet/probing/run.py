@@ -1,6 +1,7 @@
 """A probe from its options to its results: choose videos, get features, train heads, name the best, validate."""
 
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,7 +51,13 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
 def _labelled(options: ProbeOptions) -> tuple[LabelledClips, LabelledClips]:
     """The training and validation videos, so that a fault in any list is an error before anything is computed."""
     resolution, views = options.optimization.resolution, options.data.num_views_per_segment
-    train = LabelledClips(options.data, "dataset_train", resolution=resolution, augmentation=options.data_aug)
+    train = LabelledClips(
+        options.data,
+        "dataset_train",
+        resolution=resolution,
+        augmentation=options.data_aug,
+        seed=options.seeds[0],
+    )
     val = LabelledClips(options.data, "dataset_val", resolution=resolution, views=views)
     if train.classes != val.classes:
         raise ConfigError(
@@ -110,6 +117,7 @@ class Probe:
         measured = self._measure()
         measured["seconds"] = {"features": extracted - started, "heads": time.perf_counter() - extracted}
         results.write_json(finished, measured)
+        shutil.rmtree(self.folder / "checkpoints")  # probe.pt stays; a study makes hundreds of these
         return measured
 
     def _measure(self) -> dict[str, Any]:

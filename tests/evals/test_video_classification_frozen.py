@@ -1,0 +1,246 @@
+import copy
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from evals.video_classification_frozen import eval as program
+from tubelet import hub
+from tubelet.config import ConfigError, check
+from tubelet.datasets import VideoError
+from tubelet.models import ModelConfig, build_encoder
+from tubelet.probing import fit
+from tubelet.probing.clips import LabelledClips
+from tubelet.probing.encoder import FrozenEncoder
+from tubelet.training import checkpoint
+from tubelet.training.distributed import World
+
+
+def options(raw, **sections):
+    raw = copy.deepcopy(raw)
+    for name, change in sections.items():
+        raw[name] = {**raw[name], **change} if isinstance(change, dict) and name in raw else change
+    return check(raw, program.Options, "test.yaml")
+
+
+def run(raw, **sections):
+    chosen = options(raw, **sections)
+    program.main(chosen, World())
+    return json.loads((Path(chosen.folder) / "results.json").read_text())
+
+
+def predictions(folder):
+    with open(Path(folder) / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_and_predictions_say_the_same(raw, labelled):
+    results = run(raw, data={"num_views_per_segment": 2})
+    rows = predictions(raw["folder"])
+    assert [row["path"] for row in rows] == [str(labelled / f"val{i}.mp4") for i in range(12)]
+    assert [int(row["label"]) for row in rows] == [i % 3 for i in range(12)]
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert results["top1"] == pytest.approx(100 * right / 12, abs=1e-3)
+    assert results["top1"] == max(head["val_top1"] for head in results["heads"])
+    best = results["heads"][results["best_head"]["index"]]
+    assert (best["lr"], best["weight_decay"]) == (results["best_head"]["lr"], results["best_head"]["weight_decay"])
+    assert best["val_top1"] == results["top1"]
+    assert best["train_loss"] == results["train_loss"] > 0
+    assert results["top5"] is None
+    assert (results["num_train"], results["num_val"], results["excluded"]) == (18, 12, [])
+    assert (Path(raw["folder"]) / "confusion.png").stat().st_size > 1000
+
+
+def test_the_probe_in_the_folder_is_the_one_that_predicted(raw):
+    run(raw)
+    chosen = options(raw)
+    encoder = FrozenEncoder(chosen, torch.device("cpu"))
+    probe = hub.load_probe(raw["folder"])
+    val = LabelledClips(chosen.data, "dataset_val", resolution=32)
+    for batch, row in zip(val.batches(torch.arange(12).split(1)), predictions(raw["folder"]), strict=True):
+        tokens = encoder(batch.clips[None]).flatten(1, 2)
+        probability, predicted = probe(tokens).detach().softmax(-1).max(-1)
+        assert int(row["predicted"]) == int(predicted)
+        assert float(row["probability"]) == pytest.approx(float(probability), abs=1e-3)
+
+
+@pytest.mark.parametrize("head", ["attentive", "linear"])
+def test_cached_features_change_nothing(raw, head, tmp_path):
+    live = run(raw, head=head)
+    cached = run(raw, head=head, folder=str(tmp_path / "cached"), data={"cache_features": str(tmp_path / "features")})
+    for ours, theirs in zip(live["heads"], cached["heads"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert [row["predicted"] for row in predictions(raw["folder"])] == [
+        row["predicted"] for row in predictions(tmp_path / "cached")
+    ]
+
+
+def test_tasks_on_the_same_videos_encode_them_once(raw, monkeypatch):
+    encoded = []
+    encode = FrozenEncoder.__call__
+    monkeypatch.setattr(FrozenEncoder, "__call__", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    tasks = {"all": {}, "few": {"data": {"labels_per_class": 3}}, "linear": {"head": "linear"}}
+    results = run(raw, data={"cache_features": True}, tasks=tasks, meta={"seed": [0, 1]})
+    assert sum(encoded) == 18 + 12
+    assert results["tasks"]["few"]["seeds"]["1"]["num_train"] == 9
+    both = [results["tasks"]["all"]["seeds"][seed]["top1"] for seed in "01"]
+    assert results["tasks"]["all"]["top1"] == pytest.approx(sum(both) / 2)
+    assert (Path(raw["folder"]) / "linear" / "seed-0" / "probe.pt").is_file()
+
+
+def test_holdout_looks_at_validation_with_the_chosen_head_only(raw):
+    results = run(raw, optimization={"select": "holdout", "holdout_folds": 2})
+    validated = [head for head in results["heads"] if "val_top1" in head]
+    assert validated == [results["heads"][results["best_head"]["index"]]]
+    assert validated[0]["holdout_top1"] == max(head["holdout_top1"] for head in results["heads"])
+    assert results["num_train"] == 18
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_going_on_after_a_stop_is_as_never_stopping(raw, augmented, tmp_path, monkeypatch):
+    sections = {"meta": {"save_every_minutes": 0.0}, "data_aug": {"horizontal_flip": False} if augmented else None}
+    straight = run(raw, folder=str(tmp_path / "straight"), **sections)
+    save = fit.Fitter._save
+
+    def stop_after_two(self, folder, epoch, *rest):
+        save(self, folder, epoch, *rest)
+        if epoch == 2:
+            raise Stopped
+
+    monkeypatch.setattr(fit.Fitter, "_save", stop_after_two)
+    with pytest.raises(Stopped):
+        run(raw, **sections)
+    monkeypatch.setattr(fit.Fitter, "_save", save)
+    resumed = run(raw, **sections)
+
+    assert resumed["heads"] == straight["heads"]
+    ours, theirs = (torch.load(Path(f) / "probe.pt")["classifier"] for f in (raw["folder"], tmp_path / "straight"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    log = [json.loads(line)["step"] for line in (Path(raw["folder"]) / "log.jsonl").read_text().splitlines()]
+    assert log == [1, 2, 3]
+
+
+def test_a_finished_folder_is_read_and_another_probe_refused_there(raw, monkeypatch):
+    first = run(raw)
+    monkeypatch.setattr(fit.Fitter, "fit", None)
+    assert run(raw) == first
+    with pytest.raises(ConfigError, match="optimization.batch_size: 8 there, 4 here"):
+        run(raw, optimization={"batch_size": 4})
+    with pytest.raises(ConfigError, match="pretrain.init_seed"):
+        run(raw, pretrain={"init_seed": 1})
+
+
+def test_other_labels_under_the_same_name_are_refused(raw, labelled, tmp_path):
+    lines = (labelled / "train.csv").read_text().splitlines()
+    own = tmp_path / "train.csv"
+    own.write_text("\n".join(lines))
+    run(raw, data={"dataset_train": str(own)})
+    own.write_text("\n".join([lines[0][:-1] + "2", *lines[1:]]))
+    with pytest.raises(ConfigError, match="other weights or labels"):
+        run(raw, data={"dataset_train": str(own)})
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_unreadable_video_stops_the_probe_or_is_excluded_and_listed(raw, labelled, cached, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text((labelled / f"{name}.csv").read_text() + f"{broken.name} 0\n")
+    data = {"dataset_train": str(tmp_path / "train.csv"), "dataset_val": str(tmp_path / "val.csv")}
+    data["cache_features"] = cached
+    with pytest.warns(UserWarning, match="1 videos are in"), pytest.raises(VideoError, match="broken.mp4"):
+        run(raw, data=data)
+    with pytest.warns(UserWarning, match="2 unreadable|1 videos are in"):
+        results = run(raw, folder=str(tmp_path / "second"), data={**data, "on_bad_video": "exclude"})
+    assert [(bad["split"], bad["path"]) for bad in results["excluded"]] == [
+        ("train", str(broken)),
+        ("val", str(broken)),
+    ]
+    assert all(bad["reason"] for bad in results["excluded"])
+    assert (results["num_train"], results["num_val"], len(predictions(tmp_path / "second"))) == (18, 12, 12)
+
+
+def test_a_random_encoder_is_a_function_of_seed_and_scale(raw):
+    def weights(**pretrain):
+        encoder = FrozenEncoder(options(raw, pretrain=pretrain), torch.device("cpu"))
+        return encoder.fingerprint, encoder.module.blocks[0].attn.qkv.weight.std()
+
+    fingerprint, std = weights()
+    assert weights()[0] == fingerprint
+    assert weights(init_seed=1)[0] != fingerprint
+    assert float(weights(init_std=0.06)[1] / std) == pytest.approx(3, rel=0.05)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """What pretraining leaves behind; the target encoder's weights are twice the encoder's."""
+    model = {"model_name": "vit_tiny", "encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
+    data = {"crop_size": 32, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
+    encoder = build_encoder(ModelConfig(**model), **data).state_dict()
+    target = {name: 2 * weight for name, weight in encoder.items()}
+    state = {"step": 1, "encoder": encoder, "target_encoder": target, "config": {"model": model, "data": data}}
+    checkpoint.save(tmp_path / "pretraining" / "checkpoints", 1, state, keep=1)
+    (tmp_path / "pretraining" / "config.yaml").write_text(yaml.safe_dump(state["config"]))
+    return tmp_path / "pretraining", encoder
+
+
+def test_a_run_folder_gives_its_target_encoder_or_random_weights_of_its_architecture(raw, run_folder):
+    folder, weights = run_folder
+    for key, factor in (("target_encoder", 2), ("encoder", 1)):
+        chosen = options({**raw, "pretrain": {"folder": str(folder), "checkpoint_key": key}})
+        loaded = FrozenEncoder(chosen, torch.device("cpu")).module
+        assert torch.equal(loaded.blocks[0].attn.qkv.weight, factor * weights["blocks.0.attn.qkv.weight"])
+        assert not loaded.training
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    random = {"folder": str(folder), "checkpoint": "random"}
+    drawn = FrozenEncoder(options({**raw, "pretrain": random}), torch.device("cpu"))
+    same = FrozenEncoder(options(raw), torch.device("cpu"))
+    assert drawn.fingerprint == same.fingerprint
+    assert run({**raw, "pretrain": {"folder": str(folder)}})["num_val"] == 12
+
+
+def test_bfloat16_probes_about_the_same(raw, tmp_path):
+    full = run(raw, optimization={"min_steps": 60})
+    half = run(raw, folder=str(tmp_path / "half"), optimization={"min_steps": 60, "use_bfloat16": True})
+    assert half["encoder"] == full["encoder"]
+    for ours, theirs in zip(half["heads"], full["heads"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=0.15)
+
+
+def test_a_bright_task_is_learned(raw):
+    """Which third of the frame is bright needs no motion: a random encoder's features tell, and the loss gets low."""
+    results = run(raw, optimization={"min_steps": 200, "heads": None, "lr": 3e-3}, data={"cache_features": True})
+    assert results["train_loss"] < 0.05
+    assert results["train_top1"] == 100
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"data": {"dataset_train": "nowhere.csv"}}, "nowhere.csv.*no such"),
+        ({"data": {"num_classes": 2}}, "train2.mp4 has label 2; with num_classes 2"),
+        ({"data": {"labels_per_class": 7}}, "labels_per_class: 7 asked for, but class 0 has only 6"),
+        ({"data": {"frames_per_clip": 3}}, "frames_per_clip 3.*tubelet"),
+        ({"data": {"cache_features": True}, "data_aug": {}}, "cache_features keeps one version"),
+        ({"optimization": {"resolution": 36}}, "resolution 36.*patch"),
+        ({"optimization": {"learning_rate": 1.0}}, "optimization.learning_rate: unknown key"),
+        ({"optimization": {"holdout_folds": 6}}, "only 5 disjoint parts"),
+        ({"pretrain": {"checkpoint": None, "folder": "nowhere"}}, "pretrain.folder: nowhere does not exist"),
+        ({"pretrain": {"checkpoint": None}}, "folder: give the run folder"),
+        ({"pretrain": {"model_name": "vit_tinny"}}, "vit_tinny.*vit_tiny"),
+        ({"pretrain": {"model_name": None}}, "model_name: a random encoder needs an architecture"),
+        ({"tasks": {"few": {"data": {"labels": 3}}}}, r"tasks.few.data.labels"),
+        ({"tasks": {"other": {"pretrain": {"init_seed": 3}}}}, "all tasks probe one encoder"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_computed(raw, sections, said):
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        run(raw, **sections)
+    assert not Path(raw["folder"]).exists()
