@@ -25,6 +25,16 @@ from tubelet.report import aggregate
 from tubelet.report.aggregate import Result
 
 HEADS = {"probe": "attentive", "linear": "linear"}  # the report's word, and the YAML's
+ENCODER_KEYS = (
+    "encoder",
+    "model_name",
+    "encoder_args",
+    "uniform_power",
+    "use_rope",
+    "rope_pairing",
+    "use_silu",
+    "wide_silu",
+)
 
 
 class Task(Config):
@@ -48,6 +58,11 @@ class Program(Config):
 class Pretrain(Program):
     later_overrides: list[str] = []
     """Changes to all runs but the first seed's, for smaller ones. The report says so."""
+
+
+class Supervised(Program):
+    per_task: dict[str, list[str]] = {}
+    """Further changes for single tasks, as more epochs where there are few labels."""
 
 
 class Random(Config):
@@ -88,13 +103,16 @@ class Options(Config):
     """Each fold is pretrained on its own, so that no test clip is ever seen."""
     clips: dict[str, int] | None = None
     """Arguments of `python -m tubelet.datasets.generated`, which makes clips in `<folder>/clips`."""
+    cache: str | None = None
+    """Folder that all programs share for decoded clips, for small sets; by default as their own files say."""
     pretrain: Pretrain
     random: Random = Random()
     tasks: dict[str, Task] = Field(min_length=1)
     headline: str | None = None
     """The task that the closing sentence is about; by default the first."""
     probe: Probe
-    supervised: Program | None = None
+    supervised: Supervised | None = None
+    """The encoder and its patches are those of `pretrain`, whatever this file says of them."""
     floors: Floors | None = Floors()
     devices: list[str] = ["cpu"]
     processes: int = Field(2, ge=1)
@@ -228,6 +246,7 @@ def _clips_job(options: Options) -> Job:
 def _pretrain_job(options: Options, fold: int, seed: int, after: tuple[str, ...]) -> Job:
     folder = run_folder(options, fold, seed)
     changes = [options.fill(change, fold) for change in options.pretrain.overrides]
+    changes += [f"data.cache={path}" for path in _cache(options).values()]
     if seed != options.pretrain.seeds[0]:
         changes += options.pretrain.later_overrides
     changes += [f"folder={folder}", f"meta.seed={seed}"]
@@ -249,8 +268,9 @@ def _probe_job(options: Options, fold: int, encoder: Encoder, after: tuple[str, 
         after = (f"pretrain-fold{fold}-seed{encoder.seed}",)
         pretrain: dict[str, Any] = {"folder": str(run_folder(options, fold, encoder.seed))}
     else:
-        pretrain = {"checkpoint": "random", "init_std": encoder.init_std, "init_seed": encoder.seed}
-        pretrain |= _architecture(options, fold)
+        pretrain = {"folder": None, "checkpoint": "random", "init_std": encoder.init_std, "init_seed": encoder.seed}
+        model, patches = _architecture(options)
+        pretrain |= {key: model[key] for key in ENCODER_KEYS if key in model} | patches
     changes = {
         "pretrain": pretrain,
         "meta": {"seed": options.probe.seeds},
@@ -261,7 +281,7 @@ def _probe_job(options: Options, fold: int, encoder: Encoder, after: tuple[str, 
         },
     }
     first = next(iter(changes["tasks"].values()))["data"]
-    changes["data"] = {key: first[key] for key in ("dataset_train", "dataset_val", "num_classes")}
+    changes["data"] = {key: first[key] for key in ("dataset_train", "dataset_val", "num_classes")} | _cache(options)
     folder = probe_folder(options, fold, encoder)
     return _yaml_job(options, "probe", f"probe-fold{fold}-{encoder.name}", options.probe, changes, folder, after)
 
@@ -285,22 +305,31 @@ def _labelled(options: Options, fold: int, task: Task) -> dict[str, Any]:
         "dataset_val": options.fill(task.test, fold),
         "num_classes": task.num_classes,
         "labels_per_class": task.labels_per_class,
+        **_cache(options),
     }
 
 
-def _architecture(options: Options, fold: int) -> dict[str, Any]:
-    """The `pretrain` section of a random encoder: what the pretraining's YAML says of its encoder."""
-    raw = config.read(options.pretrain.fname, [options.fill(change, fold) for change in options.pretrain.overrides])
-    model = ("encoder", "model_name", "encoder_args", "uniform_power", "use_rope", "use_silu", "wide_silu")
-    found = {key: raw["model"][key] for key in model if key in raw.get("model", {})}
-    return found | {key: raw["data"][key] for key in ("patch_size", "tubelet_size") if key in raw["data"]}
+def _cache(options: Options) -> dict[str, str]:
+    return {} if options.cache is None else {"cache": options.fill(options.cache, options.folds[0])}
+
+
+def _architecture(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The section `model` of the pretraining's YAML, and its sizes of patches."""
+    changes = [options.fill(change, options.folds[0]) for change in options.pretrain.overrides]
+    raw = config.read(options.pretrain.fname, changes)
+    return raw.get("model", {}), {key: raw["data"][key] for key in ("patch_size", "tubelet_size") if key in raw["data"]}
 
 
 def _supervised_job(options: Options, fold: int, seed: int, name: str, after: tuple[str, ...]) -> Job:
-    changes = {"data": _labelled(options, fold, options.tasks[name]), "meta": {"seed": seed}}
+    model, patches = _architecture(options)
+    labelled = _labelled(options, fold, options.tasks[name])
+    changes = {"data": {**labelled, **patches}, "model": model, "meta": {"seed": seed}}
     folder = supervised_folder(options, fold, seed, name)
+    program = options.supervised.model_copy(
+        update={"overrides": options.supervised.overrides + options.supervised.per_task.get(name, [])}
+    )
     job = f"supervised-fold{fold}-{name}-{seed}"
-    return _yaml_job(options, "supervised", job, options.supervised, changes, folder, after)
+    return _yaml_job(options, "supervised", job, program, changes, folder, after)
 
 
 def supervised_folder(options: Options, fold: int, seed: int, name: str) -> Path:

@@ -139,9 +139,11 @@ def test_pretrained_probe_reads_its_own_run_and_random_one_the_architecture(plac
     assert pretrained.after == ("pretrain-fold0-seed1",)
     random = jobs["probe-fold0-random-0.2-0"]
     assert random.settings["pretrain"] == {
-        "checkpoint": "random", "init_std": 0.2, "init_seed": 0, "model_name": "vit_x",
+        "folder": None, "checkpoint": "random", "init_std": 0.2, "init_seed": 0, "model_name": "vit_x",
     }  # fmt: skip
     assert random.after == ()
+    supervised = jobs["supervised-fold0-motion-0"].settings
+    assert supervised["model"] == {"model_name": "vit_x"}
     few = pretrained.settings["tasks"]["motion_few-linear"]
     assert (few["head"], few["data"]["labels_per_class"]) == ("linear", 10)
 
