@@ -13,6 +13,8 @@ import numpy as np
 
 from tubelet.datasets import VideoError
 
+MOST_DROPPED = 8  # pictures that the index of a file without presentation times may count too much
+
 
 class Video(Protocol):
     """An opened video. num_frames: as the file's index says; fps: frames a second, on average."""
@@ -99,16 +101,22 @@ class PyavVideo:
         return self._key_times[place - 1] if place else None
 
     def _by_counting(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Frame i is the i-th that comes out when everything is decoded."""
+        """Frame i is the i-th that comes out when everything is decoded; the last stands for a few that are missing.
+
+        Files without presentation times may count pictures that were dropped, and end that much too soon.
+        """
         import av
 
+        last, frames, number, frame = int(indices[-1]), {}, -1, None
         wanted = set(indices.tolist())
         with av.open(self._path) as container:
-            decoded = itertools.islice(container.decode(container.streams.best("video")), max(wanted) + 1)
-            frames = [_upright(frame) for number, frame in enumerate(decoded) if number in wanted]
-        if len(frames) < len(wanted):
-            raise ValueError(f"the file ends before frame {max(wanted)} of the {self.num_frames} in its index")
-        return frames
+            decoded = itertools.islice(container.decode(container.streams.best("video")), last + 1)
+            for number, frame in enumerate(decoded):
+                if number in wanted:
+                    frames[number] = _upright(frame)
+        if frame is None or last - number > MOST_DROPPED:
+            raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
+        return [frames[i] if i <= number else _upright(frame) for i in indices.tolist()]
 
 
 def _upright(frame) -> np.ndarray:
@@ -123,7 +131,12 @@ class TorchcodecVideo:
     def __init__(self, path: str):
         from torchcodec.decoders import VideoDecoder
 
-        self._decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        try:
+            self._decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        except RuntimeError as error:
+            if "Could not load libtorchcodec" in str(error):  # no fault of the video
+                raise ImportError("torchcodec finds no FFmpeg: install it, or set data.decoder to decord") from error
+            raise
         self.num_frames, self.fps = len(self._decoder), float(self._decoder.metadata.average_fps or 0)
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:

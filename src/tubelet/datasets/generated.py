@@ -99,7 +99,9 @@ def encode(frames: np.ndarray, path: Path, fps: int) -> None:
     """uint8 [T, H, W, 3] as mp4, h264, 4:2:0 with even sides; the file appears only when it is complete."""
     unfinished = path.with_suffix(".part")
     with av.open(str(unfinished), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "fast"})
+        # x264's macroblock tree looks at memory beyond small pictures: the bytes would differ from run to run.
+        options = {"crf": "18", "preset": "fast", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # the number of threads changes the bytes

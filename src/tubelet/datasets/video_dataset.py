@@ -1,7 +1,7 @@
 """Clips of video files: V-JEPA's VideoDataset."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from tubelet.datasets.frame_cache import CachedVideo
 from tubelet.datasets.randomness import Purpose, generator
 from tubelet.datasets.sources import VIDEO_SUFFIXES, Source, read_source
 
-ATTEMPTS = 10  # videos tried for one draw before training gives up: then it is the set that is broken
+ATTEMPTS = 10  # other videos tried for one draw before training gives up: then it is the set that is broken
 
 Transform = Callable[[np.ndarray, np.random.Generator], torch.Tensor]
 
@@ -26,7 +26,8 @@ class Dataset:
     on_error: what becomes of a video that cannot be used. "replace": another one of the same source takes its place,
     and Sample.bad tells; "raise": VideoError; "exclude": an empty Sample whose `bad` tells.
 
-    paths, labels (-1: none): of every sample. classes: their names, where the files tell. sizes: number of samples of each entry of `data.datasets`.
+    paths, labels (-1: none): of every sample. classes: the labels' names, where the files tell. sizes: number of
+    samples of each entry of `data.datasets`.
     """
 
     def __init__(
@@ -59,18 +60,23 @@ class Dataset:
         if self.on_error == "exclude":
             return self._empty(draw.index, bad)
         listed = "".join(f"\n  {file.path}: {file.reason}" for file in bad)
-        raise VideoError(self.paths[draw.index], f"no usable video in {ATTEMPTS} draws:{listed}")
+        raise VideoError(self.paths[draw.index], f"neither it nor others in its place can be used:{listed}")
 
-    def _candidates(self, draw: Draw):
-        """The sample drawn, then, in training, others of its source at random."""
+    def _candidates(self, draw: Draw) -> Iterator[int]:
+        """The sample drawn, then, in training, others at random: of its source first, then of all."""
         yield draw.index
         if self.on_error != "replace":
             return
         ends = np.cumsum(self.sizes)
         source = np.searchsorted(ends, draw.index, side="right")
         rng = generator(self.seed, Purpose.REPLACEMENT, draw.epoch, draw.index)
-        for _ in range(ATTEMPTS - 1):
-            yield int(rng.integers(ends[source] - self.sizes[source], ends[source]))
+        own = rng.integers(ends[source] - self.sizes[source], ends[source], size=ATTEMPTS // 2)
+        others = rng.integers(len(self), size=ATTEMPTS - ATTEMPTS // 2)
+        tried = {draw.index}
+        for index in np.concatenate([own, others]).tolist():
+            if index not in tried:
+                tried.add(index)
+                yield index
 
     def _read(self, index: int, epoch: int, bad: list[BadFile]) -> Sample:
         path = self.paths[index]
