@@ -392,6 +392,7 @@ def summarise(options: Options) -> dict[str, Any]:
     """Tables, margins and sentences from the folders of finished jobs."""
     results = collect(options)
     report = aggregate.tables(results, own_init_std=options.random.init_stds[0])
+    errors = aggregate.standard_errors(results)
     margins = {
         head: {task: found for task in options.tasks if (found := aggregate.margin(report[head], task)) is not None}
         for head in options.probe.heads
@@ -400,9 +401,9 @@ def summarise(options: Options) -> dict[str, Any]:
         "title": options.title,
         **report,
         "margin": margins,
-        "standard_error": aggregate.standard_errors(results),
+        "standard_error": errors,
         "verdict": [aggregate.verdict(report, options.headline or next(iter(options.tasks)))],
-        "notes": notes(options),
+        "notes": [*notes(options), *_notes_on_errors(errors)],
         "settings": {
             "Study": options.model_dump(mode="json"),
             "Probe": config.read(options.probe.fname, options.probe.overrides),
@@ -483,6 +484,15 @@ def notes(options: Options) -> list[str]:
             f"{len(options.folds)} folds, each with its own pretraining; accuracy is pooled over all their test videos."
         )
     return found
+
+
+def _notes_on_errors(errors: dict[str, Any]) -> list[str]:
+    """How far the pretrained row would move with other test videos."""
+    found = errors["probe"]["pretrained"] if "pretrained" in errors.get("probe", {}) else {}
+    listed = ", ".join(f"{task} {error:.1f}" for task, error in found.items())
+    if not listed:
+        return []
+    return [f"One standard error of the pretrained probe, from the number of test videos alone, in points: {listed}."]
 
 
 if __name__ == "__main__":

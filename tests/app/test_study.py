@@ -120,6 +120,8 @@ def test_study_runs_everything_and_reports_it_and_then_nothing_again(place, caps
     assert report["probe"]["random_best"]["motion"][0] == 33.0
     assert report["probe"]["supervised"]["motion"][0] == 81.0
     assert report["probe"]["floor_frame"]["motion"] == [20.0, 0.0]
+    assert report["standard_error"]["probe"]["pretrained"]["motion"] == pytest.approx((61 * 39 / 40) ** 0.5)
+    assert "in points: motion 7.7, motion_few" in report["notes"][-1]
     assert report["margin"]["probe"]["motion"]["points"] == 28.0
     assert report["seconds"].keys() == {"pretrain", "supervised", "probe", "floors"}
     printed = capsys.readouterr().out
