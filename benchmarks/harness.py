@@ -30,29 +30,34 @@ class Timing:
     ratio: float
 
 
-def in_turn(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> Timing:
+def seconds(function: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def in_turn(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    repeats: int,
+    clock: Callable[[Callable[[], object]], float] = seconds,
+) -> Timing:
     """Time `ours` and `peer` alternately, `repeats` times each after one untimed call.
 
     The ratio is formed within each turn, so that whatever else the machine does hits both sides alike; who begins
-    alternates.
+    alternates. `clock` calls a side and tells the seconds that count.
     """
     ours()
     peer()
     turns = []
     for turn in range(repeats):
         if turn % 2:
-            peer_seconds, our_seconds = seconds(peer), seconds(ours)
+            peer_seconds, our_seconds = clock(peer), clock(ours)
         else:
-            our_seconds, peer_seconds = seconds(ours), seconds(peer)
+            our_seconds, peer_seconds = clock(ours), clock(peer)
         turns.append((our_seconds, peer_seconds, peer_seconds / our_seconds))
     return Timing(*(statistics.median(column) for column in zip(*turns, strict=True)))
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -126,9 +126,8 @@ def make_batch(setting: Setting) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return clips.to(setting.device), move(contexts), move(targets)
 
 
-def make_jepa(setting: Setting) -> JEPA:
-    torch.manual_seed(0)
-    model = ModelConfig(
+def model_config(setting: Setting) -> ModelConfig:
+    return ModelConfig(
         model_name=setting.model_name,
         use_rope=True,
         rope_pairing="vjepa2",
@@ -136,6 +135,11 @@ def make_jepa(setting: Setting) -> JEPA:
         pred_depth=setting.pred_depth,
         pred_num_heads=setting.pred_num_heads,
     )
+
+
+def make_jepa(setting: Setting) -> JEPA:
+    torch.manual_seed(0)
+    model = model_config(setting)
     encoder = build_encoder(model, **setting.sizes)
     predictor = build_predictor(model, encoder, **setting.sizes, num_mask_tokens=len(MASKS))
     return JEPA(encoder, predictor, LossConfig()).to(setting.device)
