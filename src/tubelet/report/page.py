@@ -54,7 +54,7 @@ def write(folder: Path) -> Path:
     pictures = {"table": _table_picture(folder, study), "curves": curves, "clips": _clip_pictures(folder, config)}
     report = {**study, "pretraining": summary(log), "pretraining_settings": config}
     _write_whole(folder / "report.json", json.dumps(report, indent=1))
-    _write_whole(folder / "report.html", render(folder.name, report, pictures))
+    _write_whole(folder / "report.html", render(study.get("title", folder.name), report, pictures))
     return folder / "report.html"
 
 
