@@ -69,7 +69,7 @@ def test_the_probe_in_the_folder_is_the_one_that_predicted(raw):
 
 @pytest.mark.parametrize("head", ["attentive", "linear"])
 def test_cached_features_change_nothing(raw, head, tmp_path):
-    live = run(raw, head=head)
+    live = run(raw, head=head, data={"num_workers": 2})
     cached = run(raw, head=head, folder=str(tmp_path / "cached"), data={"cache_features": str(tmp_path / "features")})
     for ours, theirs in zip(live["heads"], cached["heads"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
