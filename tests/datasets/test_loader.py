@@ -1,3 +1,7 @@
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +83,38 @@ def test_shapes_and_masks_for_each_clip(videos):
     assert [len(mask) for mask in batch.masks_context + batch.masks_target] == [8] * 4
     moved = batch.to("meta")
     assert moved.clips.device.type == moved.masks_target[1].device.type == "meta"
+
+
+class Deadly(TrainTransform):
+    """Does to its worker what a decoder's crash or endless loop does, at the videos of 64 rows."""
+
+    def __init__(self, deed):
+        super().__init__(AugConfig(), 32)
+        self.deed = deed
+
+    def __call__(self, frames, rng):
+        if frames.shape[1] == 64:
+            os.kill(os.getpid(), signal.SIGKILL) if self.deed == "crash" else time.sleep(1000)
+        return super().__call__(frames, rng)
+
+
+@pytest.mark.parametrize("deed", ["crash", "hang"])
+def test_a_video_that_crashes_or_blocks_its_worker_is_replaced_and_named(deed, make_video, tmp_path):
+    for name, height in (("a", 96), ("b", 80), ("c", 64), ("d", 96)):
+        make_video(tmp_path / f"{name}.mp4", height=height, frames=12)
+    data = DataConfig(datasets=[str(tmp_path)], sampling_rate=1, num_frames=4, crop_size=32)
+    dataset = Dataset(data, Deadly(deed), on_error="replace")
+    stream = SampleStream(dataset.sizes, None, 2, seed=0)
+    loader = make_train_loader(
+        dataset, stream, None, seed=0, first_step=0, last_step=6, num_workers=2, timeout=3 if deed == "hang" else 0
+    )
+    batches = list(loader)
+    assert [batch.step for batch in batches] == list(range(6))
+    bad = [file for batch in batches for file in batch.bad]
+    assert {file.path for file in bad} == {str(tmp_path / "c.mp4")}
+    assert len(bad) >= 3  # once an epoch
+    assert bad[0].reason.startswith("its worker crashed or gave no answer: DataLoader")
+    assert all(len(batch) == 2 and str(tmp_path / "c.mp4") not in batch.paths for batch in batches)
 
 
 def test_making_batches_leaves_the_global_generators_alone(videos):

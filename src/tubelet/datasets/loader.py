@@ -1,7 +1,9 @@
 """Batches from worker processes: the same ones whatever the number of workers, from any step on."""
 
+import functools
 import signal
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,12 +11,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from tubelet.datasets import Batch, Draw, Sample
+from tubelet.datasets.culprits import OpenVideos
 from tubelet.datasets.randomness import Purpose, generator
 from tubelet.datasets.streams import SampleStream
 
 
 class SampleSource(Protocol):
     """What a dataset file's `Dataset` is to a loader."""
+
+    refused: dict[int, str]
 
     def __len__(self) -> int: ...
 
@@ -44,13 +49,14 @@ def make_train_loader(
     """The batches of steps first_step .. last_step - 1 for one process.
 
     A batch depends on `seed` and its step only. Masks are drawn for the whole global batch, so that one process or
-    several see the same rows. timeout: seconds to wait for a worker before a RuntimeError; 0: for ever.
+    several see the same rows. timeout: seconds to wait for a batch before the video it is stuck at counts as bad;
+    0: for ever.
     """
     if stream.batch_size % world_size:
         raise ValueError(f"a global batch of {stream.batch_size} cannot be shared by {world_size} processes")
     rows = stream.batch_size // world_size
     source = _TrainBatches(dataset, stream, masks, seed, slice(rank * rows, (rank + 1) * rows))
-    return _loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
+    return _Loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
 
 
 def make_eval_loader(
@@ -68,7 +74,7 @@ def make_eval_loader(
     Excluded samples are missing from their batch, with the reason in its `bad`; a batch may so be empty.
     """
     source = _EvalBatches(dataset, range(rank, len(dataset), world_size), batch_size)
-    return _loader(source, range(len(source)), num_workers, pin_memory, timeout)
+    return _Loader(source, range(len(source)), num_workers, pin_memory, timeout)
 
 
 def collate(samples: list[Sample], step: int) -> Batch:
@@ -114,21 +120,57 @@ class _EvalBatches:
         return collate([self.dataset[Draw(step, 0, index, slot)] for slot, index in enumerate(indices)], step)
 
 
-def _loader(source, steps: range, num_workers: int, pin_memory: bool, timeout: int) -> DataLoader:
-    return DataLoader(
-        source,
-        batch_size=None,
-        sampler=steps,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        timeout=timeout if num_workers else 0,
-        worker_init_fn=_leave_signals_to_the_main_process,
-        # Without its own generator the loader takes a number from torch's global one, and a resumed run would differ.
-        generator=torch.Generator(),
-    )
+class _Loader:
+    """Batches of `steps` in order. A video that crashes or blocks a worker is refused from then on and reported."""
+
+    def __init__(self, source, steps: range, num_workers: int, pin_memory: bool, timeout: int):
+        self.source, self.steps = source, steps
+        self.num_workers, self.pin_memory, self.timeout = num_workers, pin_memory, timeout
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        done = 0
+        while done < len(self.steps):
+            videos = OpenVideos(self.num_workers)
+            batches = self._batches(self.steps[done:], videos)
+            try:
+                for batch in batches:
+                    done += 1
+                    yield batch
+            except RuntimeError as error:
+                culprits = videos.stuck()
+                videos.kill_workers()
+                if not culprits:
+                    raise
+                reason = f"its worker crashed or gave no answer: {str(error).splitlines()[0]}"
+                self.source.dataset.refused |= dict.fromkeys(culprits, reason)
+
+    def _batches(self, steps: range, videos: OpenVideos) -> Iterator[Batch]:
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = iter(
+            DataLoader(
+                self.source,
+                batch_size=None,
+                sampler=steps,
+                num_workers=self.num_workers,
+                pin_memory=self.pin_memory,
+                timeout=self.timeout if self.num_workers else 0,
+                worker_init_fn=functools.partial(_start_worker, videos),
+                # Without its own generator it takes a number from torch's global one, and a resumed run would differ.
+                generator=torch.Generator(),
+            )
+        )
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler would raise the death of a worker in the middle of a training step; without it, it is
+            # raised where the batch is asked for.
+            signal.signal(signal.SIGCHLD, before)
+        return batches
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _start_worker(videos: OpenVideos, worker: int) -> None:
     """Ctrl-C and a cluster's warning reach every process; the main one wants its workers alive to finish its step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    videos.join(worker)

@@ -56,9 +56,10 @@ def _shape(appearance: int, u: Array, v: Array) -> Array:
 
 def _canvas(rng: np.random.Generator, appearance: int, side: int, unit: float) -> Array:
     """Paint ground and sprites: [side, side, 3] in 0..255, periodic in both directions."""
-    low, high = rng.uniform(20, 235, (2, 3)).astype(np.float32)
+    low, high = rng.uniform(0, 110, (2, 3)).astype(np.float32)
     canvas = low + (high - low) * _cloud(rng, side)[..., None]
-    palette = rng.uniform(0, 255, (3, 3)).astype(np.float32)
+    palette = rng.uniform(60, 255, (3, 3)).astype(np.float32)
+    palette[:, rng.integers(3)] = 255  # brighter than the ground in one channel at least
     number = int(rng.integers(24, 41))
     size = rng.uniform(0.8, 1.25)
     # places on a jittered lattice, so that no part of the canvas is empty
@@ -98,7 +99,7 @@ def _maps(rng: np.random.Generator, motion: int, num_frames: int, size: int) -> 
     elif name.startswith("zoom"):
         scale = np.exp(time * growth * (-1 if name.endswith("in") else 1))
     else:
-        angle = time * turn * (1 if name.endswith("left") else -1)
+        angle = time * turn * (-1 if name.endswith("left") else 1)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
     linear = linear / rng.uniform(0.8, 1.25)  # the clip's own zoom
@@ -111,7 +112,7 @@ def render_clip(
 ) -> npt.NDArray[np.uint8]:
     """One clip, uint8 [T, H, W, 3]; everything but the two labels is drawn from `rng`."""
     side = 2 * size
-    canvas = _canvas(rng, appearance, side, unit=size * 0.09).reshape(side * side, 3)
+    canvas = _canvas(rng, appearance, side, unit=size * 0.105).reshape(side * side, 3)
     linear, shift = _maps(rng, motion, num_frames, size)
     axis = np.arange(size, dtype=np.float32)
     where = [

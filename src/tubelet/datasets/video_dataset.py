@@ -9,6 +9,7 @@ import torch
 
 from tubelet.datasets import BadFile, DataConfig, Draw, Sample, VideoError
 from tubelet.datasets.clip_sampling import clip_length, sample_frames
+from tubelet.datasets.culprits import reading
 from tubelet.datasets.decoders import open_video, read_frames
 from tubelet.datasets.frame_cache import CachedVideo
 from tubelet.datasets.randomness import Purpose, generator
@@ -27,7 +28,8 @@ class Dataset:
     and Sample.bad tells; "raise": VideoError; "exclude": an empty Sample whose `bad` tells.
 
     paths, labels (-1: none): of every sample. classes: the labels' names, where the files tell. sizes: number of
-    samples of each entry of `data.datasets`.
+    samples of each entry of `data.datasets`. refused: index -> reason of videos that may not be opened any more,
+    because they crashed or blocked a worker; the loader adds to it.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Dataset:
     ):
         self.data, self.transform, self.seed, self.on_error = data, transform, seed, on_error
         self.classes: list[str] = []
+        self.refused: dict[int, str] = {}
         sources = [self._read_source(entry) for entry in data.datasets]
         self.sizes = [len(source.paths) for source in sources]
         self.paths = [path for source in sources for path in source.paths]
@@ -80,8 +83,11 @@ class Dataset:
 
     def _read(self, index: int, epoch: int, bad: list[BadFile]) -> Sample:
         path = self.paths[index]
+        if index in self.refused:
+            raise VideoError(path, self.refused[index])
         rng = generator(self.seed, Purpose.CLIP, epoch, index)
-        clips, numbers = self._clips(path, rng)
+        with reading(index):
+            clips, numbers = self._clips(path, rng)
         return Sample(clips, self.labels[index], index, path, torch.from_numpy(numbers), tuple(bad))
 
     def _read_source(self, entry: str) -> Source:
