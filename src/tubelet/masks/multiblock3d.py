@@ -132,16 +132,15 @@ class MaskCollator(BaseMaskCollator):
         grid = self.grid
         room = np.array(grid) - block + 1
         first = (rng.random((batch_size, config.num_blocks, 3)) * room).astype(np.uint16)
-        # Which of an axis' positions each block spans: [B, n, t], [B, n, h], [B, n, w].
-        slots, rows, columns = (
-            _spans(first[:, :, axis], length, size) for axis, (length, size) in enumerate(zip(block, grid, strict=True))
-        )
+        # Which rows and columns each block spans, [B, n, h] and [B, n, w]; or which rows of which slots, [B, n, t*h].
+        rows = _spans(first[:, :, 1], block.h, grid.h)
+        columns = _spans(first[:, :, 2], block.w, grid.w)
         tubes_only = self._are_tubes(config, block)
-        planes = (
-            rows if tubes_only else (slots[..., :, None] & rows[..., None, :]).reshape(batch_size, -1, grid.t * grid.h)
-        )
+        if not tubes_only:
+            slots = _spans(first[:, :, 0], block.t, grid.t)
+            rows = (slots[..., :, None] & rows[..., None, :]).reshape(batch_size, config.num_blocks, -1)
         # A product of matrices adds up, for every position, the blocks that hide it.
-        count = planes.swapaxes(1, 2).astype(np.float32) @ columns.astype(np.float32)
+        count = rows.swapaxes(1, 2).astype(np.float32) @ columns.astype(np.float32)
         hidden = (count > 0).reshape(batch_size, -1)
         if not tubes_only:
             hidden[:, self._context_slots(config) * grid.columns :] = True
