@@ -52,6 +52,7 @@ class Schedule:
 
     def __init__(self, options: OptimizationConfig, steps_per_epoch: int):
         self.options = options
+        steps_per_epoch = options.ipe or steps_per_epoch
         self.steps = options.epochs * steps_per_epoch
         self.warmup = options.warmup * steps_per_epoch
         self.stretched = self.steps * options.ipe_scale

@@ -48,7 +48,7 @@ def main(options: Options, world: World) -> None:
         data, TrainTransform(options.data_aug, data.crop_size), seed=seed, on_error="replace"
     )
     stream = SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
-    schedule = Schedule(options.optimization, options.optimization.ipe or stream.steps_per_pass)
+    schedule = Schedule(options.optimization, steps_per_epoch=max(1, stream.pass_length // stream.batch_size))
     training = Pretraining(options, schedule, world)
     training.resume_or_start(folder / "checkpoints")
     batches = make_train_loader(

@@ -39,6 +39,13 @@ class JEPA(nn.Module):
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.predictor = predictor
         self.loss = loss
+        self.train()
+
+    def train(self, mode: bool = True) -> "JEPA":
+        """As for any module, but the target encoder never drops anything out."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
 
     def forward(
         self, clips: Tensor, masks_context: list[Tensor], masks_target: list[Tensor], seeds: list[int]

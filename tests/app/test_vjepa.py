@@ -1,0 +1,240 @@
+"""Pretraining as a whole: the same run done another way gives the same numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.vjepa.options import Options
+from app.vjepa.train import Pretraining, Schedule, main
+from tubelet import config
+from tubelet.config import ConfigError
+from tubelet.datasets import Batch
+from tubelet.training import checkpoint
+from tubelet.training.bookkeeping import TrainingStopped
+from tubelet.training.distributed import World
+
+ROOT = Path(__file__).parents[2]
+STEPS = 14
+
+
+def command(path, *overrides):
+    return [sys.executable, "-m", "app.main", "--fname", str(path), "--devices", "cpu", *overrides]
+
+
+def start(path, *overrides):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(path, *overrides),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(path, *overrides):
+    process = start(path, *overrides)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(folder, step, process):
+    """Until the run's log has reached `step`."""
+    log = folder / "log.jsonl"
+    while not log.exists() or f'"step": {step},' not in log.read_text():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+
+
+def final_state(folder):
+    state = checkpoint.read(Path(folder) / "checkpoints" / "latest.pt")
+    assert state["step"] == STEPS
+    return state
+
+
+def assert_same(a, b, path="state"):
+    """Bit for bit, all the way down; the configuration aside."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"config"}:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}.{i}")
+    else:
+        assert a == b, path
+
+
+@pytest.fixture(scope="module")
+def straight_run(videos, tmp_path_factory):
+    """The last state of a run that was never stopped; made once for each configuration."""
+    done = {}
+
+    def of(small):
+        path = small()
+        if "state" not in done:
+            folder = tmp_path_factory.mktemp("straight")
+            run(path, f"folder={folder}")
+            done["state"] = final_state(folder)
+            done["losses"] = losses(folder)
+        return done
+
+    return of
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 0)])
+def test_kill_9_and_start_again_is_bit_for_bit_the_same(small, straight_run, tmp_path, before, after):
+    expected = straight_run(small)
+    path = small()
+    process = start(path, f"data.num_workers={before}")
+    wait_for_step(tmp_path / "run", 7, process)
+    process.kill()
+    process.communicate()
+    assert 6 <= checkpoint.load_latest(tmp_path / "run" / "checkpoints")["step"] < STEPS
+    run(path, f"data.num_workers={after}")
+    assert_same(final_state(tmp_path / "run"), expected["state"])
+    assert losses(tmp_path / "run") == expected["losses"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(small, straight_run, tmp_path, number):
+    expected = straight_run(small)
+    path = small(logging={"checkpoint_every_steps": None})
+    process = start(path)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert number.name in output
+    assert "The same command continues" in output
+    assert 3 <= checkpoint.load_latest(tmp_path / "run" / "checkpoints")["step"] < STEPS
+    run(path)
+    assert_same(final_state(tmp_path / "run"), expected["state"])
+
+
+def test_number_of_workers_changes_nothing(small, straight_run, tmp_path):
+    expected = straight_run(small)["losses"]
+    assert len(expected) == STEPS
+    for workers in (1, 2):
+        main(config.load(small(), [f"data.num_workers={workers}", f"folder={tmp_path}/{workers}"], Options), World())
+        assert losses(tmp_path / str(workers)) == expected
+
+
+def test_two_processes_are_one_with_twice_the_batch(small, tmp_path):
+    """Data order, augmentation and masks depend on the sample, not on the process that holds it."""
+    path = small(model={"encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2}, "pred_depth": 1})
+    run(path, f"folder={tmp_path}/one", "data.batch_size=4")
+    process = subprocess.run(
+        [*command(path, f"folder={tmp_path}/two", "data.batch_size=2"), "--processes", "2"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_run_folder_holds_what_it_should(small, tmp_path):
+    options = config.load(small(), [], Options)
+    main(options, World())
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.yaml", "git.txt", "log.jsonl", "tensorboard", "checkpoints", "report.html", "report.json"}
+    assert config.load(folder / "config.yaml", [], Options) == options
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert set(lines[3]) >= {"loss", "lr", "momentum", "grad_norm", "clips_per_second", "data_seconds", "memory_gb"}
+    assert set(lines[0]) >= {"rank_centered", "rank_uncentered", "spread_within", "spread_across"}
+    assert "rank_centered" in lines[5]
+    assert "rank_centered" not in lines[4]
+
+
+def pretraining(path, *overrides):
+    options = config.load(path, list(overrides), Options)
+    return Pretraining(options, Schedule(options.optimization, steps_per_epoch=2), World())
+
+
+def some_batch(training):
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 255, (4, 3, 8, 32, 32), dtype=torch.uint8, generator=generator)
+    import numpy as np
+
+    context, target = training.options.mask_collator().sample_masks(4, np.random.default_rng(0))
+    none = torch.zeros(4, dtype=torch.int64)
+    return Batch(clips, none, none, ("",) * 4, none, 0, (), tuple(context), tuple(target))
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(small):
+    path = small(model={"encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2}})
+    gradients = []
+    for parts in (1, 4):
+        training = pretraining(path, f"optimization.accumulation_steps={parts}")
+        losses = training.forward_backward(some_batch(training))
+        gradients.append([p.grad for p in training.trained] + [losses["loss"]])
+    for whole, accumulated in zip(*gradients, strict=True):
+        torch.testing.assert_close(accumulated, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_update_with_non_finite_gradients_is_left_out(small):
+    training = pretraining(small())
+    training.forward_backward(some_batch(training))
+    training.trained[0].grad[0] = float("nan")
+    before = [p.detach().clone() for p in training.trained]
+    assert not torch.isfinite(training.update())
+    assert all(torch.equal(old, new) for old, new in zip(before, training.trained, strict=True))
+    training.forward_backward(some_batch(training))
+    assert torch.isfinite(training.update())
+    assert any(not torch.equal(old, new) for old, new in zip(before, training.trained, strict=True))
+
+
+def test_a_diverging_run_stops_with_a_message_and_good_weights(small, tmp_path):
+    path = small(
+        logging={"max_nonfinite": 3, "checkpoint_every_steps": None}, optimization={"lr": 1e30, "start_lr": 1e30}
+    )
+    with pytest.raises(TrainingStopped, match="not finite.*Lower optimization.lr"):
+        main(config.load(path, ["optimization.clip_grad=null"], Options), World())
+    assert (tmp_path / "run" / "checkpoints" / "latest.pt").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("use_mask_tokens", [True, False])
+def test_half_precision_is_near_to_single(small, dtype, use_mask_tokens):
+    model = {"encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2}, "use_mask_tokens": use_mask_tokens}
+    path = small(model=model)
+    found = []
+    for name in ("float32", dtype):
+        training = pretraining(path, f"meta.dtype={name}")
+        found.append(float(training.forward_backward(some_batch(training))["loss"]))
+        training.update()
+        assert all(p.dtype == torch.float32 for p in training.jepa.parameters())
+    assert found[1] == pytest.approx(found[0], rel=2e-2)
+
+
+def test_init_from_starts_a_new_run_from_the_weights(small, tmp_path):
+    path = small()
+    main(config.load(path, [], Options), World())
+    training = pretraining(path, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
+    training.resume_or_start(tmp_path / "new" / "checkpoints")
+    assert training.step == 0
+    for part in ("encoder", "target_encoder", "predictor"):
+        assert_same(getattr(training.jepa, part).state_dict(), final_state(tmp_path / "run")[part])
+
+
+def test_folder_of_another_configuration_is_refused(small, tmp_path):
+    main(config.load(small(), [], Options), World())
+    with pytest.raises(ConfigError, match=r"optimization.lr: 0.001 there, 0.002 here"):
+        main(config.load(small(), ["optimization.lr=2e-3"], Options), World())
