@@ -42,7 +42,7 @@ def test_each_file_gives_a_clip_or_a_reason(decoder, shared_data):
         pytest.skip(f"{folder} is not there")
     # In a process of its own: a crash of the decoder is to be seen, not to end the tests.
     command = [sys.executable, "-c", READ_ALL, str(folder), decoder]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     if "torchcodec finds no FFmpeg" in result.stderr:
         pytest.skip("torchcodec finds no FFmpeg libraries (apt install ffmpeg)")
     assert result.returncode == 0, result.stderr[-2000:]
