@@ -1,4 +1,4 @@
-"""Measure a frozen encoder: `python -m evals.main --fname configs/evals/<name>.yaml [--devices …] [key.path=value …]`."""
+"""Measure a frozen encoder: `python -m evals.main --fname configs/evals/<name>.yaml [key.path=value …]`."""
 
 from tubelet.training.launch import run
 

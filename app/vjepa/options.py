@@ -117,6 +117,8 @@ class Options(Config):
                 f"optimization.accumulation_steps: {self.optimization.accumulation_steps} does not divide "
                 f"data.batch_size {data.batch_size}"
             )
+        if self.loss.inv_coeff > 0 and len(self.mask) < 2:
+            raise ValueError("loss.inv_coeff compares a clip's features under two masks; give `mask` a second entry")
         self.mask_collator()
         with torch.device("meta"):
             encoder = build_encoder(self.model, **self.grid())

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tubelet.datasets.bad_files import BadFiles
 
 from app.vjepa.options import Options, Schedule
 from tubelet import hub, report
 from tubelet.config import ConfigError
 from tubelet.datasets import Batch, Draw, to_float
+from tubelet.datasets.bad_files import BadFiles
 from tubelet.datasets.loader import collate, make_train_loader
 from tubelet.datasets.streams import SampleStream
 from tubelet.datasets.transforms import EvalTransform, TrainTransform

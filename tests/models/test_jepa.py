@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tubelet.models.jepa import JEPA, LossConfig, covariance, prediction_variance_hinge, variance_hinge
+from tubelet.models.jepa import JEPA, LossConfig, covariance, invariance, prediction_variance_hinge, variance_hinge
 from tubelet.models.predictor import VisionTransformerPredictor
 from tubelet.models.vision_transformer import VisionTransformer
 
@@ -68,8 +68,8 @@ def test_target_is_a_moving_average():
 
 def test_terms_are_computed_only_when_asked_for(clips):
     assert set(make_jepa()(clips, CONTEXT, TARGET, [1, 2])) == {"loss", "loss_jepa"}
-    losses = make_jepa(std_coeff=2.0, cov_coeff=3.0)(clips, CONTEXT, TARGET, [1, 2])
-    expected = losses["loss_jepa"] + 2 * losses["loss_std"] + 3 * losses["loss_cov"]
+    losses = make_jepa(std_coeff=2.0, cov_coeff=3.0, inv_coeff=4.0)(clips, CONTEXT, TARGET, [1, 2])
+    expected = losses["loss_jepa"] + 2 * losses["loss_std"] + 3 * losses["loss_cov"] + 4 * losses["loss_inv"]
     torch.testing.assert_close(losses["loss"].detach(), expected)
 
 
@@ -80,6 +80,12 @@ def test_variance_and_covariance_against_loops():
     cov = torch.cov(features.T)
     off_diagonal = sum(cov[i, j] ** 2 for i in range(5) for j in range(5) if i != j) / 5
     torch.testing.assert_close(covariance(features), off_diagonal)
+
+
+def test_invariance_against_a_loop():
+    views = [torch.randn(4, 5) for _ in range(3)]
+    pairs = [((a - b) ** 2).mean() for i, a in enumerate(views) for b in views[i + 1 :]]
+    torch.testing.assert_close(invariance(views), sum(pairs) / 3)
 
 
 def test_v_jepas_hinge_against_a_loop():

@@ -43,7 +43,10 @@ def test_damaged_checkpoint_falls_back_loudly(tmp_path, damage):
 
 def test_all_damaged_is_an_error_not_a_restart(tmp_path):
     checkpoint.save(tmp_path, 1, state(1), keep=3).write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints"):
+    with (
+        pytest.warns(UserWarning, match="set aside"),
+        pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints"),
+    ):
         checkpoint.load_latest(tmp_path)
 
 

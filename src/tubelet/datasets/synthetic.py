@@ -1,8 +1,9 @@
 """Small moving scenes. A flock of sprites on a cloudy ground, all carried by ONE motion programme.
 
-Each clip is a window onto a periodic ("torus") canvas. The canvas is painted once per clip: a smooth cloud of two
-colours, and some two dozen sprites of one shape in random sizes, orientations and colours. Every frame then looks
-at the canvas through an affine map, sampled bilinearly, so motion is smooth to a fraction of a pixel.
+Each clip is a window onto a periodic ("torus") canvas. The canvas is painted once per clip: a smooth cloud in each
+colour, and some fifty sprites of one shape in random sizes, orientations and colours, some darker than the ground and
+some brighter, so that no colour is shared by the whole clip. Every frame then looks at the canvas through an affine
+map, sampled bilinearly, so motion is smooth to a fraction of a pixel.
 
 Two independent labels:
   motion      how the window moves: eight programmes in four opposite pairs (a clip played backwards is its partner,
@@ -56,18 +57,15 @@ def _shape(appearance: int, u: Array, v: Array) -> Array:
 
 def _canvas(rng: np.random.Generator, appearance: int, side: int, unit: float) -> Array:
     """Paint ground and sprites: [side, side, 3] in 0..255, periodic in both directions."""
-    low, high = rng.uniform(0, 110, (2, 3)).astype(np.float32)
-    canvas = low + (high - low) * _cloud(rng, side)[..., None]
-    palette = rng.uniform(60, 255, (3, 3)).astype(np.float32)
-    palette[:, rng.integers(3)] = 255  # brighter than the ground in one channel at least
-    number = int(rng.integers(24, 41))
-    size = rng.uniform(0.8, 1.25)
+    ground = np.stack([_cloud(rng, side) for _ in range(3)], axis=-1)
+    canvas = 128 + 90 * (ground - ground.mean(axis=(0, 1)))
+    number = int(rng.integers(36, 65))
     # places on a jittered lattice, so that no part of the canvas is empty
     cells = int(np.ceil(number**0.5))
     places = rng.permutation(cells * cells)[:number]
     for place in places:
         centre = (np.array(divmod(int(place), cells)) + rng.uniform(0.1, 0.9, 2)) * (side / cells)
-        radius = float(unit * size * rng.uniform(0.75, 1.25))
+        radius = float(unit * rng.uniform(0.7, 1.3))
         reach = int(np.ceil(radius * 1.45 + 1))
         corner = np.floor(centre).astype(int) - reach
         y = (corner[0] + np.arange(2 * reach + 1) - centre[0]).astype(np.float32)[:, None] / radius
@@ -75,7 +73,7 @@ def _canvas(rng: np.random.Generator, appearance: int, side: int, unit: float) -
         angle = rng.uniform(0, 2 * np.pi)
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         cover = np.clip(0.5 - _shape(appearance, c * x + s * y, c * y - s * x) * radius, 0, 1)[..., None]
-        colour = palette[rng.integers(3)]
+        colour = np.where(rng.random(3) < 0.5, rng.uniform(0, 60, 3), rng.uniform(195, 255, 3)).astype(np.float32)
         rows = (corner[0] + np.arange(2 * reach + 1)) % side
         columns = (corner[1] + np.arange(2 * reach + 1)) % side
         spot = np.ix_(rows, columns)
@@ -102,7 +100,7 @@ def _maps(rng: np.random.Generator, motion: int, num_frames: int, size: int) -> 
         angle = time * turn * (-1 if name.endswith("left") else 1)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
-    linear = linear / rng.uniform(0.8, 1.25)  # the clip's own zoom
+    linear = linear / rng.uniform(0.9, 1.1)  # the clip's own zoom
     shift = drift + rng.uniform(0, 4 * size, 2) - np.einsum("tij,j->ti", linear, centre)
     return linear.astype(np.float32), shift.astype(np.float32)
 
@@ -112,7 +110,7 @@ def render_clip(
 ) -> npt.NDArray[np.uint8]:
     """One clip, uint8 [T, H, W, 3]; everything but the two labels is drawn from `rng`."""
     side = 2 * size
-    canvas = _canvas(rng, appearance, side, unit=size * 0.105).reshape(side * side, 3)
+    canvas = _canvas(rng, appearance, side, unit=size * 0.09).reshape(side * side, 3)
     linear, shift = _maps(rng, motion, num_frames, size)
     axis = np.arange(size, dtype=np.float32)
     where = [

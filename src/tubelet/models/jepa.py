@@ -1,6 +1,7 @@
 """The joint-embedding predictive architecture: encoder, its moving average, predictor, loss (Bardes et al. 2024)."""
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ class LossConfig(Config):
     """Weight of the variance term of VICReg (Bardes et al. 2022, eq. 1) on the clips' mean context features."""
     std_floor: float = Field(0.5, gt=0)
     """Standard deviation across clips below which the variance term acts."""
+    inv_coeff: float = Field(0.0, ge=0)
+    """Weight of the invariance term of VICReg (eq. 5): a clip's mean context feature is the same under each mask."""
     cov_coeff: float = Field(0.0, ge=0)
     """Weight of the covariance term of VICReg (eq. 3) on the clips' mean context features."""
 
@@ -59,8 +62,8 @@ class JEPA(nn.Module):
             seeds: one for each clip; the noise of a diffusion predictor depends on nothing else.
 
         Returns:
-            Scalars: `loss`, the sum to minimise, and its terms `loss_jepa`, `loss_reg`, `loss_std`, `loss_cov` (the
-            latter three only where their coefficient is not zero).
+            Scalars: `loss`, the sum to minimise, and its terms `loss_jepa`, `loss_reg`, `loss_std`, `loss_inv`,
+            `loss_cov` (all but the first only where their coefficient is not zero).
         """
         targets = self.targets(clips, masks_target)
         contexts = self.encoder(clips, masks_context)
@@ -88,6 +91,8 @@ class JEPA(nn.Module):
         if self.loss.std_coeff > 0:
             hinge = _mean(variance_hinge(c.mean(1), self.loss.std_floor) for c in contexts)
             terms["loss_std"] = (self.loss.std_coeff, hinge)
+        if self.loss.inv_coeff > 0:
+            terms["loss_inv"] = (self.loss.inv_coeff, invariance([c.mean(1) for c in contexts]))
         if self.loss.cov_coeff > 0:
             terms["loss_cov"] = (self.loss.cov_coeff, _mean(covariance(c.mean(1)) for c in contexts))
         loss = sum(coefficient * term for coefficient, term in terms.values())
@@ -121,6 +126,11 @@ def prediction_variance_hinge(predictions: list[Tensor]) -> Tensor:
 def variance_hinge(features: Tensor, floor: float) -> Tensor:
     """Mean over D of how far the standard deviation over the clips of `features` [B, D] is below `floor`."""
     return F.relu(floor - (features.float().var(dim=0) + 1e-4).sqrt()).mean()
+
+
+def invariance(views: list[Tensor]) -> Tensor:
+    """Mean squared difference between each two of the `views` [B, D] of the same clips."""
+    return _mean((a.float() - b.float()).square().mean() for a, b in itertools.combinations(views, 2))
 
 
 def covariance(features: Tensor) -> Tensor:
