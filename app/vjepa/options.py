@@ -119,6 +119,7 @@ class Options(Config):
             )
         if self.loss.inv_coeff > 0 and len(self.mask) < 2:
             raise ValueError("loss.inv_coeff compares a clip's features under two masks; give `mask` a second entry")
+        find("datasets", data.dataset_type)
         self.mask_collator()
         with torch.device("meta"):
             encoder = build_encoder(self.model, **self.grid())
