@@ -99,14 +99,15 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = raw.pop("base", None)
     if base is None:
         return raw
-    return _merge(_read_with_bases(path.parent / base, (*seen, path.resolve())), raw)
+    return merge(_read_with_bases(path.parent / base, (*seen, path.resolve())), raw)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on it: mappings key by key, everything else replaced."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
+        merged[key] = merge(base[key], value) if both else value
     return merged
 
 

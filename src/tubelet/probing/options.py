@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from tubelet.config import Config, Triple
+from tubelet.config import Config, Triple, merge
 from tubelet.datasets import AugConfig
 from tubelet.layers.positions import RopePairing
 
@@ -185,7 +185,7 @@ class ProbeOptions(Config):
 
     def task(self, name: str) -> "ProbeOptions":
         """The options of one of `tasks`."""
-        raw = _merge(self.model_dump(), self.tasks[name])
+        raw = merge(self.model_dump(), self.tasks[name])
         raw |= {"tasks": None, "folder": f"{self.folder}/{name}"}
         if raw["data"]["cache_features"] is True:
             raw["data"]["cache_features"] = f"{self.folder}/features"
@@ -199,15 +199,7 @@ class ProbeOptions(Config):
 
     def with_seed(self, seed: int) -> "ProbeOptions":
         """The same with one of the seeds of `meta.seed`, in a folder of its own."""
-        raw = _merge(self.model_dump(), {"meta": {"seed": seed}, "folder": f"{self.folder}/seed-{seed}"})
+        raw = merge(self.model_dump(), {"meta": {"seed": seed}, "folder": f"{self.folder}/seed-{seed}"})
         if raw["data"]["cache_features"] is True:
             raw["data"]["cache_features"] = f"{self.folder}/features"
         return type(self).model_validate(raw)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
-    return merged

@@ -40,18 +40,6 @@ class World:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
-    def gather_objects(self, thing: object) -> list:
-        """`thing` of every process, on every process."""
-        if self.world_size == 1:
-            return [thing]
-        things: list = [None] * self.world_size
-        dist.all_gather_object(things, thing)
-        return things
-
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
-
 
 def join(rank: int, world_size: int, device: str, address: str) -> World:
     """Make this process a member of the group at `address` (tcp://host:port).
