@@ -100,7 +100,7 @@ def encode(frames: np.ndarray, path: Path, fps: int) -> None:
     unfinished = path.with_suffix(".part")
     with av.open(str(unfinished), "w", format="mp4") as container:
         # x264's macroblock tree looks at memory beyond small pictures: the bytes would differ from run to run.
-        options = {"crf": "18", "preset": "fast", "x264-params": "mbtree=0"}
+        options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -1,15 +1,17 @@
-"""Small moving scenes. A flock of sprites on a cloudy ground, all carried by ONE motion programme.
+"""Small moving scenes in noise. A flock of sprites on a cloudy ground, all carried by ONE motion programme.
 
 Each clip is a window onto a periodic ("torus") canvas. The canvas is painted once per clip: a smooth cloud in each
 colour, and some fifty sprites of one shape in random sizes, orientations and colours, some darker than the ground and
 some brighter, so that no colour is shared by the whole clip. Every frame then looks at the canvas through an affine
-map, sampled bilinearly, so motion is smooth to a fraction of a pixel.
+map, sampled bilinearly, so motion is smooth to a fraction of a pixel. Coarse noise, new in every frame, lies on top:
+it cannot be predicted, so that an encoder has something to leave out.
 
 Two independent labels:
   motion      how the window moves: eight programmes in four opposite pairs (a clip played backwards is its partner,
               so neither one frame nor the absolute differences between frames can tell the two apart);
   appearance  the shape of the sprites.
-Nothing else is tied to a label: colours, ground, number, size and place of sprites, zoom, speed and centre are random.
+Nothing else is tied to a label: colours, ground, number, size and place of sprites, zoom, speed, centre and noise are
+random.
 """
 
 import numpy as np
@@ -17,6 +19,11 @@ import numpy.typing as npt
 
 MOTIONS = ("pan left", "pan right", "pan up", "pan down", "zoom in", "zoom out", "turn left", "turn right")
 APPEARANCES = ("disc", "ring", "square", "triangle", "plus", "star", "bar", "dots")
+
+NOISE = 60.0
+"""Standard deviation of the noise, in grey levels of 255; sprites and ground differ by about 100."""
+NOISE_GRAIN = 2
+"""Side of the squares of equal noise, in pixels: finer noise is averaged out when a clip is encoded and scaled down."""
 
 Array = npt.NDArray[np.float32]
 
@@ -105,6 +112,14 @@ def _maps(rng: np.random.Generator, motion: int, num_frames: int, size: int) -> 
     return linear.astype(np.float32), shift.astype(np.float32)
 
 
+def _noise(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Array:
+    """Independent grains for each frame and colour, [T, H, W, 3]."""
+    frames, height, width, colours = shape
+    grains = (frames, -(-height // NOISE_GRAIN), -(-width // NOISE_GRAIN), colours)
+    noise = NOISE * rng.standard_normal(grains, dtype=np.float32)
+    return noise.repeat(NOISE_GRAIN, axis=1).repeat(NOISE_GRAIN, axis=2)[:, :height, :width]
+
+
 def render_clip(
     rng: np.random.Generator, motion: int, appearance: int, num_frames: int = 16, size: int = 64
 ) -> npt.NDArray[np.uint8]:
@@ -123,4 +138,5 @@ def render_clip(
     y1, x1 = ((start + 1) % side for start in low)
     top = canvas[y0 * side + x0] * (1 - fx) + canvas[y0 * side + x1] * fx
     bottom = canvas[y1 * side + x0] * (1 - fx) + canvas[y1 * side + x1] * fx
-    return (top + fy * (bottom - top) + 0.5).astype(np.uint8)
+    frames = top + fy * (bottom - top)
+    return np.clip(frames + _noise(rng, frames.shape) + 0.5, 0, 255).astype(np.uint8)
