@@ -1,6 +1,8 @@
 """Train: `python -m app.main --fname configs/pretrain/<name>.yaml [--devices cpu | cuda:0 …] [key.path=value …]`."""
 
-from tubelet.training.launch import run
+from tubelet.training.launch import Package, run
+
+PROGRAMS = Package("app", key="app", module="train")
 
 if __name__ == "__main__":
-    run(package="app", key="app", module="train")
+    run(PROGRAMS)

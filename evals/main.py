@@ -1,6 +1,8 @@
 """Measure a frozen encoder: `python -m evals.main --fname configs/evals/<name>.yaml [key.path=value …]`."""
 
-from tubelet.training.launch import run
+from tubelet.training.launch import Package, run
+
+PROGRAMS = Package("evals", key="eval_name", module="eval")
 
 if __name__ == "__main__":
-    run(package="evals", key="eval_name", module="eval")
+    run(PROGRAMS)

@@ -12,6 +12,7 @@ from tubelet.models.jepa import LossConfig
 from tubelet.plugins import find
 from tubelet.training import schedules
 from tubelet.training.bookkeeping import LoggingConfig
+from tubelet.training.parallel import DistributedConfig
 
 
 class OptimizationConfig(Config):
@@ -98,6 +99,7 @@ class Options(Config):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimization: OptimizationConfig = OptimizationConfig()
+    distributed: DistributedConfig = DistributedConfig()
     meta: MetaConfig = MetaConfig()
     logging: LoggingConfig = LoggingConfig()
 

@@ -1,12 +1,10 @@
 """Self-supervised pretraining: `python -m app.main --fname configs/pretrain/<name>.yaml`."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from app.vjepa.options import Options, Schedule
 from tubelet import hub, report
@@ -20,7 +18,7 @@ from tubelet.models import build_encoder, build_predictor
 from tubelet.models.jepa import JEPA
 from tubelet.plugins import find
 from tubelet.seeds import seed_for
-from tubelet.training import checkpoint
+from tubelet.training import checkpoint, parallel
 from tubelet.training.bookkeeping import Bookkeeping, with_waiting_time
 from tubelet.training.distributed import World
 from tubelet.training.interruption import Interruption
@@ -32,6 +30,8 @@ PARTS = ("encoder", "target_encoder", "predictor")
 FREE = (
     "folder",
     "logging.",
+    "distributed.",
+    "data.batch_size",  # that of all processes together may not: see Pretraining.load
     "data.num_workers",
     "data.pin_mem",
     "data.worker_timeout",
@@ -58,6 +58,7 @@ def main(options: Options, world: World) -> None:
         seed=seed,
         first_step=training.step,
         last_step=schedule.steps,
+        mask_batch_size=data.mask_batch_size,
         rank=world.rank,
         world_size=world.world_size,
         num_workers=data.num_workers,
@@ -72,8 +73,9 @@ def main(options: Options, world: World) -> None:
         last_step=schedule.steps,
         free=FREE,
         bad_files=BadFiles(folder / "bad_files.txt", data.max_bad_share),
-        monitor=feature_monitor(options, world),
+        monitor=feature_monitor(options, world) if world.is_main or training.sharded else None,
         world=world,
+        sharded=training.sharded,
     )
     with Interruption() as interruption, book:
         book.look_at_features(training.jepa.target_encoder)
@@ -95,8 +97,15 @@ class Pretraining:
     def __init__(self, options: Options, schedule: Schedule, world: World):
         self.options, self.schedule, self.world = options, schedule, world
         self.step = 0
+        self.global_batch = options.data.batch_size * world.world_size
         torch.manual_seed(seed_for(options.meta.seed, "initialisation"))
         self.jepa = build_jepa(options).to(world.device)
+        if options.meta.compile:
+            for part in PARTS:
+                getattr(self.jepa, part).compile()
+        parts = [getattr(self.jepa, part) for part in PARTS]
+        self.model = parallel.spread(self.jepa, parts, options.distributed, world, options.dtype)
+        self.sharded = parallel.is_sharded(self.model)
         self.optimizer = adamw(
             [self.jepa.encoder, self.jepa.predictor],
             lr=schedule.lr(0),
@@ -108,10 +117,6 @@ class Pretraining:
         # In every precision the scaler leaves out updates with non-finite gradients, without waiting for the device.
         self.fp16 = options.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16 if self.fp16 else 1.0)
-        if options.meta.compile:
-            for module in (self.jepa.encoder, self.jepa.target_encoder, self.jepa.predictor):
-                module.compile()
-        self.model = DistributedDataParallel(self.jepa) if world.world_size > 1 else self.jepa
 
     def set_hyperparameters(self) -> dict[str, float]:
         """Give the optimiser this step's learning rate and weight decay; returns them with the EMA momentum."""
@@ -129,8 +134,7 @@ class Pretraining:
         losses: dict[str, Tensor] = {}
         for part, chunk in enumerate(torch.arange(rows).chunk(parts)):
             place = slice(int(chunk[0]), int(chunk[-1]) + 1)
-            last = part == parts - 1
-            with contextlib.nullcontext() if last or self.model is self.jepa else self.model.no_sync():
+            with parallel.gradients_averaged(self.model, now=part == parts - 1):
                 terms = self._losses(batch, place, clip_seeds[place])
                 self.scaler.scale(terms["loss"] / parts).backward()
             for name, term in terms.items():
@@ -140,7 +144,7 @@ class Pretraining:
     def update(self) -> Tensor:
         """Clip, step, move the target encoder; an update with non-finite gradients is left out. Returns the norm."""
         self.scaler.unscale_(self.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_grad(self.step))
+        grad_norm = parallel.whole(torch.nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_grad(self.step)))
         self.scaler.step(self.optimizer)
         self.scaler.update(None if self.fp16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
@@ -152,29 +156,37 @@ class Pretraining:
         """Everything that the run needs to go on, as plain data."""
         return {
             "step": self.step,
-            **{part: getattr(self.jepa, part).state_dict() for part in PARTS},
-            "optimizer": self.optimizer.state_dict(),
+            **{part: parallel.model_state(getattr(self.jepa, part)) for part in PARTS},
+            "optimizer": parallel.optimizer_state(self.jepa, self.optimizer),
+            "global_batch": self.global_batch,
             "scaler": self.scaler.state_dict(),
             "config": self.options.model_dump(mode="json"),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint; raises CheckpointError when it does not match the model."""
+        """Go on from a checkpoint; raises CheckpointError when it does not match the model or the global batch."""
+        if state["global_batch"] != self.global_batch:
+            raise checkpoint.CheckpointError(
+                f"the run's steps take {state['global_batch']} clips; {self.world.world_size} process(es) with "
+                f"data.batch_size {self.options.data.batch_size} make {self.global_batch}. "
+                "Change one of them, or start another run with init_from=…"
+            )
         for part in PARTS:
             checkpoint.load_state(getattr(self.jepa, part), state[part], f"{part} of the checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
+        parallel.load_optimizer_state(self.jepa, self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
     def resume_or_start(self, checkpoints: Path) -> None:
         """Go on from the newest checkpoint; a new run starts from `init_from`'s weights where that is given."""
-        state = checkpoint.load_latest(checkpoints)
-        if state is not None and not self.options.meta.load_checkpoint:
+        path = self.world.from_main(lambda: checkpoint.newest(checkpoints))
+        if path is not None and not self.options.meta.load_checkpoint:
             raise ConfigError(
                 f"{checkpoints.parent} holds a run; with meta.load_checkpoint=false, choose another folder=…"
             )
-        if state is not None:
-            self.load(state)
+        if path is not None:
+            shards = self.sharded and path.is_dir()
+            self.load(checkpoint.read_shards(path, like=self.state()) if shards else checkpoint.read(path))
         elif self.options.init_from is not None:
             weights = hub.read_parts(self.options.init_from)
             for part in PARTS:
@@ -200,7 +212,7 @@ def build_jepa(options: Options) -> JEPA:
 def feature_monitor(options: Options, world: World) -> FeatureMonitor | None:
     """Clips from all over the data, without augmentation, to watch the features by."""
     count, aug = options.logging.monitor_clips, options.data_aug
-    if count == 0 or not world.is_main:
+    if count == 0:
         return None
     centred = options.data.model_copy(update={"num_clips": 1, "random_clip_sampling": False})
     dataset = find("datasets", centred.dataset_type).Dataset(

@@ -56,7 +56,7 @@ def small(videos, tmp_path):
             "logging": {"log_every": 1, "checkpoint_every_steps": 2, "monitor_every": 5, "monitor_clips": 6},
         }
         for section, values in sections.items():
-            raw[section] = {**raw[section], **values} if isinstance(values, dict) else values
+            raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
         path = tmp_path / name
         path.write_text(yaml.safe_dump(raw))
         return path

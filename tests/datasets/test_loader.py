@@ -21,7 +21,9 @@ class Masks:
         return masks[:2], masks[2:]
 
 
-def train(videos, bad=(), *, first=0, last=5, batch_size=4, rank=0, world_size=1, workers=0, num_clips=2):
+def train(
+    videos, bad=(), *, first=0, last=5, batch_size=4, rank=0, world_size=1, workers=0, num_clips=2, mask_batch_size=None
+):
     data = DataConfig(datasets=[str(videos), *bad], sampling_rate=2, num_frames=4, num_clips=num_clips, crop_size=32)
     augmentation = AugConfig(auto_augment=True, reprob=0.5)
     dataset = Dataset(data, TrainTransform(augmentation, 32), seed=7, on_error="replace")
@@ -37,6 +39,7 @@ def train(videos, bad=(), *, first=0, last=5, batch_size=4, rank=0, world_size=1
             rank=rank,
             world_size=world_size,
             num_workers=workers,
+            mask_batch_size=mask_batch_size,
         )
     )
 
@@ -72,6 +75,19 @@ def test_two_processes_see_the_rows_of_one(videos):
             assert torch.equal(torch.cat([a, b]), mask)
     with pytest.raises(ValueError, match="4 cannot be shared by 3"):
         train(videos, world_size=3)
+
+
+def test_masks_are_cut_in_groups_that_do_not_depend_on_the_processes(videos):
+    by_two = [train(videos, batch_size=8, rank=rank, world_size=4, mask_batch_size=4) for rank in range(4)]
+    by_four = [train(videos, batch_size=8, rank=rank, world_size=2, mask_batch_size=4) for rank in range(2)]
+    for first, second, third, fourth, low, high in zip(*by_two, *by_four, strict=True):
+        for halves, whole in (((first, second), low), ((third, fourth), high)):
+            for name in ("masks_context", "masks_target"):
+                for a, b, mask in zip(*(getattr(half, name) for half in halves), getattr(whole, name), strict=True):
+                    assert torch.equal(torch.cat([a, b]), mask)
+        assert not torch.equal(low.masks_context[0], high.masks_context[0])
+    with pytest.raises(ValueError, match="mask_batch_size 3 does not divide the global batch of 4"):
+        train(videos, mask_batch_size=3)
 
 
 def test_shapes_and_masks_for_each_clip(videos):

@@ -28,6 +28,9 @@ class DataConfig(Config):
 
     batch_size: int = Field(default=24, ge=1)
     """Samples of a step in one process."""
+    mask_batch_size: int | None = Field(default=None, ge=1)
+    """Samples whose masks are cut to the length of the shortest among them: a multiple of `batch_size`; None: those of
+    all processes. V-JEPA cuts by process; among thousands of samples the shortest leaves little context to all."""
     num_workers: int = Field(default=2, ge=0)
     pin_mem: bool = True
     worker_timeout: int = Field(default=300, ge=0)
@@ -82,6 +85,11 @@ class DataConfig(Config):
             raise ValueError(
                 f"num_frames {self.num_frames} is not divisible by tubelet_size {self.tubelet_size}; "
                 f"{self._nearest_multiple(self.num_frames, self.tubelet_size)} is"
+            )
+        if self.mask_batch_size is not None and self.mask_batch_size % self.batch_size:
+            raise ValueError(
+                f"mask_batch_size {self.mask_batch_size} is no multiple of batch_size {self.batch_size}; "
+                f"{self._nearest_multiple(self.mask_batch_size, self.batch_size)} is"
             )
         return self
 

@@ -40,6 +40,7 @@ def make_train_loader(
     seed: int,
     first_step: int,
     last_step: int,
+    mask_batch_size: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
@@ -48,14 +49,20 @@ def make_train_loader(
 ) -> Iterable[Batch]:
     """The batches of steps first_step .. last_step - 1 for one process.
 
-    A batch depends on `seed` and its step only. Masks are drawn for the whole global batch, so that one process or
-    several see the same rows. timeout: seconds to wait for a batch before the video it is stuck at counts as bad;
-    0: for ever.
+    A batch depends on `seed` and its step only. Masks are drawn together for each `mask_batch_size` samples of the
+    global batch (None: for all of it), so that one process or several see the same rows. timeout: seconds to wait for a
+    batch before the video it is stuck at counts as bad; 0: for ever.
     """
     if stream.batch_size % world_size:
         raise ValueError(f"a global batch of {stream.batch_size} cannot be shared by {world_size} processes")
     rows = stream.batch_size // world_size
-    source = _TrainBatches(dataset, stream, masks, seed, slice(rank * rows, (rank + 1) * rows))
+    together = mask_batch_size or stream.batch_size
+    if stream.batch_size % together or together % rows:
+        raise ValueError(
+            f"mask_batch_size {together} does not divide the global batch of {stream.batch_size} into groups of whole "
+            f"processes' batches of {rows}"
+        )
+    source = _TrainBatches(dataset, stream, masks, seed, slice(rank * rows, (rank + 1) * rows), together)
     return _Loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
 
 
@@ -94,17 +101,27 @@ def collate(samples: list[Sample], step: int) -> Batch:
 class _TrainBatches:
     """A map from step to batch, so that a worker makes whole batches and the loader's order is the order of steps."""
 
-    def __init__(self, dataset: SampleSource, stream: SampleStream, masks: MaskSampler | None, seed: int, rows: slice):
+    def __init__(
+        self,
+        dataset: SampleSource,
+        stream: SampleStream,
+        masks: MaskSampler | None,
+        seed: int,
+        rows: slice,
+        mask_batch_size: int,
+    ):
         self.dataset, self.stream, self.masks, self.seed, self.rows = dataset, stream, masks, seed, rows
+        self.mask_batch_size = mask_batch_size
 
     def __getitem__(self, step: int) -> Batch:
         batch = collate([self.dataset[draw] for draw in self.stream.draws(step)[self.rows]], step)
         if self.masks is None:
             return batch
         clips_per_sample = len(batch.clips) // len(batch)
-        rows = slice(self.rows.start * clips_per_sample, self.rows.stop * clips_per_sample)
-        rng = generator(self.seed, Purpose.MASKS, step)
-        context, target = self.masks.sample_masks(self.stream.batch_size * clips_per_sample, rng)
+        group, first = divmod(self.rows.start, self.mask_batch_size)
+        rows = slice(first * clips_per_sample, first * clips_per_sample + len(batch.clips))
+        rng = generator(self.seed, Purpose.MASKS, step, group)
+        context, target = self.masks.sample_masks(self.mask_batch_size * clips_per_sample, rng)
         return batch.with_masks([mask[rows] for mask in context], [mask[rows] for mask in target])
 
 

@@ -4,9 +4,11 @@ import copy
 import itertools
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tubelet.config import Config
 from tubelet.seeds import seed_for
@@ -88,20 +90,22 @@ class JEPA(nn.Module):
         terms = {"loss_jepa": (1.0, _mean((z - h).abs().pow(p).mean() / p for z, h in _pairs(predictions, targets)))}
         if self.loss.reg_coeff > 0:
             terms["loss_reg"] = (self.loss.reg_coeff, prediction_variance_hinge(predictions))
+        if self.loss.std_coeff > 0 or self.loss.cov_coeff > 0:
+            clips = [of_all_processes(c.mean(1)) for c in contexts]
         if self.loss.std_coeff > 0:
-            hinge = _mean(variance_hinge(c.mean(1), self.loss.std_floor) for c in contexts)
+            hinge = _mean(variance_hinge(c, self.loss.std_floor) for c in clips)
             terms["loss_std"] = (self.loss.std_coeff, hinge)
         if self.loss.inv_coeff > 0:
             terms["loss_inv"] = (self.loss.inv_coeff, invariance([c.mean(1) for c in contexts]))
         if self.loss.cov_coeff > 0:
-            terms["loss_cov"] = (self.loss.cov_coeff, _mean(covariance(c.mean(1)) for c in contexts))
+            terms["loss_cov"] = (self.loss.cov_coeff, _mean(covariance(c) for c in clips))
         loss = sum(coefficient * term for coefficient, term in terms.values())
         return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, in the parameters' own fp32."""
-        ours, averages = list(self.encoder.parameters()), list(self.target_encoder.parameters())
+        ours, averages = ([_own_share(p) for p in m.parameters()] for m in (self.encoder, self.target_encoder))
         torch._foreach_lerp_(averages, ours, 1.0 - momentum)
 
     def _noise(self, seeds: list[int], mask_index: int, target: Tensor) -> dict[str, Tensor]:
@@ -115,6 +119,21 @@ class JEPA(nn.Module):
             timestep.append(torch.randint(self.predictor.noise_steps, (), generator=generator, device=target.device))
             noise.append(torch.randn(shape, generator=generator, device=target.device))
         return {"noise": torch.stack(noise), "timestep": torch.stack(timestep)}
+
+
+def of_all_processes(features: Tensor) -> Tensor:
+    """The features [B, D] of every process's clips, [processes · B, D].
+
+    Each process computes the same term from them, and gradients are averaged over the processes afterwards: its own
+    rows' gradients are scaled so that the mean is the gradient of that one term.
+    """
+    if not dist.is_initialized():
+        return features
+    count, own = dist.get_world_size(), features.detach()
+    gathered = [torch.empty_like(own) for _ in range(count)]
+    dist.all_gather(gathered, own.contiguous())
+    gathered[dist.get_rank()] = own + count * (features - own)
+    return torch.cat(gathered)
 
 
 def prediction_variance_hinge(predictions: list[Tensor]) -> Tensor:
@@ -138,6 +157,11 @@ def covariance(features: Tensor) -> Tensor:
     centred = features.float() - features.float().mean(0)
     cov = centred.T @ centred / (len(features) - 1)
     return (cov.square().sum() - cov.diagonal().square().sum()) / len(cov)
+
+
+def _own_share(parameter: Tensor) -> Tensor:
+    """The part of a sharded parameter that this process holds; a whole one as it is."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _pairs(first: list[Tensor], second: list[Tensor]) -> zip:

@@ -16,10 +16,10 @@ from tubelet.config import Config
 from tubelet.datasets import Batch
 from tubelet.datasets.bad_files import BadFiles, TooManyBadFiles
 from tubelet.progress import progress
-from tubelet.training import checkpoint
 from tubelet.training.distributed import World
 from tubelet.training.monitor import FeatureMonitor, warn_of_collapse
 from tubelet.training.run_folder import RunFolder, read_log
+from tubelet.training.saving import Saver
 from tubelet.training.step_log import StepLog
 
 
@@ -54,8 +54,8 @@ class TrainingStopped(Exception):
 class Bookkeeping:
     """Keeps the run's folder, progress bar and checkpoints; leaving its `with` block closes them.
 
-    Every process has one; only the main one writes. `free`: keys of the configuration that may differ when a run is
-    continued, see `RunFolder`.
+    Every process has one; only the main one writes, but for checkpoints of a sharded model. `free`: keys of the
+    configuration that may differ when a run is continued, see `RunFolder`.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class Bookkeeping:
         bad_files: BadFiles,
         monitor: FeatureMonitor | None,
         world: World,
+        sharded: bool,
     ):
         self.logging, self.folder, self.training, self.last_step = logging, folder, training, last_step
         self.bad_files, self.monitor, self.world = bad_files, monitor, world
         self.run = RunFolder(folder, options, step=training.step, free=free) if world.is_main else None
         self.log = StepLog(world)
+        self.saver = Saver(folder / "checkpoints", logging.keep_checkpoints, world, sharded)
         self.skipped: deque[bool] = deque(maxlen=100)
         self.started_at = self.saved_step = training.step
         self.saved_at = time.monotonic()
@@ -94,10 +96,12 @@ class Bookkeeping:
 
     def look_at_features(self, encoder: nn.Module) -> None:
         """Every `monitor_every` updates, the first and the last: measure the features; warn when they collapse."""
-        seen = self.first_look is not None and self.training.step == self.started_at
-        if self.monitor is None or self.run is None or seen or not self._due(self.logging.monitor_every):
+        seen = 0 < self.training.step == self.started_at
+        if self.monitor is None or seen or not self._due(self.logging.monitor_every):
             return
         look = self.monitor.look(encoder)
+        if self.run is None:  # its part of the work on a sharded encoder is done
+            return
         self.log.amend({"step": self.training.step, **look})
         self.first_look = self.first_look or look
         self.shown |= {"rank": f"{look['rank_uncentered']:.1f}", "spread": f"{look['spread_across']:.2f}"}
@@ -124,6 +128,7 @@ class Bookkeeping:
         if wish or self._due(self.logging.checkpoint_every_steps or self.last_step):
             self.save()
         if wish > 1:
+            self.saver.finish()
             self.bar.write(
                 f"{signal.Signals(wish).name}: stopped after step {self.training.step} of {self.last_step}, saved in "
                 f"{self.folder / 'checkpoints'}. The same command continues."
@@ -131,11 +136,10 @@ class Bookkeeping:
             sys.exit(128 + wish)
 
     def save(self) -> None:
-        """Write the log so far and a checkpoint of the state as it is."""
+        """Write the log so far, and begin to write a checkpoint of the state as it is."""
         self._write_log()
-        if self.world.is_main and self.saved_step != self.training.step:
-            folder, keep = self.folder / "checkpoints", self.logging.keep_checkpoints
-            checkpoint.save(folder, self.training.step, self.training.state(), keep)
+        if self.saved_step != self.training.step:
+            self.saver.start(self.training.step, self.training.state)
         self.saved_step, self.saved_at = self.training.step, time.monotonic()
 
     def __enter__(self) -> "Bookkeeping":
@@ -147,6 +151,9 @@ class Bookkeeping:
         self.bar.close()
         if self.run is not None:
             self.run.close()
+        self.saver.close()  # waits for what is being written
+        if error is None or isinstance(error, TrainingStopped | TooManyBadFiles):
+            self.saver.finish()
 
     def _write_log(self) -> None:
         lines = self.log.flush(self.clips_per_step)

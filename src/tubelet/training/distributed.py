@@ -4,6 +4,9 @@ import dataclasses
 import datetime
 import os
 import socket
+import subprocess
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +37,20 @@ class World:
         """Mean over all processes, in place."""
         return self.sum(tensor).div_(self.world_size)
 
+    def from_main(self, look: Callable[[], Any]) -> Any:
+        """What `look()` returns in the main process; an exception of it is raised in all."""
+        found: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                found[0] = look()
+            except Exception as error:
+                found[1] = error
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
     def max(self, number: int) -> int:
         """The largest `number` of all processes."""
         tensor = torch.tensor(number, device=self.device)
@@ -51,7 +68,7 @@ def join(rank: int, world_size: int, device: str, address: str) -> World:
         torch.cuda.set_device(place)
     if world_size > 1:
         dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
             init_method=address,
             rank=rank,
             world_size=world_size,
@@ -60,11 +77,32 @@ def join(rank: int, world_size: int, device: str, address: str) -> World:
     return World(rank, world_size, place)
 
 
-def join_from_environment() -> World:
-    """The place that torchrun gave this process (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)."""
-    local_rank = os.environ["LOCAL_RANK"]
-    device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    return join(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, "env://")
+def join_from_environment(on_cpu: bool) -> World | None:
+    """The place that torchrun or srun gave this process; None where neither has started it.
+
+    torchrun says RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; srun says SLURM_PROCID,
+    SLURM_STEP_NUM_TASKS and SLURM_LOCALID, and the processes meet at the job's first node, at a port that its number
+    gives (MASTER_ADDR and MASTER_PORT win).
+    """
+    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        rank, size, local_rank, address = "RANK", "WORLD_SIZE", "LOCAL_RANK", "env://"
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:
+        rank, size, local_rank, address = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", _slurm_address()
+    else:
+        return None
+    rank, size, local_rank = (int(os.environ[name]) for name in (rank, size, local_rank))
+    # A task that sees one GPU only, as with --gpus-per-task, has it at number 0.
+    device = "cpu" if on_cpu else f"cuda:{local_rank % torch.cuda.device_count()}"
+    return join(rank, size, device, address)
+
+
+def _slurm_address() -> str:
+    nodes = os.environ["SLURM_JOB_NODELIST"]
+    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
+    host = os.environ.get("MASTER_ADDR", listed.stdout.split()[0])
+    port = os.environ.get("MASTER_PORT", 20_000 + (job * 7 + step) % 12_000)  # below the ports of outgoing connections
+    return f"tcp://{host}:{port}"
 
 
 def leave() -> None:

@@ -6,24 +6,55 @@ program starts, so that `--help` answers at once.
 
 import argparse
 import importlib
-import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tubelet.config import ConfigError, check, nearest, read
+from tubelet.config import Config, ConfigError, check, nearest, read
 
 
-def run(package: str, key: str, module: str, argv: list[str] | None = None) -> None:
-    """Parse the command line and run the program `<package>.<name>.<module>` whose name stands at `key` of the YAML."""
-    arguments = _arguments(package, argv)
+@dataclass(frozen=True)
+class Package:
+    """A folder of programs: `<name>.<program>.<module>`, where the YAML's `key` says which program."""
+
+    name: str
+    key: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program's module and its checked configuration."""
+
+    module: str
+    options: Config
+
+    def run(self, world: Any) -> None:
+        """Run it as the member `world` of its process group, which is left afterwards."""
+        from tubelet.training import distributed
+
+        try:
+            importlib.import_module(self.module).main(self.options, world)
+        finally:
+            distributed.leave()
+
+
+def run(package: Package, argv: list[str] | None = None) -> None:
+    """Parse the command line and run the program that the YAML names."""
+    arguments = _arguments(package.name, argv)
     try:
-        raw = read(arguments.fname, arguments.overrides)
-        program = _find_program(package, key, module, raw, arguments.fname)
-        options = check(raw, program.Options, arguments.fname)
-        _start(program.__name__, options, _devices(arguments))
+        _start(load(package, arguments.fname, arguments.overrides), _devices(arguments))
     except ConfigError as error:
         sys.exit(f"error: {error}")
+
+
+def load(package: Package, fname: str, overrides: list[str]) -> Program:
+    """The program that the file names, its configuration checked but for the section `slurm`. Raises ConfigError."""
+    raw = read(fname, overrides)
+    raw.pop("slurm", None)  # what a cluster is asked for; see tubelet.slurm
+    program = _find_program(package, raw, fname)
+    return Program(program.__name__, check(raw, program.Options, fname))
 
 
 def _arguments(package: str, argv: list[str] | None) -> argparse.Namespace:
@@ -46,13 +77,13 @@ def _arguments(package: str, argv: list[str] | None) -> argparse.Namespace:
     return argparse.Namespace(**vars(arguments), overrides=overrides)
 
 
-def _find_program(package: str, key: str, module: str, raw: dict[str, Any], fname: str) -> Any:
-    programs = sorted(path.parent.name for path in Path(package).glob(f"*/{module}.py"))
-    name = raw.get(key)
+def _find_program(package: Package, raw: dict[str, Any], fname: str) -> Any:
+    programs = sorted(path.parent.name for path in Path(package.name).glob(f"*/{package.module}.py"))
+    name = raw.get(package.key)
     if name not in programs:
-        said = f"{key}: '{name}' is no program" if name else f"{key}: required, but not given"
-        raise ConfigError(f"{fname}: {said} in {package}/. {nearest(str(name), programs)}")
-    return importlib.import_module(f"{package}.{name}.{module}")
+        said = f"{package.key}: '{name}' is no program" if name else f"{package.key}: required, but not given"
+        raise ConfigError(f"{fname}: {said} in {package.name}/. {nearest(str(name), programs)}")
+    return importlib.import_module(f"{package.name}.{name}.{package.module}")
 
 
 def _devices(arguments: argparse.Namespace) -> list[str]:
@@ -72,34 +103,26 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     return devices
 
 
-def _start(program: str, options: Any, devices: list[str]) -> None:
+def _start(program: Program, devices: list[str]) -> None:
     from tubelet.training import distributed
 
-    if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
-        _run_in_world(program, options, distributed.join_from_environment())
+    world = distributed.join_from_environment(on_cpu=devices[0] == "cpu")
+    if world is not None:
+        program.run(world)
     elif len(devices) == 1:
-        _run_in_world(program, options, distributed.join(0, 1, devices[0], ""))
+        program.run(distributed.join(0, 1, devices[0], ""))
     else:
         import torch.multiprocessing
 
-        arguments = (program, options, devices, distributed.free_address())
+        arguments = (program, devices, distributed.free_address())
         torch.multiprocessing.spawn(_run_rank, arguments, nprocs=len(devices))
 
 
-def _run_rank(rank: int, program: str, options: Any, devices: list[str], address: str) -> None:
+def _run_rank(rank: int, program: Program, devices: list[str], address: str) -> None:
     import torch
 
     from tubelet.training import distributed
 
     if devices[rank] == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
-    _run_in_world(program, options, distributed.join(rank, len(devices), devices[rank], address))
-
-
-def _run_in_world(program: str, options: Any, world: Any) -> None:
-    from tubelet.training import distributed
-
-    try:
-        importlib.import_module(program).main(options, world)
-    finally:
-        distributed.leave()
+    program.run(distributed.join(rank, len(devices), devices[rank], address))

@@ -1,0 +1,77 @@
+"""Checkpoints that are written while training goes on."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from tubelet.training import checkpoint
+from tubelet.training.distributed import World
+
+
+class Saver:
+    """Writes one checkpoint at a time into `folder`. Training waits only until the state is copied to host memory.
+
+    sharded: every process writes its share; else the main process writes all. All processes make the same calls.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World, sharded: bool):
+        self.folder, self.keep, self.world, self.sharded = folder, keep, world, sharded
+        self._thread = ThreadPoolExecutor(1, "saving")
+        # Messages about a checkpoint must not meet those of the training step that goes on.
+        self._group = dist.new_group(backend="gloo") if sharded else None
+        self._writing: Future | None = None
+
+    def start(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Begin to write `state()`; an error of the checkpoint before is raised here."""
+        self.finish()
+        if self.sharded:
+            self._writing = self._start_shards(step, state())
+        elif self.world.is_main:
+            copy = _on_host(state())
+            self._writing = self._thread.submit(checkpoint.save, self.folder, step, copy, self.keep)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written. Raises CheckpointError where it could not be."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except Exception as error:
+            raise checkpoint.CheckpointError(
+                f"{self.folder}: a checkpoint could not be written ({error}). Those before it are whole: make room, "
+                "and start the same command again"
+            ) from error
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _start_shards(self, step: int, state: dict[str, Any]) -> Future:
+        tensors, rest = checkpoint.tensors_and_rest(state)
+        aside, path = (self.folder / f"step-{step:08d}{suffix}" for suffix in (".tmp", ".dcp"))
+        if self.world.is_main:
+            aside.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(aside / checkpoint.REST, rest)
+        dist.barrier(self._group)
+        written = dcp.async_save(tensors, checkpoint_id=aside, process_group=self._group)
+
+        def complete() -> None:
+            written.result()  # of the main process: only when all have written
+            if self.world.is_main:
+                checkpoint.adopt(aside, path, self.keep)
+
+        return self._thread.submit(complete)
+
+
+def _on_host(state: Any) -> Any:
+    """A copy that the next training step does not change."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _on_host(value) for key, value in state.items()}
+    return [_on_host(value) for value in state] if isinstance(state, list) else state

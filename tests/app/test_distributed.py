@@ -1,0 +1,99 @@
+"""The same pretraining on one, two and four processes, replicated and sharded."""
+
+import json
+import multiprocessing
+import shutil
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.vjepa.options import Options
+from app.vjepa.train import main
+from tubelet import config, hub
+from tubelet.training import checkpoint, distributed
+
+STEPS = 20
+# Dropout depends on the process; every other draw on the sample and the step only.
+WITHOUT_DROPOUT = {"encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2}, "pred_depth": 1}
+ALL_TERMS = {"std_coeff": 1.0, "inv_coeff": 1.0, "cov_coeff": 1.0, "reg_coeff": 0.1}
+
+
+def run(path, folder, processes, *overrides, batch=8):
+    """Train on so many processes with a global batch of `batch`; the losses. Forked: importing torch takes seconds."""
+    changes = [f"folder={folder}", f"data.batch_size={batch // processes}", *overrides]
+    options = config.load(path, changes, Options)
+    context, address = multiprocessing.get_context("fork"), distributed.free_address()
+    errors = context.SimpleQueue()
+    members = [
+        context.Process(target=be_member, args=(rank, processes, address, options, errors)) for rank in range(processes)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(timeout=120)
+        assert member.exitcode == 0, errors.get()
+    return losses(folder)
+
+
+def be_member(rank, processes, address, options, errors):
+    torch.set_num_threads(1)
+    try:
+        main(options, distributed.join(rank, processes, "cpu", address))
+    except BaseException:
+        errors.put(traceback.format_exc())
+        raise
+    finally:
+        distributed.leave()
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def whole_state(folder):
+    return checkpoint.load_latest(Path(folder) / "checkpoints")
+
+
+@pytest.fixture
+def plain(small):
+    return small(
+        model=WITHOUT_DROPOUT,
+        loss=ALL_TERMS,
+        optimization={"epochs": STEPS, "ipe": 1, "ipe_scale": 1.0, "warmup": 2, "lr": 1e-3},
+        logging={"log_every": 5, "checkpoint_every_steps": 10, "monitor_every": 20, "monitor_clips": 6},
+    )
+
+
+def test_losses_are_those_of_one_process(plain, tmp_path):
+    expected = run(plain, tmp_path / "1", 1)
+    assert len(expected) == STEPS
+    for processes, kind in ((2, "ddp"), (4, "ddp"), (4, "fsdp")):
+        folder = tmp_path / f"{processes}-{kind}"
+        assert run(plain, folder, processes, f"distributed={kind}") == pytest.approx(expected, rel=1e-4)
+    one, sharded = whole_state(tmp_path / "1"), whole_state(tmp_path / "4-fsdp")
+    for part in ("encoder", "target_encoder", "predictor"):
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(sharded[part][name], tensor, rtol=0, atol=1e-4)
+    encoder = hub.load_encoder(tmp_path / "4-fsdp")
+    assert all(torch.equal(x, sharded["target_encoder"][name]) for name, x in encoder.state_dict().items())
+
+
+def test_a_sharded_run_goes_on_with_other_numbers_of_processes(plain, tmp_path):
+    straight = run(plain, tmp_path / "1", 1)
+    run(plain, tmp_path / "4", 4, "distributed=fsdp")
+    # As if it had been stopped after its first checkpoint.
+    shutil.rmtree(tmp_path / "4" / "checkpoints" / f"step-{STEPS:08d}.dcp")
+    for processes in (2, 1):
+        folder = tmp_path / str(10 + processes)
+        shutil.copytree(tmp_path / "4", folder, symlinks=True)
+        assert run(plain, folder, processes, "distributed=fsdp") == pytest.approx(straight, rel=1e-4)
+        assert whole_state(folder)["step"] == STEPS
+
+
+def test_another_global_batch_is_refused(plain, tmp_path):
+    run(plain, tmp_path, 1)
+    with pytest.raises(AssertionError, match="the run's steps take 8 clips; 1 process.* with data.batch_size 4 make 4"):
+        run(plain, tmp_path, 1, batch=4)
