@@ -1,0 +1,335 @@
+import functools
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
+
+from tubelet.layers import attention_patterns as patterns
+from tubelet.layers.attention_patterns import (
+    Lookahead,
+    Lookback,
+    SpatialStride,
+    SpatialWindow,
+    TemporalStride,
+    TemporalWindow,
+    Window,
+    parse_pattern,
+)
+from tubelet.models import ModelConfig, build_encoder, factories
+from tubelet.models.fastback import BTTransformer
+from tubelet.models.multiscale import MultiscaleTransformer
+from tubelet.models.sparse import SparseTransformer
+from tubelet.models.vision_transformer import VisionTransformer
+from tubelet.models.windowed import WindowedTransformer
+
+SMALL = {"img_size": (32, 40), "patch_size": 8, "num_frames": 8, "embed_dim": 48, "depth": 3, "num_heads": 2}
+GRID = (4, 4, 5)
+ENCODERS = {
+    "sparse": functools.partial(SparseTransformer, **SMALL),
+    "sparse_rope": functools.partial(SparseTransformer, **SMALL, use_rope=True),
+    "windowed": functools.partial(WindowedTransformer, **SMALL, window_size=(2, 3, 3)),
+    "fastback": functools.partial(BTTransformer, **SMALL),
+    "multiscale": functools.partial(
+        MultiscaleTransformer, **SMALL, fast_embed_dim=24, fast_num_heads=3, frame_stride=2, lateral_every=2
+    ),
+}
+# The predicates once more, on whole numbers: (time, row, column) of query and key.
+PLAIN = {
+    TemporalWindow(1): lambda q, k: abs(q[0] - k[0]) <= 1,
+    TemporalStride(2): lambda q, k: abs(q[0] - k[0]) in (0, 2),
+    SpatialWindow(1): lambda q, k: max(abs(q[1] - k[1]), abs(q[2] - k[2])) <= 1,
+    SpatialStride(2): lambda q, k: abs(q[1] - k[1]) in (0, 2) and abs(q[2] - k[2]) in (0, 2, 4),
+    Window((2, 3, 3)): lambda q, k: all(a // n == b // n for a, b, n in zip(q, k, (2, 3, 3), strict=True)),
+    # Borders before 1 and 3 in time, before 1 and 4 in space.
+    Window((2, 3, 3), (1, 1, 1)): lambda q, k: (
+        sum(q[0] >= b for b in (1, 3)) == sum(k[0] >= b for b in (1, 3))
+        and all(sum(q[a] >= b for b in (1, 4)) == sum(k[a] >= b for b in (1, 4)) for a in (1, 2))
+    ),
+    Lookback(): lambda q, k: k[0] <= q[0],
+    Lookahead(): lambda q, k: k[0] >= q[0],
+}
+
+
+def small(name, **arguments):
+    torch.manual_seed(0)
+    model = ENCODERS[name](**{"init_std": 0.1, **arguments}).eval()
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def clips(batch=2, frames=8, height=32, width=40):
+    return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def masks(batch=2, total=80, keep=17, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(batch)])
+
+
+def take(tokens, indices):
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def loop(predicate, grid=GRID):
+    places = list(itertools.product(*map(range, grid)))
+    return torch.tensor([[bool(predicate(q, k)) for k in places] for q in places])
+
+
+def all_tokens_under(model, x, allowed, keep=None):
+    """Every token goes through the blocks; block l attends where allowed[l] [N, N] is true, to the kept tokens only."""
+    y = model.positions.add(model.patch_embed(x))
+    rope = model.positions.rope()
+    kept = torch.ones(y.shape[:2]) if keep is None else torch.zeros(y.shape[:2]).scatter(1, keep, 1.0)
+    for block, mask in zip(model.blocks, allowed, strict=True):
+        q, k, v = block.attn.qkv(block.norm1(y)).unflatten(2, (3, 2, 24)).permute(2, 0, 3, 1, 4)
+        if rope is not None:
+            cos, sin = (table[:, :, 0].transpose(1, 2) for table in rope)
+            q, k = (z * cos + torch.stack([z[..., 1::2], z[..., ::2]], -1).flatten(-2) * sin for z in (q, k))
+        weights = (q @ k.mT * 24**-0.5).exp() * mask * kept[:, None, None]
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
+        y = y + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
+        y = y + block.mlp(block.norm2(y))
+    y = model.norm(y)
+    return y if keep is None else take(y, keep)
+
+
+@pytest.mark.parametrize("pattern", PLAIN, ids=str)
+def test_pattern_equals_a_loop(pattern):
+    assert torch.equal(patterns.boolean_mask((pattern,), GRID)[0, 0], loop(PLAIN[pattern]))
+    keep = masks()
+    kept = patterns.boolean_mask((pattern,), GRID, keep)[:, 0]
+    assert torch.equal(kept, loop(PLAIN[pattern])[keep[:, :, None], keep[:, None, :]])
+
+
+@pytest.mark.parametrize("grid", [(1, 2, 3), (3, 1, 7), (5, 4, 2)])
+def test_a_token_attends_to_itself_under_any_pattern(grid):
+    for pattern in [*PLAIN, TemporalWindow(0) & SpatialStride(3), Lookback() | Window((2, 2, 2))]:
+        assert patterns.boolean_mask((pattern,), grid)[0, 0].diagonal().all()
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        (TemporalWindow(1) & SpatialStride(2) | SpatialWindow(0),),
+        (Window((2, 3, 3), (1, 1, 1)),),
+        (Lookback(), Lookahead(), Lookahead(), TemporalStride(2)),
+    ],
+    ids=["sparse", "windowed", "per head"],
+)
+def test_flex_attention_gives_the_same_numbers(heads):
+    q, k, v = torch.randn(3, 2, 4, 80, 8)
+    mask = patterns.block_mask(heads, GRID, 16, q.device)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=patterns.boolean_mask(heads, GRID))
+    torch.testing.assert_close(flex_attention(q, k, v, block_mask=mask), expected, atol=1e-5, rtol=0)
+
+
+def test_block_mask_skips_the_blocks_without_a_true_entry():
+    heads = (Lookback(), Lookahead())
+    blocks = patterns.boolean_mask(heads, (4, 4, 4))[0].unflatten(2, (4, 16)).unflatten(1, (4, 16)).any(4).any(2)
+    assert torch.equal(patterns.block_mask(heads, (4, 4, 4), 16, torch.device("cpu")).to_dense()[0].bool(), blocks)
+    assert blocks.float().mean() == 10 / 16
+
+
+def test_patterns_from_text():
+    text = "TemporalWindow(1) & SpatialStride(2) | Window((2, 3, 3), (1, 1, 1)) & Lookback()"
+    expected = TemporalWindow(1) & SpatialStride(2) | Window((2, 3, 3), (1, 1, 1)) & Lookback()
+    assert parse_pattern(text) == expected
+    a, b, c = (loop(PLAIN[p]) for p in (TemporalWindow(1), SpatialStride(2), Lookback()))
+    mask = patterns.boolean_mask((parse_pattern("TemporalWindow(1) & (SpatialStride(2) | Lookback())"),), GRID)
+    assert torch.equal(mask[0, 0], a & (b | c))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TemporalWindo(1)", "is none of TemporalWindow, .*SpatialStride"),
+        ("TemporalWindow(1) + Lookback()", "combined with & and"),
+        ("TemporalWindow()", "pattern 'TemporalWindow.*radius"),
+        ("TemporalWindow(-1)", "radius -1 must be a whole number, at least 0"),
+        ("SpatialStride(0)", "stride 0 must be a whole number, at least 1"),
+        ("TemporalStride(1.5)", "stride 1.5 must be a whole number"),
+        ("TemporalWindow(1", "pattern 'TemporalWindow"),
+        ("Window((2, 0, 3))", "each at least 1"),
+        ("Window((2, 2, 2), (0, 2, 0))", "from 0 to below the size"),
+        ("__import__('os').getcwd()", "is none of"),
+    ],
+)
+def test_broken_patterns_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        SparseTransformer(**SMALL, patterns=[text])
+
+
+@pytest.mark.parametrize("name", ["sparse", "sparse_rope"])
+@pytest.mark.parametrize("some", [False, True])
+def test_sparse_equals_dense_attention_with_the_predicate_as_a_mask(name, some):
+    """By default: local in time; then strided in time and space, with the query's own place; local again."""
+    local = loop(PLAIN[TemporalWindow(1)])
+    strided = loop(PLAIN[TemporalStride(2)]) & loop(PLAIN[SpatialStride(2)])
+    strided |= loop(lambda q, k: q[1:] == k[1:])
+    model, x, keep = small(name), clips(), masks() if some else None
+    expected = all_tokens_under(model, x, [local, strided, local], keep)
+    torch.testing.assert_close(model(x, keep), expected, atol=2e-5, rtol=0)
+    assert (expected - all_tokens_under(model, x, [torch.ones(80, 80)] * 3, keep)).abs().max() > 0.01
+
+
+def test_patterns_that_see_everything_are_a_vision_transformer():
+    model, x, keep = small("sparse", patterns=["TemporalWindow(9)"]), clips(), masks()
+    vit = VisionTransformer(**SMALL, norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6)).eval()
+    vit.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(x), vit(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(x, keep), vit(x, keep), atol=1e-5, rtol=0)
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    for name, some in itertools.product(["sparse", "fastback"], [None, masks()]):
+        gradients = []
+        for saving in (False, True):
+            model = small(name, use_activation_checkpointing=saving).train()
+            model(clips(), some).square().sum().backward()
+            gradients.append([parameter.grad for parameter in model.parameters()])
+        for plain, saved in zip(*gradients, strict=True):
+            torch.testing.assert_close(saved, plain)
+
+
+# The contract, for each encoder built on VideoEncoder.
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(("frames", "height", "width"), [(8, 32, 40), (2, 8, 8), (6, 24, 56), (10, 40, 16)])
+def test_shapes_of_any_length_and_size(name, frames, height, width):
+    model = small(name)
+    t, h, w = model.grid_size(frames, height, width)
+    assert (t, h, w) == (frames // 2, height // 8, width // 8)
+    x = clips(2, frames, height, width)
+    assert model(x).shape == (2, t * h * w, model.embed_dim)
+    assert model(x).isfinite().all()
+    assert model(x, torch.zeros(2, 1, dtype=torch.long)).shape == (2, 1, 48)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_keeping_all_tokens_in_any_order_changes_nothing(name):
+    model, x, order = small(name), clips(), masks(keep=80)
+    torch.testing.assert_close(model(x, order), take(model(x), order), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_dropped_patches_are_never_read(name):
+    model, x, keep = small(name), clips(), masks()
+    dropped = torch.ones(2, 80, dtype=torch.bool).scatter(1, keep, False).view(2, *GRID)
+    pixels = dropped.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)[:, None]
+    torch.testing.assert_close(model(x.masked_fill(pixels, torch.nan), keep), model(x, keep))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_clips_of_a_batch_do_not_touch(name):
+    model, x = small(name), clips(3)
+    for some in (None, masks(3)):
+        alone = torch.cat([model(x[i : i + 1], None if some is None else some[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(model(x, some), alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_lists_of_masks_and_logits(name):
+    model, x, both = small(name), clips(), [masks(keep=5), masks(keep=12, seed=3)]
+    for tokens, mask in zip(model(x, both), both, strict=True):
+        assert torch.equal(tokens, model(x, mask))
+    model = small(name, num_classes=7)
+    assert model(x).shape == (2, 7)
+    assert model.forward_features(x).shape == (2, 80, 48)
+    for logits, mask in zip(model(x, both), both, strict=True):
+        assert torch.equal(logits, model(x, mask))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("some", [None, masks()])
+def test_gradient_reaches_every_parameter(name, some):
+    model = small(name, num_classes=7).train()
+    F.cross_entropy(model(clips(), some), torch.tensor([1, 4])).backward()
+    gradients = {key: p.grad for key, p in model.named_parameters()}
+    assert not [key for key, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_saved_weights_give_the_same_tokens(name, tmp_path):
+    model, x = small(name), clips()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    other = ENCODERS[name]().eval()
+    assert not torch.allclose(other(x), model(x))
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_bf16_autocast_is_close_to_fp32(name):
+    model, x = small(name), clips()
+    for some in (None, masks()):
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(x, some)
+        assert (low.float() - model(x, some)).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_dropout_acts_in_training_only(name):
+    model, x = small(name, drop_rate=0.5), clips()
+    assert torch.equal(model(x), model(x))
+    assert torch.equal(model(x), small(name)(x))
+    model.train()
+    assert not torch.allclose(model(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["sparse", "windowed", "fastback", "multiscale"])
+def test_compiles_without_graph_breaks(name):
+    model, x = small(name, depth=2), clips()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    if name != "multiscale":  # the number of kept slow tokens is read back from the mask
+        torch.testing.assert_close(compiled(x, masks()), model(x, masks()))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 5}, "5 heads do not divide the width 48"),
+        ({"img_size": 36}, "cannot be cut into patches of 8"),
+        ({"num_frames": 5}, "cannot be cut into tubelets of 2"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(name, **arguments)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("shape", [(1, 3, 32, 40), (1, 3, 3, 32, 40), (1, 3, 8, 30, 40)])
+def test_clips_that_do_not_fit_are_refused(name, shape):
+    with pytest.raises(ValueError, match=r"cannot be cut|takes clips"):
+        small(name)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("file", ["sparse", "windowed", "fastback", "multiscale"])
+def test_configuration_builds_every_factory(file):
+    assert len(factories(file)) == 3
+    for name in factories(file):
+        with torch.device("meta"):
+            model = build_encoder(
+                ModelConfig(encoder=file, model_name=name, encoder_args={"num_classes": 5}),
+                crop_size=64,
+                num_frames=8,
+                patch_size=16,
+                tubelet_size=2,
+            )
+        assert model.grid == (4, 4, 4)
+        assert model.head.out_features == 5
+        assert model.embed_dim == {"tiny": 192, "small": 384, "base": 768}[name.split("_")[1]]
+
+
+@pytest.mark.parametrize("wrong", ["TemporalWindow(1)", []])
+def test_patterns_are_a_list(wrong):
+    with pytest.raises(ValueError, match="give a list of at least one pattern"):
+        small("sparse", patterns=wrong)

@@ -1,0 +1,356 @@
+import inspect
+from functools import partial
+
+import pytest
+import timm
+import torch
+from einops import rearrange
+from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
+
+from tubelet.models import ModelConfig, build_encoder, factories
+from tubelet.models import timesformer as zoo
+from tubelet.models.timesformer import FullGrid, KeptTokens, TimeSformer
+
+TYPES = {"divided": "divided_space_time", "joint": "joint_space_time", "space_only": "space_only"}
+SMALL = {
+    "img_size": 32, "patch_size": 8, "num_frames": 3, "embed_dim": 48, "depth": 3, "num_heads": 4,
+    "norm_layer": partial(torch.nn.LayerNorm, eps=1e-6),
+}  # fmt: skip
+
+
+def randomised(model, std=0.1, seed=0):
+    """All parameters random, biases and norms too, so that none can be left out unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * std
+            parameter.copy_(noise + 1 if "norm" in name and name.endswith("weight") else noise)
+    return model.eval()
+
+
+def small(**arguments):
+    return randomised(TimeSformer(**{**SMALL, **arguments}))
+
+
+def clips(batch=2, frames=3, height=32, width=32, seed=1):
+    return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def masks(batch=2, total=48, keep=17, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(batch)])
+
+
+def take(features, indices):
+    return features.gather(1, indices[..., None].expand(-1, -1, features.shape[-1]))
+
+
+def config_of_transformers(attention_type, **arguments):
+    return TimesformerConfig(
+        image_size=32, patch_size=8, num_frames=3, hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=192, attention_type=TYPES[attention_type], **arguments,
+    )  # fmt: skip
+
+
+def weights_from_transformers(theirs):
+    """Their TimesformerModel's state under our names; CLS token and its position are one parameter here."""
+    state = theirs.state_dict()
+    position = state.pop("embeddings.position_embeddings")[0]
+    ours = {
+        "cls_token": state.pop("embeddings.cls_token") + position[0],
+        "positions.table": position[1:],
+        "patch_embed.proj.weight": state.pop("embeddings.patch_embeddings.projection.weight")[:, :, None],
+        "patch_embed.proj.bias": state.pop("embeddings.patch_embeddings.projection.bias"),
+    }
+    if "embeddings.time_embeddings" in state:
+        ours["time_positions.table"] = state.pop("embeddings.time_embeddings")[0]
+    names = {
+        "encoder.layer": "blocks", "temporal_attention.attention.qkv": "temporal_attn.qkv",
+        "temporal_attention.output.dense": "temporal_attn.proj", "temporal_layernorm": "temporal_norm",
+        "temporal_dense": "temporal_proj", "attention.attention.qkv": "attn.qkv",
+        "attention.output.dense": "attn.proj", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+        "layernorm_before": "norm1", "layernorm_after": "norm2", "layernorm": "norm",
+    }  # fmt: skip
+    for name, value in state.items():
+        for their_name, our_name in names.items():
+            name = name.replace(their_name, our_name)
+        ours[name] = value
+    return ours
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_equals_transformers(attention_type):
+    theirs = randomised(TimesformerModel(config_of_transformers(attention_type)))
+    ours = small(attention_type=attention_type)
+    ours.load_state_dict(weights_from_transformers(theirs))
+    x = clips()
+    with torch.no_grad():
+        expected = theirs(x.transpose(1, 2)).last_hidden_state
+        if attention_type == "space_only":  # frames are samples there
+            expected = rearrange(expected[:, 1:], "(B t) n D -> B (t n) D", B=2)
+        else:
+            expected = rearrange(expected[:, 1:], "B (n t) D -> B (t n) D", t=3)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_logits_equal_transformers(attention_type):
+    theirs = randomised(TimesformerForVideoClassification(config_of_transformers(attention_type, num_labels=5)))
+    ours = small(attention_type=attention_type, num_classes=5)
+    head = {f"head.{name}": value for name, value in theirs.classifier.state_dict().items()}
+    ours.load_state_dict(weights_from_transformers(theirs.timesformer) | head)
+    x = clips()
+    with torch.no_grad():
+        expected = theirs(x.transpose(1, 2)).logits
+        if attention_type == "space_only":  # the paper averages the predictions for the frames
+            expected = expected.unflatten(0, (2, 3)).mean(1)
+        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_type, monkeypatch):
+    """All tokens go through the blocks, each frame and each place for itself; nobody may attend to a dropped token."""
+    model, x, keep = small(attention_type=attention_type, num_classes=5), clips(), masks()
+    kept = torch.zeros(2, 48, dtype=torch.bool).scatter(1, keep, True)
+
+    def attention(q, k, v, visible):  # each [B, N, H, d], visible [B, N]
+        logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+        logits = logits.masked_fill(~visible[:, None, None], -1e9)
+        return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
+
+    class Hiding(FullGrid):
+        def over_space(self, q, k, v, drop):
+            visible = torch.cat([torch.ones(2, 3, 1, dtype=torch.bool), kept.view(2, 3, 16)], dim=2)
+            parts = [z.unflatten(1, (3, 17)) for z in (q, k, v)]
+            return torch.cat([attention(*(z[:, t] for z in parts), visible[:, t]) for t in range(3)], dim=1)
+
+        def over_time(self, q, k, v, drop):
+            parts = [z.unflatten(1, (3, 16)) for z in (q, k, v)]
+            visible = kept.view(2, 3, 16)
+            places = [attention(*(z[:, :, n] for z in parts), visible[:, :, n]) for n in range(16)]
+            return torch.stack(places, dim=2).flatten(1, 2)
+
+    def everywhere(q, k, v, **options):  # of joint attention, [B, H, N, d]
+        visible = torch.cat([torch.ones(2, 1, dtype=torch.bool), kept], dim=1)
+        return attention(*(z.transpose(1, 2) for z in (q, k, v)), visible).transpose(1, 2)
+
+    with torch.no_grad():
+        tokens, logits = model.forward_features(x, keep), model(x, keep)
+        monkeypatch.setattr(zoo, "FullGrid", Hiding)
+        monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", everywhere)
+        torch.testing.assert_close(tokens, take(model.forward_features(x), keep), atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_keeping_all_tokens_in_any_order_changes_nothing(attention_type):
+    """The folded and the masked way give the same numbers."""
+    model, x, order = small(attention_type=attention_type), clips(), masks(keep=48)
+    torch.testing.assert_close(model(x, order), take(model(x), order), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_dropped_patches_are_never_read(attention_type):
+    model, x, keep = small(attention_type=attention_type), clips(), masks()
+    dropped = torch.ones(2, 48, dtype=torch.bool).scatter(1, keep, False).view(2, 3, 4, 4)
+    pixels = dropped.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, None]
+    torch.testing.assert_close(model(x.masked_fill(pixels, torch.nan), keep), model(x, keep))
+
+
+def test_mask_of_two_frames_leaves_the_third_ones_cls_copy_alone():
+    """No patch of the last frame is kept; nothing becomes nan, and gradients stay finite."""
+    model, x = small(num_classes=5), clips()
+    model(x, masks(total=32)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("where", [FullGrid((3, 2, 2)), KeptTokens(torch.tensor([[0, 11, 5], [3, 2, 9]]), (3, 2, 2))])
+def test_join_and_split_are_inverse(where):
+    tokens = 12 if isinstance(where, FullGrid) else 3
+    frames, x = torch.randn(2, 3, 8), torch.randn(2, tokens, 8)
+    for back, original in zip(where.split(where.join(frames, x)), (frames, x), strict=True):
+        assert torch.equal(back, original)
+
+
+def test_space_only_frames_do_not_know_of_each_other_and_divided_ones_do():
+    x = clips()
+    other = x.clone()
+    other[:, :, 2] = clips(frames=1, seed=5)[:, :, 0]
+    for attention_type, same in (("space_only", True), ("divided", False), ("joint", False)):
+        model = small(attention_type=attention_type)
+        difference = (model(x) - model(other))[:, :32].abs().max()
+        assert (difference < 1e-6) == same
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+@pytest.mark.parametrize("num_classes", [0, 5])
+@pytest.mark.parametrize("keep", [None, masks()])
+def test_gradient_reaches_every_parameter(attention_type, num_classes, keep):
+    model = small(attention_type=attention_type, num_classes=num_classes).train()
+    model(clips(), keep).square().sum().backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_activation_checkpointing_gives_the_same_gradients(attention_type):
+    gradients = []
+    for saving in (False, True):
+        model = small(attention_type=attention_type, use_activation_checkpointing=saving).train()
+        model(clips(), masks()).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, saved in zip(*gradients, strict=True):
+        torch.testing.assert_close(saved, plain)
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 32, 32), (5, 16, 40), (3, 24, 56)])
+def test_other_lengths_and_sizes(attention_type, frames, height, width):
+    model = small(attention_type=attention_type)
+    t, h, w = model.grid_size(frames, height, width)
+    assert (t, h, w) == (frames, height // 8, width // 8)
+    x = clips(2, frames, height, width)
+    assert model(x).shape == (2, t * h * w, 48)
+    order = masks(total=t * h * w, keep=t * h * w)
+    torch.testing.assert_close(model(x, order), take(model(x), order), atol=1e-5, rtol=0)
+
+
+def test_interpolated_positions_are_the_sum_of_those_in_time_and_in_space():
+    model = small()
+    space = model.positions.table.T.view(1, 48, 4, 4)
+    time = model.time_positions.table.T.view(1, 48, 3)
+    space = torch.nn.functional.interpolate(space, size=(2, 6), mode="bilinear").flatten(2)[0].T
+    time = torch.nn.functional.interpolate(time, size=5, mode="linear")[0].T
+    expected = (time[:, None] + space).flatten(0, 1)
+    torch.testing.assert_close(model._positions((5, 2, 6)), expected, atol=1e-6, rtol=0)
+
+
+def test_tubelets_of_two_frames():
+    model = small(num_frames=4, tubelet_size=2)
+    assert model.grid == (2, 4, 4)
+    assert model(clips(frames=4)).shape == (2, 32, 48)
+
+
+def test_list_of_masks_gives_list():
+    model, x = small(num_classes=5), clips()
+    both = [masks(keep=5), masks(keep=12, seed=3)]
+    for logits, tokens, keep in zip(model(x, both), model.forward_features(x, both), both, strict=True):
+        assert torch.equal(logits, model(x, keep))
+        assert torch.equal(tokens, model.forward_features(x, keep))
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_samples_are_independent_and_weights_survive_a_file(attention_type, tmp_path):
+    model, x, keep = small(attention_type=attention_type), clips(), masks()
+    torch.testing.assert_close(model(x[1:]), model(x)[1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(x[1:], keep[1:]), model(x, keep)[1:], atol=1e-5, rtol=0)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    other = TimeSformer(**SMALL, attention_type=attention_type).eval()
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_compiles_without_graph_breaks(attention_type):
+    model, x, keep = small(attention_type=attention_type, depth=1), clips(), masks()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), model(x))
+    torch.testing.assert_close(compiled(x, keep), model(x, keep))
+
+
+def test_bf16_autocast_is_close_to_fp32():
+    model, x = small(), clips()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(x, masks())
+    assert (low.float() - model(x, masks())).abs().max() < 0.2
+
+
+def image_vit(**arguments):
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 0}
+    return randomised(timm.models.vision_transformer.VisionTransformer(**{**options, **arguments}), seed=3)
+
+
+@pytest.mark.parametrize("attention_type", ["divided", "space_only"])
+def test_from_an_image_vit_a_still_clip_gives_its_tokens(attention_type):
+    """In joint attention the patches outnumber the CLS token by the frames, so there only one frame gives the same."""
+    model, image = small(attention_type=attention_type), image_vit()
+    model.init_from_image_vit(image)
+    x = clips(frames=1)
+    with torch.no_grad():
+        expected = image.forward_features(x[:, :, 0])[:, 1:]
+        tokens = model(x.expand(-1, -1, 3, -1, -1)).unflatten(1, (3, 16))
+    torch.testing.assert_close(tokens, expected[:, None].expand_as(tokens), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (2, 6)])
+def test_from_an_image_vit_one_frame_of_joint_attention(grid):
+    """Also where the image model was trained at another size: its positions are resampled bilinearly."""
+    h, w = grid
+    model, image = small(attention_type="joint", num_frames=1, img_size=(8 * h, 8 * w)), image_vit()
+    model.init_from_image_vit(image)
+    x = clips(frames=1, height=8 * h, width=8 * w)
+    with torch.no_grad():
+        position = image.pos_embed[:, 1:].mT.unflatten(2, (4, 4))
+        position = torch.nn.functional.interpolate(position, size=grid, mode="bilinear").flatten(2).mT
+        y = image.patch_embed.proj(x[:, :, 0]).flatten(2).mT + position
+        y = torch.cat([(image.cls_token + image.pos_embed[:, :1]).expand(2, -1, -1), y], dim=1)
+        expected = image.norm(image.blocks(y))[:, 1:]
+    torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"depth": 2}, "the image model's .* are .48, 2, 4, 8., this encoder's .48, 3, 4, 8."),
+        ({"num_heads": 3}, "take an image ViT of the same size"),
+        ({"init_values": 0.1}, "no plain image ViT"),
+        ({"reg_tokens": 2}, "registers"),
+        ({"class_token": False, "global_pool": "avg"}, "fc_norm=False"),
+    ],
+)
+def test_other_image_models_are_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        small().init_from_image_vit(image_vit(**image))
+
+
+def test_models_that_are_no_image_vit_are_refused():
+    with pytest.raises(ValueError, match="no plain image ViT"):
+        small().init_from_image_vit(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="tubelet_init 'middle': take one of central_frame"):
+        small().init_from_image_vit(image_vit(), "middle")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 5}, "5 heads do not divide the width 48"),
+        ({"img_size": 36}, "cannot be cut into patches of 8"),
+        ({"num_frames": 5, "tubelet_size": 2}, "cannot be cut into tubelets of 2"),
+        ({"attention_type": "divide"}, "attention_type 'divide': take one of divided, joint, space_only"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TimeSformer(**{**SMALL, **arguments})
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 3, 3, 30, 32)])
+def test_clips_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match=r"cannot be cut|takes clips"):
+        small()(torch.zeros(shape))
+
+
+def test_factories():
+    expected = set(inspect.signature(TimeSformer).parameters)
+    assert set(factories("timesformer")) == set(zoo.SIZES)
+    for name, make in factories("timesformer").items():
+        assert set(inspect.signature(make).parameters) == expected
+        with torch.device("meta"):
+            model = make()
+        size = zoo.SIZES[name]
+        assert (model.embed_dim, len(model.blocks), model.num_heads) == tuple(size.values())
+        assert model.norm.eps == 1e-6
+    model = ModelConfig(encoder="timesformer", model_name="timesformer_tiny", encoder_args={"depth": 2})
+    encoder = build_encoder(model, crop_size=32, num_frames=4, patch_size=8, tubelet_size=2)
+    assert encoder.grid == (2, 4, 4)
