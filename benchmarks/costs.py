@@ -124,7 +124,6 @@ def memory(
         "weights": FP32 * (2 * encoder + predictor) / shards,
         "AdamW moments": 2 * FP32 * trained / shards,
         "gathered weights": gathered if strategy.fsdp else 0,
-        "all-reduce buckets": 0 if strategy.fsdp else FP32 * trained,
         "clips": clips / parts * clip_bytes,
         "activations and gradients": passing_memory(jepa, strategy, clips / parts, parts, masks),
     }

@@ -118,11 +118,11 @@ class Plan:
 
 
 def draw_tokens(options: Options, global_clips: int) -> list[tuple[Tokens, ...]]:
-    """Tokens under each mask in the run's first steps; they are drawn for the whole global batch at once."""
-    masks = options.mask_collator()
+    """Tokens under each mask in the run's first steps, in the first of the groups that masks are drawn for."""
+    masks, together = options.mask_collator(), options.data.mask_batch_size or global_clips
     draws = []
     for step in range(STEPS_SAMPLED):
-        pairs = masks.sample_masks(global_clips, generator(options.meta.seed, Purpose.MASKS, step))
+        pairs = masks.sample_masks(together, generator(options.meta.seed, Purpose.MASKS, step, 0))
         draws.append(tuple(Tokens(context.shape[1], target.shape[1]) for context, target in zip(*pairs, strict=True)))
     return draws
 

@@ -1,7 +1,7 @@
 """How a model is spread over the processes of a run: replicated (DDP) or sharded (FSDP2)."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -74,15 +74,13 @@ def spread(
     return model
 
 
-@contextlib.contextmanager
-def gradients_averaged(model: nn.Module, now: bool) -> Iterator[None]:
-    """Whether a backward pass in here averages gradients over the processes; the last one of a step has to."""
-    sharded = [module for module in model.children() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.set_requires_gradient_sync(now)
+def gradients_averaged(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
+    """Whether a backward pass in here averages gradients over the processes; the last one of a step has to.
+
+    Sharded gradients are averaged each time: to keep them whole until the last would take the memory that shards save.
+    """
     wait = isinstance(model, DistributedDataParallel) and not now
-    with model.no_sync() if wait else contextlib.nullcontext():
-        yield
+    return model.no_sync() if wait else contextlib.nullcontext()
 
 
 def is_sharded(model: nn.Module) -> bool:
