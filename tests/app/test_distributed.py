@@ -73,6 +73,9 @@ def test_losses_are_those_of_one_process(plain, tmp_path):
     for processes, kind in ((2, "ddp"), (4, "ddp"), (4, "fsdp")):
         folder = tmp_path / f"{processes}-{kind}"
         assert run(plain, folder, processes, f"distributed={kind}") == pytest.approx(expected, rel=1e-4)
+    last = json.loads((tmp_path / "4-ddp" / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["slowest_rank"] < 4
+    assert 0 < last["data_seconds_mean"] <= last["data_seconds_slowest"] <= last["step_seconds_slowest"]
     one, sharded = whole_state(tmp_path / "1"), whole_state(tmp_path / "4-fsdp")
     for part in ("encoder", "target_encoder", "predictor"):
         for name, tensor in one[part].items():

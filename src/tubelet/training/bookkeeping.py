@@ -21,6 +21,7 @@ from tubelet.training.monitor import FeatureMonitor, warn_of_collapse
 from tubelet.training.run_folder import RunFolder, read_log
 from tubelet.training.saving import Saver
 from tubelet.training.step_log import StepLog
+from tubelet.training.watchdog import Watchdog
 
 
 class LoggingConfig(Config):
@@ -55,7 +56,7 @@ class Bookkeeping:
     """Keeps the run's folder, progress bar and checkpoints; leaving its `with` block closes them.
 
     Every process has one; only the main one writes, but for checkpoints of a sharded model. `free`: keys of the
-    configuration that may differ when a run is continued, see `RunFolder`.
+    configuration that may differ when a run is continued, see `RunFolder`. `timeout`: of the `Watchdog`.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Bookkeeping:
         monitor: FeatureMonitor | None,
         world: World,
         sharded: bool,
+        timeout: float,
     ):
         self.logging, self.folder, self.training, self.last_step = logging, folder, training, last_step
         self.bad_files, self.monitor, self.world = bad_files, monitor, world
         self.run = RunFolder(folder, options, step=training.step, free=free) if world.is_main else None
         self.log = StepLog(world)
+        self.watchdog = Watchdog(world, timeout)
         self.saver = Saver(folder / "checkpoints", logging.keep_checkpoints, world, sharded)
         self.skipped: deque[bool] = deque(maxlen=100)
         self.started_at = self.saved_step = training.step
@@ -86,6 +89,18 @@ class Bookkeeping:
         self.bar = progress(
             desc=folder.name, total=last_step, initial=training.step, unit="step", off=not world.is_main
         )
+
+    def with_waiting_time(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+        """Each batch with the seconds that the loop waited for it."""
+        iterator = iter(batches)
+        while True:
+            self.watchdog.note(f"waiting for the data of step {self.training.step + 1}")
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self.watchdog.note(f"in step {self.training.step + 1}")
+            yield batch, time.perf_counter() - asked
 
     def note_step(self, batch: Batch, numbers: dict[str, float], tensors: dict[str, Tensor]) -> None:
         """Note an update for the log. Raises TooManyBadFiles when too many of the videos cannot be read."""
@@ -99,6 +114,7 @@ class Bookkeeping:
         seen = 0 < self.training.step == self.started_at
         if self.monitor is None or seen or not self._due(self.logging.monitor_every):
             return
+        self.watchdog.note(f"looking at features after step {self.training.step}")
         look = self.monitor.look(encoder)
         if self.run is None:  # its part of the work on a sharded encoder is done
             return
@@ -139,19 +155,22 @@ class Bookkeeping:
         """Write the log so far, and begin to write a checkpoint of the state as it is."""
         self._write_log()
         if self.saved_step != self.training.step:
+            self.watchdog.note(f"saving step {self.training.step}")
             self.saver.start(self.training.step, self.training.state)
         self.saved_step, self.saved_at = self.training.step, time.monotonic()
 
     def __enter__(self) -> "Bookkeeping":
+        self.watchdog.__enter__()
         return self
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TrainingStopped | TooManyBadFiles):
             self.save()
         self.bar.close()
         if self.run is not None:
             self.run.close()
         self.saver.close()  # waits for what is being written
+        self.watchdog.__exit__(kind, error, trace)
         if error is None or isinstance(error, TrainingStopped | TooManyBadFiles):
             self.saver.finish()
 
@@ -163,6 +182,10 @@ class Bookkeeping:
             self.run.log(lines)
             last = updates[-1]
             self.shown |= {"loss": f"{last['loss']:.4f}", "clips/s": f"{last['clips_per_second']:.0f}"}
+            if "slowest_rank" in last:
+                slowest = f"{last['data_seconds_slowest']:.2f} s, rank {last['slowest_rank']}"
+                host = self.log.hosts[last["slowest_rank"]]
+                self.shown |= {"waits": f"{last['data_seconds_mean']:.2f} s", "slowest": f"{slowest} on {host}"}
             self.bar.set_postfix(self.shown)
 
     def _due(self, every: int) -> bool:
@@ -173,14 +196,3 @@ class Bookkeeping:
         if self.world.world_size == 1:
             return wish
         return self.world.max(wish) if self._due(self.logging.log_every) else 0
-
-
-def with_waiting_time(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that the loop waited for it."""
-    iterator = iter(batches)
-    while True:
-        asked = time.perf_counter()
-        batch = next(iterator, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - asked

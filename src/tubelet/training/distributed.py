@@ -37,6 +37,14 @@ class World:
         """Mean over all processes, in place."""
         return self.sum(tensor).div_(self.world_size)
 
+    def each(self, own: Any) -> list[Any]:
+        """What every process gives, by rank."""
+        if self.world_size == 1:
+            return [own]
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, own)
+        return everyone
+
     def from_main(self, look: Callable[[], Any]) -> Any:
         """What `look()` returns in the main process; an exception of it is raised in all."""
         found: list[Any] = [None, None]

@@ -1,6 +1,8 @@
 """One line a step, while the device is read once for many steps."""
 
 import resource
+import socket
+import statistics
 import time
 
 import torch
@@ -14,6 +16,7 @@ class StepLog:
 
     def __init__(self, world: World):
         self.world = world
+        self.hosts: list[str] = world.each(socket.gethostname())
         self._numbers: list[dict[str, float]] = []
         self._tensors: list[dict[str, Tensor]] = []
         self._before: list[dict[str, float]] = []
@@ -34,6 +37,7 @@ class StepLog:
     def flush(self, clips_per_step: int) -> list[dict[str, float]]:
         """The noted steps' lines: the tensors' means over all processes, the speed since the last flush, and memory.
 
+        Of several processes also the mean and the longest time of a step and of waiting for data, and which waited it.
         Waits for the device; every process has to call it.
         """
         if not self._tensors:
@@ -47,12 +51,25 @@ class StepLog:
             "clips_per_second": clips_per_step / seconds,
             "memory_gb": peak_memory_gb(self.world.device),
         }
+        if self.world.world_size > 1:
+            speed |= self._slowest(seconds)
         lines = self._before + [
             {**numbers, **dict(zip(names, row, strict=True)), **speed}
             for numbers, row in zip(self._numbers, rows, strict=True)
         ]
         self._before, self._numbers, self._tensors, self._since = [], [], [], time.perf_counter()
         return lines
+
+    def _slowest(self, step_seconds: float) -> dict[str, float]:
+        waiting = statistics.mean(numbers["data_seconds"] for numbers in self._numbers)
+        steps, waits = zip(*self.world.each((step_seconds, waiting)), strict=True)
+        return {
+            "step_seconds_mean": statistics.mean(steps),
+            "step_seconds_slowest": max(steps),
+            "data_seconds_mean": statistics.mean(waits),
+            "data_seconds_slowest": max(waits),
+            "slowest_rank": waits.index(max(waits)),
+        }
 
 
 def peak_memory_gb(device: torch.device) -> float:
