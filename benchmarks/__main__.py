@@ -1,11 +1,11 @@
-"""All benchmarks, or those named: `python -m benchmarks [masks] [step] [loader]`; prints one table."""
+"""All benchmarks, or those named: `python -m benchmarks [masks] [step] [loader] [attention]`; prints one table."""
 
 import argparse
 import importlib
 
 from benchmarks.harness import table
 
-BENCHMARKS = ("masks", "step", "loader")
+BENCHMARKS = ("masks", "step", "loader", "attention")
 
 
 def main() -> None:

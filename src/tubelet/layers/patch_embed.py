@@ -15,7 +15,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         if keep is None:
-            return self.proj(x).flatten(2).transpose(1, 2)
+            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # else all norms that follow copy it
         p, q = self.proj.kernel_size
         patches = rearrange(x, "B C (h p) (w q) -> B h w C p q", p=p, q=q)
         w = patches.shape[2]
@@ -32,7 +32,7 @@ class PatchEmbed3D(nn.Module):
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         if keep is None:
-            return self.proj(x).flatten(2).transpose(1, 2)
+            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # else all norms that follow copy it
         s, p, q = self.proj.kernel_size
         # A view: indexing it copies the kept patches alone.
         patches = rearrange(x, "B C (t s) (h p) (w q) -> B t h w C s p q", s=s, p=p, q=q)

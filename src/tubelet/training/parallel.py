@@ -56,7 +56,7 @@ def spread(
     if world.world_size == 1:
         return model
     if config.kind == "ddp":
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
     options: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.world_size,)),
         "mp_policy": MixedPrecisionPolicy(
