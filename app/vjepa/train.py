@@ -19,7 +19,7 @@ from tubelet.models.jepa import JEPA
 from tubelet.plugins import find
 from tubelet.seeds import seed_for
 from tubelet.training import checkpoint, parallel
-from tubelet.training.bookkeeping import Bookkeeping, with_waiting_time
+from tubelet.training.bookkeeping import Bookkeeping
 from tubelet.training.distributed import World
 from tubelet.training.interruption import Interruption
 from tubelet.training.monitor import FeatureMonitor
@@ -76,10 +76,11 @@ def main(options: Options, world: World) -> None:
         monitor=feature_monitor(options, world) if world.is_main or training.sharded else None,
         world=world,
         sharded=training.sharded,
+        timeout=options.distributed.timeout,
     )
     with Interruption() as interruption, book:
         book.look_at_features(training.jepa.target_encoder)
-        for batch, data_seconds in with_waiting_time(batches):
+        for batch, data_seconds in book.with_waiting_time(batches):
             hyperparameters = training.set_hyperparameters()
             losses = training.forward_backward(batch)
             grad_norm = training.update()
