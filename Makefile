@@ -3,11 +3,12 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo real test lint bench
+.PHONY: help install demo real test test-slurm lint bench
 
 help:
 	@echo "make demo   pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
 	@echo "make test   run the tests (CPU, 10 min)"
+	@echo "make test-slurm  jobs on a real SLURM, started for that on this machine (root, Debian's packages)"
 	@echo "make bench  speed against peers: masks, training step, loader"
 	@echo "make real DATA=/path/to/ut_interaction   the demo's experiment on real video"
 	@echo "make lint   ruff"
@@ -35,6 +36,9 @@ real: install
 
 test: install
 	$(PYTHON) -m pytest
+
+test-slurm: install
+	$(PYTHON) -m pytest -m slurm -s tests/slurm
 
 lint: install
 	$(PYTHON) -m ruff check .

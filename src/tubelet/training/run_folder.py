@@ -24,7 +24,7 @@ class RunFolder:
     def __init__(self, folder: str | Path, options: Config, *, step: int, free: tuple[str, ...] = ()):
         self.path = Path(folder)
         self.path.mkdir(parents=True, exist_ok=True)
-        _refuse_other_configuration(self.path, options, free)
+        refuse_other_configuration(self.path, options, free)
         write_whole(self.path / "config.yaml", dump(options))
         write_whole(self.path / "git.txt", git_state())
         kept = [line for line in read_log(self.path) if line["step"] <= step]
@@ -72,7 +72,8 @@ def git_state() -> str:
     return "\n".join(subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
 
 
-def _refuse_other_configuration(path: Path, options: Config, free: tuple[str, ...]) -> None:
+def refuse_other_configuration(path: Path, options: Config, free: tuple[str, ...]) -> None:
+    """Raises ConfigError, with the keys that differ, when the folder `path` holds a run of another configuration."""
     earlier = path / "config.yaml"
     if not earlier.is_file():
         return

@@ -1,0 +1,61 @@
+"""The last line of a job's script: shall the job, whose processes have all ended, start again under the same id?
+
+    python -m tubelet.slurm.requeue --logs <folder> --status <of srun> --max-requeues <number>
+
+This is asked after the processes, not in one of them, so that none is killed while another still saves. A job goes on
+when its processes were stopped by the warning before the limit, by the limit itself or by preemption; not when its code
+raised, when it was cancelled, or when someone sent it SIGTERM. Of node failures SLURM takes care itself.
+"""
+
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tubelet.slurm import cluster
+from tubelet.slurm.attempts import Attempt
+
+
+def main(logs: Path, status: int, max_requeues: int) -> int:
+    """Requeue the job that this process belongs to, or not; returns the exit status that the job shall have."""
+    attempt = Attempt.current(logs)
+    if not attempt.ended.is_file():
+        return status
+    number = json.loads(attempt.ended.read_text(encoding="utf-8")).get("signal")
+    if number is None:
+        return status or 1
+    if not goes_on(number, cluster.show(attempt.job)):
+        return status or 128 + number
+    if attempt.number >= max_requeues:
+        print(f"not started again: slurm.max_requeues={max_requeues}. The same command continues.", file=sys.stderr)
+        return status or 128 + number
+    subprocess.run(["scontrol", "requeue", attempt.job], check=True)
+    return 0
+
+
+def goes_on(number: int, job: dict[str, str]) -> bool:
+    """Whether a job that signal `number` has stopped shall start again; `job` as `cluster.show` gives it."""
+    if job["JobState"] == "RUNNING":  # nobody is ending it
+        return number == signal.SIGUSR2 or job["PreemptTime"] != "None"
+    # It is being ended: by its limit, or because someone wants so.
+    return _seconds(job["RunTime"]) >= _seconds(job["TimeLimit"])
+
+
+def _seconds(text: str) -> float:
+    """`2-12:00:00` or `UNLIMITED` in seconds."""
+    if not text[0].isdigit():
+        return float("inf")
+    days, hours, minutes, seconds = map(int, re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text).groups(default="0"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--logs", type=Path, required=True)
+    parser.add_argument("--status", type=int, required=True)
+    parser.add_argument("--max-requeues", type=int, required=True)
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.logs, arguments.status, arguments.max_requeues))

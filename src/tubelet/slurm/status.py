@@ -1,0 +1,129 @@
+"""The jobs of a folder: how they stand, and how to end them."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tubelet.config import ConfigError
+from tubelet.slurm import cluster
+from tubelet.slurm.attempts import Attempt
+from tubelet.slurm.submit import Submitted, logs, read_jobs
+
+COLUMNS = ("job", "name", "state", "nodes", "restarts", "step", "loss", "clips/s", "left", "last error")
+
+
+def table(root: Path) -> str:
+    """One line a job, and below it the last lines of the process that failed first, for each job that failed."""
+    jobs = _jobs(root)
+    rows = [COLUMNS, *(_row(root, job) for job in jobs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+    return "\n".join([*(line.rstrip() for line in lines), *filter(None, (_failure(root, job) for job in jobs))])
+
+
+def cancel(root: Path) -> str:
+    """Cancel the folder's jobs that are still in the queue, and nothing else; says which."""
+    queued = [job.job for job in _jobs(root) if _is_queued(root, job)]
+    if queued:
+        subprocess.run(["scancel", *queued], check=True)
+    return f"cancelled: {' '.join(queued)}" if queued else "no job of this folder is in the queue"
+
+
+def _jobs(root: Path) -> list[Submitted]:
+    if jobs := read_jobs(root):
+        return jobs
+    raise ConfigError(f"{root}: no jobs.json in there; give the folder that the jobs were submitted with")
+
+
+def _is_queued(root: Path, job: Submitted) -> bool:
+    """Numbers of jobs can be given anew when a cluster is set up again; the file that a job prints to cannot."""
+    live = cluster.show(job.job)
+    return bool(live) and live["JobState"] in cluster.IN_QUEUE and Path(live["StdOut"]).parent == logs(root)
+
+
+def _row(root: Path, job: Submitted) -> tuple[str, ...]:
+    state, nodes = cluster.state(job.job)
+    starts = _starts(root, job)
+    step, loss, speed, left = _progress(Path(job.folder), running=state == "RUNNING")
+    error = _first_end(starts).get("error", "").strip() or "\n".join(_said_by_srun(root, job)) or "-"
+    return (
+        job.job,
+        job.name,
+        state,
+        nodes or (json.loads(starts[-1].started.read_text(encoding="utf-8"))["nodes"] if starts else "-"),
+        str(starts[-1].number) if starts else "-",
+        step,
+        loss,
+        speed,
+        left,
+        error.rpartition("\n")[2],
+    )
+
+
+def _starts(root: Path, job: Submitted) -> list[Attempt]:
+    """Of a job, first to last."""
+    paths = logs(root).glob(f"{job.job}_started-*.json")
+    return [Attempt(logs(root), job.job, number) for number in sorted(int(path.stem.split("-")[-1]) for path in paths)]
+
+
+def _first_end(starts: list[Attempt]) -> dict[str, Any]:
+    """What the first process that left said in the newest start; empty when none has."""
+    if not starts or not starts[-1].ended.is_file():
+        return {}
+    return json.loads(starts[-1].ended.read_text(encoding="utf-8"))
+
+
+def _output(root: Path, job: Submitted) -> list[str]:
+    """Lines of stderr of the script, srun and rank 0."""
+    path = logs(root) / f"{job.job}_0_log.err"
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _said_by_srun(root: Path, job: Submitted) -> list[str]:
+    return [line for line in _output(root, job) if line.startswith(("srun: error", "slurmstepd"))][-3:]
+
+
+def _failure(root: Path, job: Submitted) -> str:
+    if cluster.state(job.job)[0] not in ("FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"):
+        return ""
+    first = _first_end(_starts(root, job))
+    if "error" in first:
+        title = f"rank {first['rank']} on {first['host']} failed first:"
+        lines = [*first["error"].strip().split("\n")[-10:], *_said_by_srun(root, job)]
+    else:
+        title = f"the last lines in {logs(root)}:"
+        lines = _output(root, job)[-10:] or [f"none: do its nodes see {root.absolute()}?"]
+    return "\n".join([f"\n{job.job} {job.name}, {title}", *(f"  {line}" for line in lines)])
+
+
+def _progress(folder: Path, *, running: bool) -> tuple[str, str, str, str]:
+    """(step, loss, clips a second, time left at this speed) from the end of `log.jsonl`."""
+    line = _last_line(folder / "log.jsonl")
+    if line is None:
+        return "-", "-", "-", "-"
+    options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("optimization", {})
+    steps = options["epochs"] * options["ipe"] if options.get("ipe") else None
+    left = "-"
+    if running and steps is not None and "step_seconds" in line:
+        minutes = round((steps - line["step"]) * line["step_seconds"] / 60)
+        left = f"{minutes // 60}:{minutes % 60:02d} h"
+    numbers = [f"{line[name]:.{digits}f}" if line.get(name) is not None else "-" for name, digits in _SHOWN]
+    return f"{line['step']}/{steps or '?'}", *numbers, left
+
+
+_SHOWN = (("loss", 4), ("clips_per_second", 1))
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line, without reading the file from its beginning."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        whole = file.read().split(b"\n")[:-1]
+    return json.loads(whole[-1]) if whole else None

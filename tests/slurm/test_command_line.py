@@ -1,0 +1,214 @@
+"""What is submitted, and what is refused before it is; no cluster is needed for this."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tubelet.config import ConfigError
+from tubelet.slurm import cluster, requeue, snapshot, status
+from tubelet.slurm.attempts import Attempt
+from tubelet.slurm.cluster import Node
+from tubelet.slurm.command_line import run
+from tubelet.slurm.options import SlurmConfig
+from tubelet.training.launch import Package
+
+PROGRAMS = Package("app", key="app", module="train")
+KNOWN = [Node("main", f"n{i}", "127.0.0.1", cpus=16, gpus=8, minutes=60) for i in range(4)]
+
+
+@pytest.fixture
+def fname(tmp_path):
+    """YAML of a pretraining with a section `slurm`."""
+    base = Path("configs/pretrain/debug.yaml").absolute()
+    own = {"nodes": 2, "tasks_per_node": 4, "partition": "main", "time": 100, "mem_per_gpu": "40G"}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"base": str(base), "folder": str(tmp_path / "run"), "slurm": own}))
+    return str(path)
+
+
+@pytest.fixture
+def dry_run(fname, capsys):
+    """`dry_run(words…)` -> what is printed for the file."""
+
+    def call(*words):
+        run(PROGRAMS, ["--fname", fname, "--dry-run", *words], then="evals.main")
+        return capsys.readouterr().out
+
+    return call
+
+
+def refused(words, capsys):
+    """The message that the command line gives."""
+    with pytest.raises(SystemExit) as stop:
+        run(PROGRAMS, words, then="evals.main")
+    return str(stop.value) + capsys.readouterr().err
+
+
+def test_command_line_wins_over_the_file(dry_run, tmp_path):
+    said = dry_run("--nodes", "3", "--mem-per-gpu", "80G", "--exclude", "n7", "slurm.sbatch.constraint=a100")
+    for line in ("nodes=3", "ntasks-per-node=4", "gpus-per-node=4", "partition=main", "time=100", "mem-per-gpu=80G"):
+        assert f"#SBATCH --{line}\n" in said
+    assert "#SBATCH --exclude=n7\n" in said
+    assert "#SBATCH --constraint=a100\n" in said
+    assert "3 node(s) × 4 task(s), 12 GPU(s)" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_probe_takes_the_partition_over_and_waits_for_a_good_end(dry_run, tmp_path):
+    script = dry_run("--then", "configs/evals/demo.yaml").rpartition("#!/bin/bash")[2]
+    for line in ("partition=main", "nodes=1", "kill-on-invalid-dep=yes", "dependency='afterok:<its id>'"):
+        assert f"#SBATCH --{line}\n" in script
+    assert f"folder: {tmp_path / 'run'}\n" in dry_run("--then", "configs/evals/demo.yaml").split("pretrain:")[1]
+
+
+def test_sweep_makes_a_grid_of_runs(dry_run, tmp_path):
+    said = dry_run("--sweep", "optimization.lr=1e-3,2e-3", "--sweep", "optimization.betas=[0.9,0.95],[0.9,0.99]")
+    assert said.count(f"folder: {tmp_path}/run/optimization.lr-") == 4
+    assert f"folder: {tmp_path}/run/optimization.lr-2e-3_optimization.betas-_0.9_0.99_\n" in said
+    assert said.count("lr: 0.002\n") == said.count("lr: 0.001\n") == 2
+    assert "#SBATCH --array=0-3%4\n" in said
+
+
+def test_array_asks_for_the_most_and_tells_srun_what_each_has(fname, tmp_path, capsys):
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump({"base": fname, "slurm": {"nodes": 1, "tasks_per_node": 8, "time": 20}}))
+    listed = tmp_path / "list.yaml"
+    listed.write_text(yaml.safe_dump([fname, str(small)]))
+    assert "--folder is missing" in refused(["--batch-launch", str(listed)], capsys)
+    run(PROGRAMS, ["--batch-launch", "--fname", str(listed), "--folder", str(tmp_path / "all"), "--dry-run"])
+    said = capsys.readouterr().out
+    for line in ("nodes=2", "ntasks-per-node=8", "time=100", "hold", "array=0-1%2"):
+        assert f"#SBATCH --{line}\n" in said
+    exports = [line for line in said.splitlines() if "export SLURM_NTASKS" in line]
+    assert ["SLURM_NTASKS=8" in exports[0], "SLURM_NTASKS_PER_NODE=4" in exports[0]] == [True, True]
+    assert ["SLURM_NTASKS=8" in exports[1], "SLURM_NTASKS_PER_NODE=8" in exports[1]] == [True, True]
+    assert f"folder: {tmp_path}/all/small\n" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "0"], "slurm.nodes"),
+        (["slurm.nods=2"], "Did you mean 'nodes'?"),
+        (["--time", "5"], "slurm: time: 5 minutes are over before the warning"),
+        (["--time", "6", "slurm.warn_seconds=310"], "between two checkpoints"),
+        (["slurm.device=cpu"], "mem_per_gpu: device is cpu"),
+        (["--sweep", "optimization.lr"], "written key.path=a,b,c"),
+        (["--sweep", "optimization.lr=0.1,0.1"], "several runs would write to"),
+        (["--sweep", "slurm.device=cpu,cuda", "slurm.mem_per_gpu=null"], "slurm.device cannot differ"),
+        (["--batch-launch", "configs/pretrain/debug.yaml", "--folder", "x"], "a list of configuration files"),
+        (["--nodess", "3"], "unknown: --nodess"),
+    ],
+)
+def test_mistakes_are_named(fname, words, message, capsys):
+    assert message in refused(["--fname", fname, "--dry-run", *words], capsys)
+
+
+def test_no_slurm_here(fname, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no sbatch on the PATH" in refused(["--fname", fname], capsys)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"partition": "mian"}, "Did you mean 'main'?"),
+        ({"tasks_per_node": 16}, "slurm.tasks_per_node: 16 tasks need as many GPUs, a node of this cluster has 8"),
+        ({"tasks_per_node": 8, "cpus_per_task": 4}, "slurm.cpus_per_task"),
+        ({"nodes": 5}, "would wait for ever"),
+        ({"time": 61}, "slurm.time: 61 minutes, but this cluster allows 60"),
+    ],
+)
+def test_what_no_node_can_give_is_refused(asked, message, tmp_path):
+    cluster.check(SlurmConfig(time=60), tmp_path, KNOWN)
+    with pytest.raises(ConfigError, match=r".") as error:
+        cluster.check(SlurmConfig(**({"time": 60} | asked)), tmp_path, KNOWN)
+    assert message in str(error.value)
+
+
+def test_folder_in_tmp_of_a_login_node_is_refused():
+    elsewhere = [Node("main", "gpu17", "gpu17", cpus=16, gpus=8, minutes=None)]
+    with pytest.raises(ConfigError, match="/tmp.*the nodes would not see it"):
+        cluster.check(SlurmConfig(), Path("/tmp/run"), elsewhere)
+
+
+def test_nodes_are_read_as_sinfo_writes_them(tmp_path, monkeypatch):
+    lines = [
+        "main|n0|10.0.0.1|128|gpu:a100:8(S:0-1)|2-00:30:00",
+        "cpu|n1|n1|64+|(null)|infinite",
+        "x|n2|n2|4|gpu:2|30:00",
+    ]
+    for name, text in (("sbatch", ""), ("sinfo", "\n".join(lines))):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncat <<'end'\n{text}\nend\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    first, second, third = cluster.nodes()
+    assert first == Node("main", "n0", "10.0.0.1", 128, 8, 2 * 1440 + 30)
+    assert (second.cpus, second.gpus, second.minutes) == (64, 0, None)
+    assert (third.gpus, third.minutes) == (2, 30)
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "preempted", "ran", "again"),
+    [
+        (12, "RUNNING", "None", "00:10:00", True),  # the warning
+        (15, "RUNNING", "None", "00:10:00", False),  # somebody's scancel --signal=TERM
+        (15, "RUNNING", "2026-11-21T06:20:41", "00:10:00", True),
+        (15, "COMPLETING", "None", "1-01:00:00", True),  # the limit
+        (15, "COMPLETING", "None", "00:10:00", False),  # scancel
+        (12, "COMPLETING", "None", "00:10:00", False),  # scancel after the warning
+    ],
+)
+def test_which_stopped_job_starts_again(number, state, preempted, ran, again):
+    job = {"JobState": state, "PreemptTime": preempted, "RunTime": ran, "TimeLimit": "1-01:00:00"}
+    assert requeue.goes_on(number, job) is again
+
+
+def test_only_the_first_process_is_heard(tmp_path, monkeypatch):
+    attempt = Attempt(tmp_path, "7", 0)
+    for rank in (2, 0):
+        monkeypatch.setenv("SLURM_PROCID", str(rank))
+        attempt.note_end(error=f"of rank {rank}")
+    assert json.loads(attempt.ended.read_text())["error"] == "of rank 2"
+    assert os.listdir(tmp_path) == [attempt.ended.name]
+
+
+def test_snapshot_has_what_git_knows_as_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    for name in ("kept.py", "removed.py"):
+        Path(name).write_text("committed\n")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    Path("kept.py").write_text("edited\n")
+    Path("removed.py").unlink()
+    Path("new.py").write_text("unknown to git\n")
+    with pytest.warns(UserWarning, match=r"git does not know them: new\.py$"):
+        code = snapshot.take(tmp_path / "run")
+    assert {path.name for path in code.iterdir()} == {"kept.py", "git.txt"}
+    assert (code / "kept.py").read_text() == "edited\n"
+    assert "+edited" in (tmp_path / "run" / "git.txt").read_text()
+    assert f"pytest=={pytest.__version__}" in (tmp_path / "run" / "pip_freeze.txt").read_text()
+
+
+def test_without_git_jobs_run_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="no copy of the code"):
+        assert snapshot.take(tmp_path / "run") == tmp_path
+
+
+def test_folder_without_jobs(tmp_path):
+    with pytest.raises(ConfigError, match=r"no jobs\.json"):
+        status.table(tmp_path)
+
+
+def test_evals_take_no_then():
+    words = [sys.executable, "-m", "evals.main_distributed", "--fname", "x", "--then", "y"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown: --then" in done.stderr
