@@ -228,6 +228,7 @@ def _free_ports(number: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    with Cluster(Path(sys.argv[1]).absolute()) as running:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Cluster(Path(sys.argv[1]).absolute()) as running, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={running.environment['SLURM_CONF']}", flush=True)
-        signal.sigwait([signal.SIGINT, signal.SIGTERM])
+        signal.pause()

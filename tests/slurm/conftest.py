@@ -185,9 +185,10 @@ class Site:
     def goes_on(self, job: str, what: str, since: float) -> None:
         """The job starts again by itself and ends well; prints what the interruption cost."""
         started = self.wait_for_start(job, 1)
+        lost = last_step(self.folder) - newest_step(self.folder)  # it has not yet opened the folder
         self.mood("slow", False)
         self.wait_for_state(job, "COMPLETED")
-        print(f"{what}: runs again after {started - since:.1f} s")
+        print(f"{what}: {lost} steps lost, runs again after {started - since:.1f} s")
 
     def continues_with_the_same_command(self, what: str) -> None:
         """Submitted again, the run goes on from its newest checkpoint and ends well."""

@@ -154,18 +154,19 @@ def test_nodes_are_read_as_sinfo_writes_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "state", "preempted", "ran", "again"),
+    ("number", "state", "reason", "preempted", "again"),
     [
-        (12, "RUNNING", "None", "00:10:00", True),  # the warning
-        (15, "RUNNING", "None", "00:10:00", False),  # somebody's scancel --signal=TERM
-        (15, "RUNNING", "2026-11-21T06:20:41", "00:10:00", True),
-        (15, "COMPLETING", "None", "1-01:00:00", True),  # the limit
-        (15, "COMPLETING", "None", "00:10:00", False),  # scancel
-        (12, "COMPLETING", "None", "00:10:00", False),  # scancel after the warning
+        (12, "RUNNING", "None", "None", True),  # the warning
+        (15, "RUNNING", "None", "None", False),  # somebody's scancel --signal=TERM
+        (15, "RUNNING", "None", "2026-11-21T06:20:41", True),
+        (15, "COMPLETING", "TimeLimit", "None", True),
+        (12, "COMPLETING", "TimeLimit", "None", True),  # the warning and the limit at once
+        (15, "COMPLETING", "None", "None", False),  # scancel
+        (12, "COMPLETING", "None", "None", False),  # scancel after the warning
     ],
 )
-def test_which_stopped_job_starts_again(number, state, preempted, ran, again):
-    job = {"JobState": state, "PreemptTime": preempted, "RunTime": ran, "TimeLimit": "1-01:00:00"}
+def test_which_stopped_job_starts_again(number, state, reason, preempted, again):
+    job = {"JobState": state, "Reason": reason, "PreemptTime": preempted}
     assert requeue.goes_on(number, job) is again
 
 

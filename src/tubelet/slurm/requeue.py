@@ -9,7 +9,6 @@ raised, when it was cancelled, or when someone sent it SIGTERM. Of node failures
 
 import argparse
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -40,16 +39,7 @@ def goes_on(number: int, job: dict[str, str]) -> bool:
     """Whether a job that signal `number` has stopped shall start again; `job` as `cluster.show` gives it."""
     if job["JobState"] == "RUNNING":  # nobody is ending it
         return number == signal.SIGUSR2 or job["PreemptTime"] != "None"
-    # It is being ended: by its limit, or because someone wants so.
-    return _seconds(job["RunTime"]) >= _seconds(job["TimeLimit"])
-
-
-def _seconds(text: str) -> float:
-    """`2-12:00:00` or `UNLIMITED` in seconds."""
-    if not text[0].isdigit():
-        return float("inf")
-    days, hours, minutes, seconds = map(int, re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text).groups(default="0"))
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return job["Reason"] == "TimeLimit"  # else someone has cancelled it
 
 
 if __name__ == "__main__":
