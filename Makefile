@@ -38,7 +38,7 @@ test: install
 	$(PYTHON) -m pytest
 
 test-slurm: install
-	$(PYTHON) -m pytest -m slurm -s tests/slurm
+	$(PYTHON) -m pytest -m slurm --timeout 900 tests/slurm
 
 lint: install
 	$(PYTHON) -m ruff check .

@@ -17,6 +17,8 @@ from tests.slurm import cluster as real
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
+COSTS: list[tuple[str, int, float, bool]] = []
+"""Of each interruption: what it was, steps lost, seconds until the run ran again, and whether its end was the same."""
 
 
 # Videos that one can make slow, or impossible to read for rank 1, while a job runs.
@@ -133,9 +135,18 @@ def site(cluster, checkout, fname, clips, tmp_path):
     yield place
     for mood in ("slow", "broken"):
         place.mood(mood, False)
-    left = cluster.ask("squeue -h -o %i/%T")
+    left = cluster.ask("squeue -h -t PD,CF,R,S,RQ -o %i/%T")
     cluster.ask("scancel --user=root")
-    assert not left, "something is left in the queue"
+    wait_for("an empty queue", lambda: not cluster.ask("squeue -h"), place.told)
+    assert not left, "something was left in the queue"
+
+
+def pytest_terminal_summary(terminalreporter):
+    if COSTS:
+        terminalreporter.section("what interruptions cost")
+    for what, lost, seconds, same in COSTS:
+        end = "the same parameters bit for bit" if same else "OTHER PARAMETERS"
+        terminalreporter.write_line(f"{what:<28} {lost:>2} steps lost, runs again after {seconds:4.1f} s, {end}")
 
 
 class Site:
@@ -164,15 +175,15 @@ class Site:
         return said.split()[0] if said else "UNKNOWN"
 
     def wait_for_state(self, job: str, *states: str) -> None:
-        wait_for(f"{job} to be {' or '.join(states)}", lambda: self.state(job) in states, lambda: self.told())
+        wait_for(f"{job} to be {' or '.join(states)}", lambda: self.state(job) in states, self.told)
 
     def wait_for_step(self, step: int) -> None:
-        wait_for(f"step {step}", lambda: last_step(self.folder) >= step, lambda: self.told())
+        wait_for(f"step {step}", lambda: last_step(self.folder) >= step, self.told)
 
     def wait_for_start(self, job: str, number: int) -> float:
         """Seconds since the epoch when start `number` of the job began."""
         path = self.folder / "slurm" / f"{job}_started-{number}.json"
-        wait_for(f"start {number} of job {job}", lambda: path.is_file() and path.stat().st_size, lambda: self.told())
+        wait_for(f"start {number} of job {job}", lambda: path.is_file() and path.stat().st_size, self.told)
         return yaml.safe_load(path.read_text())["time"]
 
     def interrupted(self, *words: str, at: int = 5) -> str:
@@ -182,22 +193,27 @@ class Site:
         self.wait_for_step(at)
         return job
 
-    def goes_on(self, job: str, what: str, since: float) -> None:
-        """The job starts again by itself and ends well; prints what the interruption cost."""
-        started = self.wait_for_start(job, 1)
+    def goes_on(self, job: str, what: str, since: float, as_if: Path) -> int:
+        """The job starts again by itself and ends as the run in `as_if`; returns how many steps were lost."""
+        seconds = self.wait_for_start(job, 1) - since
         lost = last_step(self.folder) - newest_step(self.folder)  # it has not yet opened the folder
-        self.mood("slow", False)
-        self.wait_for_state(job, "COMPLETED")
-        print(f"{what}: {lost} steps lost, runs again after {started - since:.1f} s")
+        self._ends(job, what, lost, seconds, as_if)
+        return lost
 
-    def continues_with_the_same_command(self, what: str) -> None:
-        """Submitted again, the run goes on from its newest checkpoint and ends well."""
+    def continues_with_the_same_command(self, what: str, as_if: Path) -> int:
+        """Submitted again, the run goes on and ends as the one in `as_if`; returns how many steps were lost."""
         lost, since = self.lost_steps(), time.time()
-        self.mood("slow", False)
         job = self.submit()
         seconds = self.wait_for_start(job, 0) - since
+        self._ends(job, f"{what}, submitted again", lost, seconds, as_if)
+        return lost
+
+    def _ends(self, job: str, what: str, lost: int, seconds: float, as_if: Path) -> None:
+        self.mood("slow", False)
         self.wait_for_state(job, "COMPLETED")
-        print(f"{what}: {lost} steps lost, submitted again it runs after {seconds:.1f} s")
+        same = same_parameters(self.folder, as_if)
+        COSTS.append((what, lost, seconds, same))
+        assert same
 
     def lost_steps(self) -> int:
         """Steps that the log has and the newest checkpoint has not, once nothing runs."""

@@ -73,6 +73,9 @@ def test_all_end_with_the_rank_the_host_and_what_it_did(tmp_path, fate, what):
     pattern = rf"error: the job ends, as rank 1 on \S+ {what}.*; the last it noted: in step 2"
     for text in said[: 1 if fate is die else 2]:
         assert re.search(pattern, text), text
+    if fate is fail:
+        assert "Traceback (most recent call last)" in said[1]
+        assert re.search(r"at \S+test_watchdog\.py:\d+ in fail$", said[1], re.MULTILINE)
 
 
 def test_a_run_that_goes_well_is_left_alone(tmp_path):

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tubelet.slurm.attempts import Attempt
 from tubelet.training import distributed
@@ -34,6 +36,13 @@ class Job:
         `tubelet.slurm.requeue`.
         """
         attempt = Attempt.current(Path(self.logs))
+
+        def tell(kind: Any, error: BaseException, trace: Any) -> None:
+            attempt.note_end(error="".join(traceback.format_exception(kind, error, trace)))
+            sys.__excepthook__(kind, error, trace)
+
+        # Python calls it at the end, the watchdog sooner: it ends a process that has failed before Python can.
+        sys.excepthook = tell
         # submitit's own handlers would requeue at once. Programs that finish their step first set theirs later.
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, _leave)
@@ -51,9 +60,6 @@ class Job:
                 raise
             attempt.note_end(signal=stop.code - 128)
             raise SystemExit(0) from None
-        except BaseException:
-            attempt.note_end(error=traceback.format_exc())
-            raise
 
 
 def _leave(number: int, _frame: object) -> None:

@@ -11,6 +11,7 @@ from tubelet.config import ConfigError
 from tubelet.slurm import cluster
 from tubelet.slurm.attempts import Attempt
 from tubelet.slurm.submit import Submitted, logs, read_jobs
+from tubelet.training.watchdog import VERDICT
 
 COLUMNS = ("job", "name", "state", "nodes", "restarts", "step", "loss", "clips/s", "left", "last error")
 
@@ -50,7 +51,6 @@ def _row(root: Path, job: Submitted) -> tuple[str, ...]:
     state, nodes = cluster.state(job.job)
     starts = _starts(root, job)
     step, loss, speed, left = _progress(Path(job.folder), running=state == "RUNNING")
-    error = _first_end(starts).get("error", "").strip() or "\n".join(_said_by_srun(root, job)) or "-"
     return (
         job.job,
         job.name,
@@ -61,7 +61,7 @@ def _row(root: Path, job: Submitted) -> tuple[str, ...]:
         loss,
         speed,
         left,
-        error.rpartition("\n")[2],
+        _last_error(root, job),
     )
 
 
@@ -79,13 +79,22 @@ def _first_end(starts: list[Attempt]) -> dict[str, Any]:
 
 
 def _output(root: Path, job: Submitted) -> list[str]:
-    """Lines of stderr of the script, srun and rank 0."""
+    """The last lines of stderr of the script, srun and rank 0."""
     path = logs(root) / f"{job.job}_0_log.err"
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return _tail(path).decode(errors="replace").splitlines() if path.is_file() else []
 
 
-def _said_by_srun(root: Path, job: Submitted) -> list[str]:
-    return [line for line in _output(root, job) if line.startswith(("srun: error", "slurmstepd"))][-3:]
+def _said(root: Path, job: Submitted, *beginnings: str) -> list[str]:
+    return [line for line in _output(root, job) if line.startswith(beginnings)]
+
+
+def _last_error(root: Path, job: Submitted) -> str:
+    """What the watchdog found, else what the process that failed first said, else what srun saw first."""
+    if verdict := _said(root, job, VERDICT):
+        return verdict[-1].removeprefix(VERDICT)
+    if error := _first_end(_starts(root, job)).get("error"):
+        return error.strip().rpartition("\n")[2]
+    return next(iter(_said(root, job, "srun: error")), "-")
 
 
 def _failure(root: Path, job: Submitted) -> str:
@@ -94,7 +103,7 @@ def _failure(root: Path, job: Submitted) -> str:
     first = _first_end(_starts(root, job))
     if "error" in first:
         title = f"rank {first['rank']} on {first['host']} failed first:"
-        lines = [*first["error"].strip().split("\n")[-10:], *_said_by_srun(root, job)]
+        lines = [*first["error"].strip().split("\n")[-10:], *_said(root, job, VERDICT, "srun: error", "slurmstepd")[:3]]
     else:
         title = f"the last lines in {logs(root)}:"
         lines = _output(root, job)[-10:] or [f"none: do its nodes see {root.absolute()}?"]
@@ -123,7 +132,11 @@ def _last_line(path: Path) -> dict[str, Any] | None:
     """The last whole line, without reading the file from its beginning."""
     if not path.is_file():
         return None
+    whole = _tail(path).split(b"\n")[:-1]
+    return json.loads(whole[-1]) if whole else None
+
+
+def _tail(path: Path) -> bytes:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
-        whole = file.read().split(b"\n")[:-1]
-    return json.loads(whole[-1]) if whole else None
+        return file.read()

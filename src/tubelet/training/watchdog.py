@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ INTERVAL = 5.0
 MISSED = 3
 """So many signs of life may be missing before a process counts as dead."""
 FINISHED = "finished"
+VERDICT = "error: the job ends, as "
+"""How the line begins that says which process it was, and what happened to it."""
 WAITS_FOR_OTHERS = ("torch/distributed/", "torch/autograd/")
 """Where in torch the main thread stands while it waits for a collective, or for one in a backward pass."""
 _UNSEEN = {"host": "an unknown host", "beat": 0, "doing": "starting", "at": "", "failed": None}
@@ -81,8 +84,12 @@ class Watchdog:
         if not self._thread.is_alive():
             return
         if isinstance(error, Exception):
+            # Told as Python would do it in the end, which this process may not come to.
+            sys.excepthook(type(error), error, error.__traceback__)
             # The others cannot go on without this one, or it fails because another has died: the verdict tells which.
-            self._sign["failed"] = [self._store.add("failures", 1), f"{type(error).__name__}: {error}"]
+            raised = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{raised.filename}:{raised.lineno} in {raised.name}"
+            self._sign["failed"] = [self._store.add("failures", 1), f"{type(error).__name__}: {error}", place]
             self._thread.join()
         self._sign["doing"] = FINISHED
         self._stop.set()
@@ -136,7 +143,7 @@ class Watchdog:
         return None
 
     def _end(self, verdict: str) -> None:
-        print(f"error: the job ends, as {verdict}", file=sys.stderr, flush=True)
+        print(f"{VERDICT}{verdict}", file=sys.stderr, flush=True)
         if self.world.is_main:
             time.sleep(2 * self.interval)  # the store lives here; the others want to read the verdict
         os._exit(1)
@@ -144,7 +151,8 @@ class Watchdog:
 
 def _verdict(rank: int, member: _Member, what: str) -> str:
     sign = member.sign
-    return f"rank {rank} on {sign['host']} {what}; the last it noted: {sign['doing']}, at {sign['at']}"
+    place = sign["failed"][2] if sign["failed"] else sign["at"]
+    return f"rank {rank} on {sign['host']} {what}; the last it noted: {sign['doing']}, at {place}"
 
 
 def _place_of_main_thread() -> str:
