@@ -10,7 +10,7 @@ import torch
 from tubelet.datasets import BadFile, DataConfig, Draw, Sample, VideoError
 from tubelet.datasets.clip_sampling import clip_length, sample_frames
 from tubelet.datasets.culprits import reading
-from tubelet.datasets.decoders import open_video, read_frames
+from tubelet.datasets.decoders import Video, open_video, read_frames
 from tubelet.datasets.frame_cache import CachedVideo
 from tubelet.datasets.randomness import Purpose, generator
 from tubelet.datasets.sources import VIDEO_SUFFIXES, Source, read_source
@@ -95,6 +95,16 @@ class Dataset:
 
     def _clips(self, path: str, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
         """Clips uint8 [num_clips · views, 3, T, h, w] of a file and their frames' numbers [num_clips, T]."""
+        video = self._open(path)
+        window = clip_length(self.data, video.fps)
+        if self.data.filter_short_videos and video.num_frames < window:
+            reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
+            raise VideoError(path, reason, filtered=True)
+        numbers = sample_frames(video.num_frames, video.fps, self.data, rng)
+        frames = read_frames(video, numbers.reshape(-1), path)
+        return torch.cat([self.transform(clip, rng) for clip in np.split(frames, self.data.num_clips)]), numbers
+
+    def _open(self, path: str) -> Video:
         try:
             size = os.stat(path).st_size
         except OSError as error:
@@ -103,16 +113,8 @@ class Dataset:
             reason = f"{size} bytes, more than filter_long_videos {self.data.filter_long_videos}"
             raise VideoError(path, reason, filtered=True)
         if self.data.cache is None:
-            video = open_video(path, self.data.decoder)
-        else:
-            video = CachedVideo(path, self.data.decoder, self.data.cache)
-        window = clip_length(self.data, video.fps)
-        if self.data.filter_short_videos and video.num_frames < window:
-            reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
-            raise VideoError(path, reason, filtered=True)
-        numbers = sample_frames(video.num_frames, video.fps, self.data, rng)
-        frames = read_frames(video, numbers.reshape(-1), path)
-        return torch.cat([self.transform(clip, rng) for clip in np.split(frames, self.data.num_clips)]), numbers
+            return open_video(path, self.data.decoder)
+        return CachedVideo(path, self.data.decoder, self.data.cache)
 
     def _empty(self, index: int, bad: list[BadFile]) -> Sample:
         return Sample(
