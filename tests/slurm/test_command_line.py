@@ -1,5 +1,6 @@
 """What is submitted, and what is refused before it is; no cluster is needed for this."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tubelet.slurm.attempts import Attempt
 from tubelet.slurm.cluster import Node
 from tubelet.slurm.command_line import run
 from tubelet.slurm.options import SlurmConfig
+from tubelet.slurm.submit import Submitted
 from tubelet.training.launch import Package
 
 PROGRAMS = Package("app", key="app", module="train")
@@ -47,6 +49,14 @@ def refused(words, capsys):
     with pytest.raises(SystemExit) as stop:
         run(PROGRAMS, words, then="evals.main")
     return str(stop.value) + capsys.readouterr().err
+
+
+def pretend(folder, monkeypatch, **commands):
+    """Put shell scripts in the place of SLURM's commands."""
+    for name, script in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def test_command_line_wins_over_the_file(dry_run, tmp_path):
@@ -143,10 +153,7 @@ def test_nodes_are_read_as_sinfo_writes_them(tmp_path, monkeypatch):
         "cpu|n1|n1|64+|(null)|infinite",
         "x|n2|n2|4|gpu:2|30:00",
     ]
-    for name, text in (("sbatch", ""), ("sinfo", "\n".join(lines))):
-        (tmp_path / name).write_text(f"#!/bin/sh\ncat <<'end'\n{text}\nend\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    pretend(tmp_path, monkeypatch, sbatch="", sinfo=f"cat <<'end'\n{chr(10).join(lines)}\nend")
     first, second, third = cluster.nodes()
     assert first == Node("main", "n0", "10.0.0.1", 128, 8, 2 * 1440 + 30)
     assert (second.cpus, second.gpus, second.minutes) == (64, 0, None)
@@ -206,6 +213,59 @@ def test_without_git_jobs_run_from_here(tmp_path, monkeypatch):
 def test_folder_without_jobs(tmp_path):
     with pytest.raises(ConfigError, match=r"no jobs\.json"):
         status.table(tmp_path)
+
+
+VERDICT = "rank 1 on n3 failed (ValueError: a clip); the last it noted: in step 3, at x.py:1 in f"
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """Folder of three jobs: one runs, one has failed, the number of one was given anew to a job of another folder."""
+    root, output = tmp_path / "run", tmp_path / "run" / "slurm"
+    output.mkdir(parents=True)
+    runs = {"12": ("runs", "RUNNING", output), "13": ("fails", "FAILED", output), "14": ("old", "RUNNING", tmp_path)}
+    cases = ""
+    for job, (name, state, place) in runs.items():
+        said = f"JobId={job} JobState={state} NodeList=n[2-3] Reason=None StdOut={place}/{job}_0_log.out"
+        cases += f"*{job}) echo '{said}' ;;\n"
+        (root / name).mkdir()
+    scancel = f"echo $@ > {tmp_path}/cancelled"
+    pretend(tmp_path, monkeypatch, sbatch="", scontrol=f'case "$*" in\n{cases}esac', scancel=scancel)
+    jobs = [Submitted(job, name, str(root / name), None, 0.0, {}) for job, (name, _, _) in runs.items()]
+    (root / "jobs.json").write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
+    line = {"step": 400, "last_step": 1000, "loss": 0.51239, "clips_per_second": 64.04, "step_seconds": 9.0}
+    lines = [json.dumps({**line, "step": 399}), json.dumps(line), '{"step": 4']
+    (root / "runs" / "log.jsonl").write_text("\n".join(lines))
+    start = json.dumps({"time": 0.0, "nodes": "n[2-3]"})
+    for name in ("12_started-0", "12_started-1", "12_started-2", "13_started-0"):
+        (output / f"{name}.json").write_text(start)
+    error = "Traceback (most recent call last):\n  File x.py\nValueError: a clip\n"
+    (output / "13_ended-0.json").write_text(json.dumps({"rank": 1, "host": "n3", "time": 0.0, "error": error}))
+    lines = ["fails: 3/9", f"error: the job ends, as {VERDICT}", "srun: error: n3: task 1: Exited with exit code 1", ""]
+    (output / "13_0_log.err").write_text("\n".join(lines))
+    return root
+
+
+def test_status_of_jobs(watched):
+    header, runs, fails, _old, *below = status.table(watched).splitlines()
+    assert header.split()[:5] == ["job", "name", "state", "nodes", "restarts"]
+    assert runs.split() == ["12", "runs", "RUNNING", "n[2-3]", "2", "400/1000", "0.5124", "64.0", "1:30", "h", "-"]
+    assert fails.split()[:5] == ["13", "fails", "FAILED", "n[2-3]", "0"]
+    assert fails.endswith(VERDICT)
+    assert below[1] == "13 fails:"
+    assert "  rank 1 on n3 failed first:" in below
+    assert below[-1] == "  ValueError: a clip"
+
+
+def test_cancel_leaves_other_folders_jobs(watched, tmp_path):
+    assert status.cancel(watched) == "cancelled: 12"
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+
+
+def test_status_without_slurm(watched, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="no sbatch on the PATH"):
+        status.table(watched)
 
 
 def test_evals_take_no_then():

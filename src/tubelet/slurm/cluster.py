@@ -28,16 +28,21 @@ class Node:
 
 def nodes() -> list[Node]:
     """All nodes, once for each partition. Raises ConfigError where SLURM is missing or does not answer."""
+    check_installed()
+    said = subprocess.run(["sinfo", "-h", "-N", "-o", "%R|%N|%o|%c|%G|%l"], capture_output=True, text=True)
+    if said.returncode:
+        raise ConfigError(f"SLURM does not answer: {said.stderr.strip()}")
+    return [_node(*line.split("|")) for line in said.stdout.split()]
+
+
+def check_installed() -> None:
+    """Raises ConfigError where there is no SLURM, with what to do instead."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "no sbatch on the PATH: SLURM jobs are submitted from a login node of the cluster. To run on this machine: "
             "python -m app.main (or evals.main) --fname … [--devices cuda:0 cuda:1 …]; to see what would be submitted: "
             "--dry-run"
         )
-    said = subprocess.run(["sinfo", "-h", "-N", "-o", "%R|%N|%o|%c|%G|%l"], capture_output=True, text=True)
-    if said.returncode:
-        raise ConfigError(f"SLURM does not answer: {said.stderr.strip()}")
-    return [_node(*line.split("|")) for line in said.stdout.split()]
 
 
 def check(asked: SlurmConfig, folder: Path, known: list[Node]) -> None:

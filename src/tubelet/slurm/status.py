@@ -5,8 +5,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tubelet.config import ConfigError
 from tubelet.slurm import cluster
 from tubelet.slurm.attempts import Attempt
@@ -17,7 +15,7 @@ COLUMNS = ("job", "name", "state", "nodes", "restarts", "step", "loss", "clips/s
 
 
 def table(root: Path) -> str:
-    """One line a job, and below it the last lines of the process that failed first, for each job that failed."""
+    """One line a job; below it, for each job that failed, what is known of it and the end of the first error."""
     jobs = _jobs(root)
     rows = [COLUMNS, *(_row(root, job) for job in jobs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
@@ -36,9 +34,11 @@ def cancel(root: Path) -> str:
 
 
 def _jobs(root: Path) -> list[Submitted]:
-    if jobs := read_jobs(root):
-        return jobs
-    raise ConfigError(f"{root}: no jobs.json in there; give the folder that the jobs were submitted with")
+    jobs = read_jobs(root)
+    if not jobs:
+        raise ConfigError(f"{root}: no jobs.json in there; give the folder that the jobs were submitted with")
+    cluster.check_installed()
+    return jobs
 
 
 def _is_queued(root: Path, job: Submitted) -> bool:
@@ -89,12 +89,12 @@ def _said(root: Path, job: Submitted, *beginnings: str) -> list[str]:
 
 
 def _last_error(root: Path, job: Submitted) -> str:
-    """What the watchdog found, else what the process that failed first said, else what srun saw first."""
+    """What the watchdog found; else the first error, but for a process that was killed before it could say one."""
     if verdict := _said(root, job, VERDICT):
         return verdict[-1].removeprefix(VERDICT)
-    if error := _first_end(_starts(root, job)).get("error"):
-        return error.strip().rpartition("\n")[2]
-    return next(iter(_said(root, job, "srun: error")), "-")
+    seen = next(iter(_said(root, job, "srun: error")), "-")
+    error = _first_end(_starts(root, job)).get("error")
+    return seen if error is None or seen.endswith("Killed") else error.strip().rpartition("\n")[2]
 
 
 def _failure(root: Path, job: Submitted) -> str:
@@ -102,12 +102,15 @@ def _failure(root: Path, job: Submitted) -> str:
         return ""
     first = _first_end(_starts(root, job))
     if "error" in first:
-        title = f"rank {first['rank']} on {first['host']} failed first:"
-        lines = [*first["error"].strip().split("\n")[-10:], *_said(root, job, VERDICT, "srun: error", "slurmstepd")[:3]]
+        seen = _said(root, job, VERDICT, "srun: error", "slurmstepd")[:3]
+        lines = [
+            *seen,
+            f"rank {first['rank']} on {first['host']} failed first:",
+            *first["error"].strip().split("\n")[-10:],
+        ]
     else:
-        title = f"the last lines in {logs(root)}:"
-        lines = _output(root, job)[-10:] or [f"none: do its nodes see {root.absolute()}?"]
-    return "\n".join([f"\n{job.job} {job.name}, {title}", *(f"  {line}" for line in lines)])
+        lines = _output(root, job)[-10:] or [f"no output in {logs(root)}: do its nodes see that folder?"]
+    return "\n".join([f"\n{job.job} {job.name}:", *(f"  {line}" for line in lines)])
 
 
 def _progress(folder: Path, *, running: bool) -> tuple[str, str, str, str]:
@@ -115,17 +118,15 @@ def _progress(folder: Path, *, running: bool) -> tuple[str, str, str, str]:
     line = _last_line(folder / "log.jsonl")
     if line is None:
         return "-", "-", "-", "-"
-    options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("optimization", {})
-    steps = options["epochs"] * options["ipe"] if options.get("ipe") else None
     left = "-"
-    if running and steps is not None and "step_seconds" in line:
-        minutes = round((steps - line["step"]) * line["step_seconds"] / 60)
+    if running and "last_step" in line:
+        minutes = round((line["last_step"] - line["step"]) * line["step_seconds"] / 60)
         left = f"{minutes // 60}:{minutes % 60:02d} h"
-    numbers = [f"{line[name]:.{digits}f}" if line.get(name) is not None else "-" for name, digits in _SHOWN]
-    return f"{line['step']}/{steps or '?'}", *numbers, left
-
-
-_SHOWN = (("loss", 4), ("clips_per_second", 1))
+    loss, speed = (
+        f"{line[name]:.{digits}f}" if line.get(name) is not None else "-"
+        for name, digits in (("loss", 4), ("clips_per_second", 1))
+    )
+    return f"{line['step']}/{line.get('last_step', '?')}", loss, speed, left
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:

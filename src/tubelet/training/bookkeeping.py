@@ -104,7 +104,7 @@ class Bookkeeping:
 
     def note_step(self, batch: Batch, numbers: dict[str, float], tensors: dict[str, Tensor]) -> None:
         """Note an update for the log. Raises TooManyBadFiles when too many of the videos cannot be read."""
-        self.log.add({"step": self.training.step, **numbers}, tensors)
+        self.log.add({"step": self.training.step, "last_step": self.last_step, **numbers}, tensors)
         self.bar.update()
         self.bad_files.record(batch)
         self.clips_per_step = len(batch.clips) * self.world.world_size

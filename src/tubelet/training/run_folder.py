@@ -39,7 +39,7 @@ class RunFolder:
             line = {name: value if math.isfinite(value) else None for name, value in line.items()}
             self._log.write(json.dumps(line) + "\n")
             for name, value in line.items():
-                if name != "step" and value is not None:
+                if name not in ("step", "last_step") and value is not None:
                     self._tensorboard.add_scalar(name, value, line["step"])
         self._log.flush()
 
