@@ -31,7 +31,7 @@ class Dataset(video_dataset.Dataset):
     def __getitem__(self, draw):
         moods = Path(self.data.datasets[0]).parent
         if (moods / "slow").exists():
-            time.sleep(0.8)
+            time.sleep(0.5)
         if (moods / "broken").exists() and os.environ.get("SLURM_PROCID") == "1":
             raise ValueError("this clip is broken")
         return super().__getitem__(draw)
