@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tubelet.config import ConfigError
-from tubelet.datasets import VideoError, video_dataset
+from tubelet.datasets import video_dataset
 from tubelet.datasets.clip_sampling import clip_length, sample_frames
 from tubelet.datasets.sources import NO_LABEL, Source
 
@@ -38,19 +38,22 @@ class Dataset(video_dataset.Dataset):
 
     def _read_source(self, entry: str) -> Source:
         content = self._content[entry] = read_file(entry)
+        wanted = self.data.num_clips * clip_length(self.data, FPS)
+        if content.ndim == 4 and len(content) < wanted:
+            raise ConfigError(
+                f"data.datasets: {entry}: its clips have {len(content)} frames, and {wanted} are asked for; ask for "
+                "fewer, or give MNIST's images, from which clips of any length are made"
+            )
         number = content.shape[1] if content.ndim == 4 else len(content)
         return Source([f"{entry}#{i}" for i in range(number)], [NO_LABEL] * number)
 
     def _clips(self, path: str, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
         entry, _, number = path.rpartition("#")
         content = self._content[entry]
-        window = clip_length(self.data, FPS)
-        if content.ndim == 3:
-            frames = bouncing_digits(content, self.data.num_clips * window, rng)
-        else:
+        if content.ndim == 4:
             frames = content[:, int(number)]
-        if len(frames) < self.data.num_clips * window:
-            raise VideoError(path, f"{len(frames)} frames, fewer than the {window} of each clip")
+        else:
+            frames = bouncing_digits(content, self.data.num_clips * clip_length(self.data, FPS), rng)
         numbers = sample_frames(len(frames), FPS, self.data, rng)
         coloured = np.repeat(frames[numbers.reshape(-1), :, :, None], 3, axis=-1)
         return torch.cat([self.transform(clip, rng) for clip in np.split(coloured, self.data.num_clips)]), numbers

@@ -1,0 +1,1 @@
+"""Frames to come: models that predict them, how far they are from the truth, and pictures of both."""
