@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 
 from tubelet.config import Config, Pair, Triple
 
+Decoder = Literal["decord", "pyav", "torchcodec"]
+
 
 class DataConfig(Config):
     """YAML section `data`. The names are V-JEPA's where the meaning is the same."""
@@ -56,7 +58,7 @@ class DataConfig(Config):
     crop_size: int = Field(default=224, ge=1)
     patch_size: int = Field(default=16, ge=1)
 
-    decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
+    decoder: Decoder = "pyav"
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Training stops when more than this share of the draws met an unreadable video."""
     cache: str | None = None
@@ -227,4 +229,5 @@ def to_float(
     """uint8 clips [..., C, T, H, W] to normalised `dtype`, on the device where they are: (clips / 255 - mean) / std."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=clips.device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=clips.device)
-    return torch.addcmul(shift[:, None, None, None], clips.float(), scale[:, None, None, None]).to(dtype)
+    x = clips.to(torch.float32, copy=True)  # written over: fresh memory costs more than the arithmetic
+    return torch.addcmul(shift[:, None, None, None], x, scale[:, None, None, None], out=x).to(dtype)

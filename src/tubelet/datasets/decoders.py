@@ -1,12 +1,13 @@
 """Three libraries that decode videos, behind one small interface.
 
-`open_video(path, "decord" | "pyav" | "torchcodec")` gives a `Video`. Frame i is the i-th in order of presentation,
-upright (a rotation noted in the file is applied), as 8-bit RGB. Each video decodes in one thread: the workers of a
-loader share the cores already.
+`open_video(path, "pyav" | "decord" | "torchcodec")` gives a `Video`, with the same frames from each. PyAV, which can be
+told to leave pictures out, is the fastest (`python -m benchmarks loader`). Frame i is the i-th in order of
+presentation, upright (a rotation noted in the file is applied), as 8-bit RGB. Each video decodes in one thread: the
+workers of a loader share the cores already.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -52,49 +53,63 @@ class DecordVideo:
 
 
 class PyavVideo:
-    """PyAV: the time stamps of all packets are the index; decoding starts at the nearest key frame."""
+    """PyAV: the time stamps of all packets are the index; decoding starts at the nearest key frame.
+
+    On the way to the frames that are wanted, pictures that no other picture refers to (most B frames) are not decoded.
+    """
 
     def __init__(self, path: str):
         import av
 
         av.logging.set_level(av.logging.PANIC)
         self._path = path
-        with av.open(path) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise ValueError("no video in this file")
-            packets = [packet for packet in container.demux(stream) if packet.size and packet.pts is not None]
-            self._times = np.sort([packet.pts for packet in packets])
-            self._key_times = np.sort([packet.pts for packet in packets if packet.is_keyframe])
-            self.num_frames, self.fps = len(packets), float(stream.average_rate or 0)
-            self._without_times = container.format.name == "avi"  # its time stamps are FFmpeg's guess
+        self._container, self._stream = self._open()
+        packets = [packet for packet in self._container.demux(self._stream) if packet.size and packet.pts is not None]
+        self._times = np.sort([packet.pts for packet in packets])
+        self._key_times = np.sort([packet.pts for packet in packets if packet.is_keyframe])
+        self.num_frames, self.fps = len(packets), float(self._stream.average_rate or 0)
+        self._without_times = self._container.format.name == "avi"  # its time stamps are FFmpeg's guess
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
         frames = None if self._without_times else self._by_time(indices)
         return np.stack(frames or self._by_counting(indices))
 
-    def _by_time(self, indices: np.ndarray) -> list[np.ndarray] | None:
-        """The frames with the time stamps of `indices`; None where the frames' stamps are not the packets'."""
+    def _open(self) -> tuple:
+        """The file and its video, to be decoded in one thread."""
         import av
 
-        frames = []
-        with av.open(self._path) as container:
-            stream = container.streams.best("video")
-            decoded, now = None, None
-            for time in self._times[indices]:
-                key = self._key_before(time)
-                if decoded is None or key is not None and key > now:
-                    container.seek(int(key or 0), stream=stream)
-                    decoded, now = container.decode(stream), None
-                while now is None or now < time:
-                    frame = next(decoded, None)
-                    if frame is None or frame.pts is None or now is not None and frame.pts <= now:
-                        return None
-                    now = frame.pts
-                if now != time:
+        container = av.open(self._path)
+        stream = container.streams.best("video")
+        if stream is None:
+            raise ValueError("no video in this file")
+        stream.codec_context.thread_count = 1
+        return container, stream
+
+    def _by_time(self, indices: np.ndarray) -> list[np.ndarray] | None:
+        """The frames with the time stamps of `indices`; None where the frames' stamps are not the packets'."""
+        times, frames, upright = self._times[indices].tolist(), [], _Upright()
+        wanted, decoded, now = set(times), None, None
+        for time in times:
+            key = self._key_before(time)
+            if decoded is None or key is not None and key > now:
+                self._container.seek(int(key or 0), stream=self._stream)
+                decoded, now = self._decode(wanted), None
+            while now is None or now < time:
+                frame = next(decoded, None)
+                if frame is None or frame.pts is None or now is not None and frame.pts <= now:
                     return None
-                frames.append(_upright(frame))
+                now = frame.pts
+            if now != time:
+                return None
+            frames.append(upright(frame))
         return frames
+
+    def _decode(self, wanted: set[int]) -> Iterator:
+        """The frames from here on; those that are neither wanted nor referred to may be missing."""
+        codec = self._stream.codec_context
+        for packet in self._container.demux(self._stream):
+            codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from codec.decode(packet)
 
     def _key_before(self, time: int) -> int | None:
         place = np.searchsorted(self._key_times, time, side="right")
@@ -105,24 +120,29 @@ class PyavVideo:
 
         Files without presentation times may count pictures that were dropped, and end that much too soon.
         """
-        import av
-
         last, frames, number, frame = int(indices[-1]), {}, -1, None
-        wanted = set(indices.tolist())
-        with av.open(self._path) as container:
-            decoded = itertools.islice(container.decode(container.streams.best("video")), last + 1)
-            for number, frame in enumerate(decoded):
+        wanted, upright = set(indices.tolist()), _Upright()
+        container, stream = self._open()
+        with container:
+            for number, frame in enumerate(itertools.islice(container.decode(stream), last + 1)):
                 if number in wanted:
-                    frames[number] = _upright(frame)
+                    frames[number] = upright(frame)
         if frame is None or last - number > MOST_DROPPED:
             raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
-        return [frames[i] if i <= number else _upright(frame) for i in indices.tolist()]
+        return [frames[i] if i <= number else upright(frame) for i in indices.tolist()]
 
 
-def _upright(frame) -> np.ndarray:
-    """uint8 [H, W, 3] of a PyAV frame; bicubic chroma, as decord and torchcodec have it."""
-    pixels = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
-    return np.rot90(pixels, k=frame.rotation // 90 % 4)
+class _Upright:
+    """uint8 [H, W, 3] of PyAV's frames; bicubic chroma, as decord and torchcodec have it. Its tables are made once."""
+
+    def __init__(self):
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame) -> np.ndarray:
+        pixels = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
+        return np.rot90(pixels, k=frame.rotation // 90 % 4)
 
 
 class TorchcodecVideo:
