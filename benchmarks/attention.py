@@ -22,8 +22,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from benchmarks.harness import Row, Timing, in_turn, seconds
+from tubelet.layers.groups import Groups
+from tubelet.layers.mixing import MECHANISMS, PerformerAttention
 from tubelet.layers.positions import Grid
-from tubelet.models.fast_timesformer import MECHANISMS, FastTimeSformer, Groups, PerformerAttention
+from tubelet.models.fast_timesformer import FastTimeSformer
 from tubelet.models.fastback import BidirectionalTemporalAttention
 from tubelet.models.sparse import SparseTransformer
 from tubelet.models.windowed import WindowedTransformer
@@ -74,7 +76,7 @@ def patterned(encoder: type[SparseTransformer], grid: Grid) -> Layer:
     t, h, w = grid
     sizes = {"patch_size": PATCH, "num_frames": t, "tubelet_size": 1, "embed_dim": WIDTH, "num_heads": HEADS}
     model = encoder((h * PATCH, w * PATCH), depth=1, **sizes).to(device())
-    attend = model.attend_by(model.patterns[0], grid, None, model.norm.weight)
+    attend = model.attend_by(model.patterns[0], None, grid, model.norm.weight)
     return lambda x: model.blocks[0].attn(x, None, attend)
 
 

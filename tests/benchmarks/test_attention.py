@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks.attention import LAYERS, WIDTH, Curve, draw, exponent, measure, peak_bytes
-from tubelet.models.fast_timesformer import RegularAttention
+from tubelet.layers.mixing import RegularAttention
 
 
 def test_layers_are_measured_and_drawn(tmp_path):

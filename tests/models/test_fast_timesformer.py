@@ -5,14 +5,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tubelet.layers.positions import rope_tables, rotate
+from tubelet.layers.groups import Groups
+from tubelet.layers.mixing import MECHANISMS, orthogonal_features
+from tubelet.layers.positions import axial_rope, locate, rope_tables, rotate
 from tubelet.models import ModelConfig, build_encoder, factories
-from tubelet.models import fast_timesformer as fast
 from tubelet.models.fast_timesformer import (
-    MECHANISMS,
     FastAttention,
     FastTimeSformer,
-    Groups,
     PerformerAttention,
     RegularAttention,
 )
@@ -166,7 +165,7 @@ def test_features_are_orthogonal_gaussians_and_can_be_redrawn():
     for block in layer.features.split(16):
         products = block @ block.T
         torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-4, rtol=0)
-    many = fast._orthogonal_features(16 * 2000, 16, torch.Generator().manual_seed(0))
+    many = orthogonal_features(16 * 2000, 16, torch.Generator().manual_seed(0))
     torch.testing.assert_close(many.T @ many / len(many), torch.eye(16), atol=0.05, rtol=0)
     assert many.square().sum(dim=1).var().item() == pytest.approx(2 * 16, rel=0.1)  # chi-squared
 
@@ -201,11 +200,11 @@ def test_cost_is_linear_in_the_tokens(mechanism):
 def test_rotary_tables_equal_those_of_the_layers():
     """There a third of the channels belongs to each axis; with fewer axes ours equal the parts of a wider head."""
     grid, x = (2, 3, 5), random_tokens(1, 30, 2, 2, 24)
-    t, y, w = fast._coordinates(grid, None, x.device)
+    t, y, w = locate(torch.arange(30)[None], grid)
     expected = rope_tables(24, grid)
-    torch.testing.assert_close(rotate(x, fast._rotary_tables(24, (t, y, w))), rotate(x, expected))
-    torch.testing.assert_close(rotate(x[..., :8], fast._rotary_tables(8, (t,))), rotate(x, expected)[..., :8])
-    torch.testing.assert_close(rotate(x[..., 8:], fast._rotary_tables(16, (y, w))), rotate(x, expected)[..., 8:])
+    torch.testing.assert_close(rotate(x, axial_rope(24, (t, y, w))), rotate(x, expected))
+    torch.testing.assert_close(rotate(x[..., :8], axial_rope(8, (t,))), rotate(x, expected)[..., :8])
+    torch.testing.assert_close(rotate(x[..., 8:], axial_rope(16, (y, w))), rotate(x, expected)[..., 8:])
 
 
 def test_groups_hold_one_place_or_one_frame():

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from tubelet.layers import attention_patterns as patterns
-from tubelet.layers.attention_patterns import (
+from tubelet.layers.pattern_attention import block_mask, boolean_mask
+from tubelet.layers.patterns import (
     Lookahead,
     Lookback,
     SpatialStride,
@@ -99,16 +99,16 @@ def all_tokens_under(model, x, allowed, keep=None):
 
 @pytest.mark.parametrize("pattern", PLAIN, ids=str)
 def test_pattern_equals_a_loop(pattern):
-    assert torch.equal(patterns.boolean_mask((pattern,), GRID)[0, 0], loop(PLAIN[pattern]))
+    assert torch.equal(boolean_mask((pattern,), GRID)[0, 0], loop(PLAIN[pattern]))
     keep = masks()
-    kept = patterns.boolean_mask((pattern,), GRID, keep)[:, 0]
+    kept = boolean_mask((pattern,), GRID, keep)[:, 0]
     assert torch.equal(kept, loop(PLAIN[pattern])[keep[:, :, None], keep[:, None, :]])
 
 
 @pytest.mark.parametrize("grid", [(1, 2, 3), (3, 1, 7), (5, 4, 2)])
 def test_a_token_attends_to_itself_under_any_pattern(grid):
     for pattern in [*PLAIN, TemporalWindow(0) & SpatialStride(3), Lookback() | Window((2, 2, 2))]:
-        assert patterns.boolean_mask((pattern,), grid)[0, 0].diagonal().all()
+        assert boolean_mask((pattern,), grid)[0, 0].diagonal().all()
 
 
 @pytest.mark.parametrize(
@@ -122,15 +122,15 @@ def test_a_token_attends_to_itself_under_any_pattern(grid):
 )
 def test_flex_attention_gives_the_same_numbers(heads):
     q, k, v = torch.randn(3, 2, 4, 80, 8)
-    mask = patterns.block_mask(heads, GRID, 16, q.device)
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=patterns.boolean_mask(heads, GRID))
+    mask = block_mask(heads, GRID, 16, q.device)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=boolean_mask(heads, GRID))
     torch.testing.assert_close(flex_attention(q, k, v, block_mask=mask), expected, atol=1e-5, rtol=0)
 
 
 def test_block_mask_skips_the_blocks_without_a_true_entry():
     heads = (Lookback(), Lookahead())
-    blocks = patterns.boolean_mask(heads, (4, 4, 4))[0].unflatten(2, (4, 16)).unflatten(1, (4, 16)).any(4).any(2)
-    assert torch.equal(patterns.block_mask(heads, (4, 4, 4), 16, torch.device("cpu")).to_dense()[0].bool(), blocks)
+    blocks = boolean_mask(heads, (4, 4, 4))[0].unflatten(2, (4, 16)).unflatten(1, (4, 16)).any(4).any(2)
+    assert torch.equal(block_mask(heads, (4, 4, 4), 16, torch.device("cpu")).to_dense()[0].bool(), blocks)
     assert blocks.float().mean() == 10 / 16
 
 
@@ -139,7 +139,7 @@ def test_patterns_from_text():
     expected = TemporalWindow(1) & SpatialStride(2) | Window((2, 3, 3), (1, 1, 1)) & Lookback()
     assert parse_pattern(text) == expected
     a, b, c = (loop(PLAIN[p]) for p in (TemporalWindow(1), SpatialStride(2), Lookback()))
-    mask = patterns.boolean_mask((parse_pattern("TemporalWindow(1) & (SpatialStride(2) | Lookback())"),), GRID)
+    mask = boolean_mask((parse_pattern("TemporalWindow(1) & (SpatialStride(2) | Lookback())"),), GRID)
     assert torch.equal(mask[0, 0], a & (b | c))
 
 

@@ -7,9 +7,10 @@ import torch
 from einops import rearrange
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
 
-from tubelet.models import ModelConfig, build_encoder, factories
+from tubelet.layers.groups import FoldedTokens, ScatteredTokens
+from tubelet.models import ModelConfig, build_encoder, factories, inflatable
 from tubelet.models import timesformer as zoo
-from tubelet.models.timesformer import FullGrid, KeptTokens, TimeSformer
+from tubelet.models.timesformer import TimeSformer
 
 TYPES = {"divided": "divided_space_time", "joint": "joint_space_time", "space_only": "space_only"}
 SMALL = {
@@ -119,17 +120,20 @@ def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_t
         logits = logits.masked_fill(~visible[:, None, None], -1e9)
         return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
 
-    class Hiding(FullGrid):
-        def over_space(self, q, k, v, drop):
+    class Hiding(FoldedTokens):
+        def over_space(self, q, k, v, **options):
+            q, k, v = (z.transpose(1, 2) for z in (q, k, v))
             visible = torch.cat([torch.ones(2, 3, 1, dtype=torch.bool), kept.view(2, 3, 16)], dim=2)
             parts = [z.unflatten(1, (3, 17)) for z in (q, k, v)]
-            return torch.cat([attention(*(z[:, t] for z in parts), visible[:, t]) for t in range(3)], dim=1)
+            y = torch.cat([attention(*(z[:, t] for z in parts), visible[:, t]) for t in range(3)], dim=1)
+            return y.transpose(1, 2)
 
-        def over_time(self, q, k, v, drop):
+        def over_time(self, q, k, v, **options):
+            q, k, v = (z.transpose(1, 2) for z in (q, k, v))
             parts = [z.unflatten(1, (3, 16)) for z in (q, k, v)]
             visible = kept.view(2, 3, 16)
             places = [attention(*(z[:, :, n] for z in parts), visible[:, :, n]) for n in range(16)]
-            return torch.stack(places, dim=2).flatten(1, 2)
+            return torch.stack(places, dim=2).flatten(1, 2).transpose(1, 2)
 
     def everywhere(q, k, v, **options):  # of joint attention, [B, H, N, d]
         visible = torch.cat([torch.ones(2, 1, dtype=torch.bool), kept], dim=1)
@@ -137,8 +141,9 @@ def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_t
 
     with torch.no_grad():
         tokens, logits = model.forward_features(x, keep), model(x, keep)
-        monkeypatch.setattr(zoo, "FullGrid", Hiding)
-        monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", everywhere)
+        monkeypatch.setattr(inflatable, "FoldedTokens", Hiding)
+        if attention_type == "joint":
+            monkeypatch.setattr(model, "run", lambda block, x: block(x, None, everywhere))
         torch.testing.assert_close(tokens, take(model.forward_features(x), keep), atol=1e-5, rtol=0)
         torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=0)
 
@@ -165,9 +170,11 @@ def test_mask_of_two_frames_leaves_the_third_ones_cls_copy_alone():
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("where", [FullGrid((3, 2, 2)), KeptTokens(torch.tensor([[0, 11, 5], [3, 2, 9]]), (3, 2, 2))])
+@pytest.mark.parametrize(
+    "where", [FoldedTokens((3, 2, 2)), ScatteredTokens(torch.tensor([[0, 11, 5], [3, 2, 9]]), (3, 2, 2))]
+)
 def test_join_and_split_are_inverse(where):
-    tokens = 12 if isinstance(where, FullGrid) else 3
+    tokens = 12 if isinstance(where, FoldedTokens) else 3
     frames, x = torch.randn(2, 3, 8), torch.randn(2, tokens, 8)
     for back, original in zip(where.split(where.join(frames, x)), (frames, x), strict=True):
         assert torch.equal(back, original)
@@ -223,7 +230,8 @@ def test_interpolated_positions_are_the_sum_of_those_in_time_and_in_space():
     space = torch.nn.functional.interpolate(space, size=(2, 6), mode="bilinear").flatten(2)[0].T
     time = torch.nn.functional.interpolate(time, size=5, mode="linear")[0].T
     expected = (time[:, None] + space).flatten(0, 1)
-    torch.testing.assert_close(model._positions((5, 2, 6)), expected, atol=1e-6, rtol=0)
+    positions = model.positions((5, 2, 6)) + model.time_positions((5, 2, 6))
+    torch.testing.assert_close(positions, expected, atol=1e-6, rtol=0)
 
 
 def test_tubelets_of_two_frames():

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torchvision.models.video.swin_transformer import shifted_window_attention_3d
 
-from tubelet.layers.attention_patterns import Window
+from tubelet.layers.pattern_attention import _attend_in_windows
+from tubelet.layers.patterns import Window
 from tubelet.models.vision_transformer import VisionTransformer
-from tubelet.models.windowed import WindowedTransformer, _attend_in_windows
+from tubelet.models.windowed import WindowedTransformer
 
 SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 2, "init_std": 0.1}
 

@@ -1,5 +1,7 @@
 """Self-attention and cross-attention by torch's scaled_dot_product_attention."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,11 +9,15 @@ from torch import nn
 from tubelet.layers.checks import head_width
 from tubelet.layers.positions import RopeTables, rotate
 
+# Called as F.scaled_dot_product_attention: queries, keys, values [B, heads, N, d], `dropout_p` and `scale` by name.
+Attend = Callable[..., torch.Tensor]
+
 
 class Attention(nn.Module):
     """Multi-head self-attention [B, N, D] -> [B, N, D], with rotary positions where tables are given.
 
-    Logits are multiplied by `qk_scale`, 1/sqrt(head width) if None. Dropout acts in training only.
+    `attend` may say otherwise than that every token sees all others. Logits are multiplied by `qk_scale`, 1/sqrt(head
+    width) if None. Dropout acts in training only.
     Raises ValueError when `num_heads` does not divide `dim`.
     """
 
@@ -36,7 +42,9 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, scale={self.scale:g}"
 
-    def forward(self, x: torch.Tensor, rope: RopeTables | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rope: RopeTables | None = None, attend: Attend = F.scaled_dot_product_attention
+    ) -> torch.Tensor:
         B, N, D = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim)
         if rope is None:
@@ -44,7 +52,7 @@ class Attention(nn.Module):
         else:
             q, k = rotate(qkv[:, :, :2], rope).unbind(2)
             v = qkv[:, :, 2]
-        x = F.scaled_dot_product_attention(
+        x = attend(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tubelet.layers.attention import Attention, CrossAttention
+from tubelet.layers.attention import Attend, Attention, CrossAttention
 from tubelet.layers.mlp import MLP, SwiGLU
 from tubelet.layers.positions import RopeTables
 
@@ -15,7 +16,7 @@ class Block(nn.Module):
     """x + attention(norm x), then x + mlp(norm x): [B, N, D] -> [B, N, D].
 
     `drop` acts on the outputs of attention and feed-forward layer, `attn_drop` on the attention weights.
-    `use_silu` takes SwiGLU instead of the MLP.
+    `use_silu` takes SwiGLU instead of the MLP. `attend` is that of Attention.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Block(nn.Module):
         else:
             self.mlp = MLP(dim, hidden, act_layer=act_layer, drop=drop)
 
-    def forward(self, x: torch.Tensor, rope: RopeTables | None = None) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), rope)
+    def forward(
+        self, x: torch.Tensor, rope: RopeTables | None = None, attend: Attend = F.scaled_dot_product_attention
+    ) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), rope, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -71,6 +74,6 @@ class CrossAttentionBlock(nn.Module):
         return q + self.mlp(self.norm2(q))
 
 
-def run_block(block: nn.Module, x: torch.Tensor, rope: RopeTables | None, save_memory: bool) -> torch.Tensor:
+def run_block(block: nn.Module, *inputs, save_memory: bool) -> torch.Tensor:
     """The block's output; with `save_memory` its activations are not kept but computed again in the backward pass."""
-    return checkpoint(block, x, rope, use_reentrant=False) if save_memory else block(x, rope)
+    return checkpoint(block, *inputs, use_reentrant=False) if save_memory else block(*inputs)

@@ -1,11 +1,12 @@
-"""Where tokens stand: fixed sin-cos embeddings and rotary tables over a grid (t, h, w), in time-major order."""
+"""Where tokens stand in a grid (t, h, w), in time-major order: sin-cos and learned embeddings, rotary tables."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange
 from torch import nn
 
 from tubelet.layers.checks import head_width
@@ -14,11 +15,25 @@ Grid = tuple[int, int, int]
 RopePairing = Literal["interleaved", "vjepa2"]
 
 
+class Coordinates(NamedTuple):
+    """Time slot, row and column of tokens; integer tensors of one shape."""
+
+    t: torch.Tensor
+    y: torch.Tensor
+    x: torch.Tensor
+
+
+def locate(index: torch.Tensor, grid: Grid) -> Coordinates:
+    """Where the tokens of these time-major indices stand."""
+    _, h, w = grid
+    return Coordinates(index // (h * w), index // w % h, index % w)
+
+
 def sincos_2d(embed_dim: int, grid: Grid) -> torch.Tensor:
     """[h*w, D] as in MAE: half of the channels encode the row, half the column. D must be a multiple of 4."""
     if embed_dim % 4:
         raise ValueError(f"sin-cos positions of images need a width that is a multiple of 4, not {embed_dim}")
-    _, y, x = _coordinates(grid)
+    _, y, x = _all_places(grid)
     return torch.cat([_sincos_1d(embed_dim // 2, y), _sincos_1d(embed_dim // 2, x)], dim=1).float()
 
 
@@ -36,7 +51,7 @@ def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool = False) -> torch.
         )
     else:
         time_dim, space_dim = embed_dim // 2, embed_dim // 4
-    t, y, x = _coordinates(grid)
+    t, y, x = _all_places(grid)
     parts = [_sincos_1d(time_dim, t), _sincos_1d(space_dim, y), _sincos_1d(space_dim, x)]
     return torch.cat(parts, dim=1)[:, :embed_dim].float()
 
@@ -104,6 +119,33 @@ class Positions(nn.Module):
         return F.interpolate(volume.squeeze(2), size=grid[1:], mode="bicubic").flatten(2).transpose(1, 2)
 
 
+class LearnedPositions(nn.Module):
+    """A learned embedding for every point of `grid`; an axis of size 1 holds for all times, rows or columns.
+
+    Called with the grid of a clip it gives [t*h*w, D], trilinearly interpolated where the sizes differ.
+    """
+
+    def __init__(self, dim: int, grid: Grid, std: float = 0.02):
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty(math.prod(grid), dim))
+        nn.init.trunc_normal_(self.table, std=std)
+
+    def extra_repr(self) -> str:
+        return f"{self.grid}"
+
+    def forward(self, grid: Grid) -> torch.Tensor:
+        size = tuple(1 if own == 1 else new for own, new in zip(self.grid, grid, strict=True))
+        table = self.table if size == self.grid else interpolated(self.table, self.grid, size)
+        return table.view(*size, -1).expand(*grid, -1).flatten(0, 2)
+
+
+def interpolated(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
+    """[t*h*w, D] of one grid -> [t*h*w, D] of another, trilinearly."""
+    volume = rearrange(table, "(t h w) D -> 1 D t h w", t=old[0], h=old[1])
+    return rearrange(F.interpolate(volume, size=new, mode="trilinear"), "1 D t h w -> (t h w) D")
+
+
 class RopeTables(NamedTuple):
     """Cosine and signed sine of the tokens' angles, each [1 or B, N, 1, 1, head width], for [B, N, 2, heads, width]."""
 
@@ -112,25 +154,33 @@ class RopeTables(NamedTuple):
 
 
 def rope_tables(head_dim: int, grid: Grid, pairing: RopePairing = "interleaved") -> RopeTables:
-    """Rotary tables after RoFormer (Su et al. 2021), equation 34; a third of the channels for each axis.
+    """`axial_rope` of all tokens of the grid; a third of the channels for each axis.
 
-    Channels 2i and 2i+1 form a pair. `interleaved` gives both the same frequency, which makes it a rotation; `vjepa2`
-    repeats the whole list of frequencies instead, as the released weights of V-JEPA 2 expect. Channels beyond three
-    even thirds stay as they are. Raises ValueError where a third has no pair or a channel no partner.
+    Raises ValueError where a third has no pair or a channel no partner.
     """
-    dim = head_dim // 3 // 2 * 2
-    if dim == 0 or head_dim % 2:
+    if head_dim < 6 or head_dim % 2:
         raise ValueError(f"rotary positions need an even number of channels a head, at least 6, not {head_dim}")
-    omega = 10000.0 ** -(_axis(dim // 2) / (dim // 2))
-    angles = [position[:, None] * omega for position in _coordinates(grid)]
+    return axial_rope(head_dim, [axis[None] for axis in _all_places(grid)], pairing)
+
+
+def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: RopePairing = "interleaved") -> RopeTables:
+    """Rotary tables after RoFormer (Su et al. 2021), equation 34, with an equal share of the channels an axis.
+
+    `coordinates` are of one axis or more, each [1 or B, N]. Channels 2i and 2i+1 form a pair. `interleaved` gives both
+    the same frequency, which makes it a rotation; `vjepa2` repeats the whole list of frequencies instead, as the
+    released weights of V-JEPA 2 expect. Channels beyond even shares stay as they are.
+    """
+    dim = head_dim // len(coordinates) // 2 * 2
+    omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device=coordinates[0].device) / (dim // 2))
+    angles = [axis[..., None] * omega for axis in coordinates]
     if pairing == "interleaved":
-        angles = [angle.repeat_interleave(2, dim=1) for angle in angles]
+        angles = [angle.repeat_interleave(2, dim=-1) for angle in angles]
     else:
-        angles = [angle.repeat(1, 2) for angle in angles]
-    angle = F.pad(torch.cat(angles, dim=1), (0, head_dim - 3 * dim))
+        angles = [torch.cat([angle, angle], dim=-1) for angle in angles]
+    angle = F.pad(torch.cat(angles, dim=-1), (0, head_dim - len(coordinates) * dim))[..., None, None, :]
     sin = angle.sin()
-    sin[:, ::2] *= -1
-    return RopeTables(*(table.float()[None, :, None, None] for table in (angle.cos(), sin)))
+    sin[..., ::2] *= -1
+    return RopeTables(angle.cos().float(), sin.float())
 
 
 def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
@@ -139,14 +189,9 @@ def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     return (x * rope.cos + swapped * rope.sin).type_as(x)
 
 
-def _coordinates(grid: Grid) -> tuple[torch.Tensor, ...]:
-    """Time, row and column of every token, each float64 [N]."""
-    t, h, w = grid
-    return (
-        repeat(_axis(t), "t -> (t h w)", h=h, w=w),
-        repeat(_axis(h), "h -> (t h w)", t=t, w=w),
-        repeat(_axis(w), "w -> (t h w)", t=t, h=h),
-    )
+def _all_places(grid: Grid) -> Coordinates:
+    """Of every token, each [N]."""
+    return locate(torch.arange(math.prod(grid), device="cpu"), grid)
 
 
 def _axis(size: int) -> torch.Tensor:

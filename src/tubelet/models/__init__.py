@@ -99,9 +99,9 @@ def build_encoder(
     for name, value in options.items():
         if name not in accepted and value != ModelConfig.model_fields[name].default:
             raise ValueError(f"{name}: {model.model_name} of models/{model.encoder}.py has no such option; remove it")
-    options = {name: value for name, value in options.items() if name in accepted}
+    given = {name: value for name, value in {**sizes, **options}.items() if name in accepted}
     try:
-        return factory(**sizes, **options, **model.encoder_args)
+        return factory(**given, **model.encoder_args)
     except TypeError as error:
         raise ValueError(f"encoder_args {model.encoder_args}: {error}") from error
 

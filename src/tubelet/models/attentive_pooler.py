@@ -56,7 +56,7 @@ class AttentivePooler(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            x = run_block(block, x, None, self.use_activation_checkpointing and self.training)
+            x = run_block(block, x, save_memory=self.use_activation_checkpointing and self.training)
         return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)
 
 

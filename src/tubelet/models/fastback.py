@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from tubelet.layers import MLP
-from tubelet.layers.attention_patterns import Attend, Lookahead, Lookback, PatternAttention, attention_under
+from tubelet.layers import MLP, Attention, PatchEmbed3D
+from tubelet.layers.attention import Attend
 from tubelet.layers.init import init_weights, rescale_blocks
-from tubelet.layers.patch_embed import PatchEmbed3D
+from tubelet.layers.pattern_attention import attention_under
+from tubelet.layers.patterns import Lookahead, Lookback
 from tubelet.layers.positions import Grid, Positions
-from tubelet.models.sparse import VideoEncoder
+from tubelet.models.video_encoder import VideoEncoder
 
 
-class BidirectionalTemporalAttention(PatternAttention):
+class BidirectionalTemporalAttention(Attention):
     """Self-attention of frames [B, F, P, D] -> [B, F, P, D].
 
     The first `lookback_heads` heads see the current and earlier frames, the `lookahead_heads` others the current and
@@ -51,10 +51,10 @@ class BidirectionalTemporalAttention(PatternAttention):
             return super().forward(x, attend=attend)
         if x.ndim != 4 or x.shape[2] != self.frame_size:
             raise ValueError(f"frames [B, F, {self.frame_size}, D] expected, not {list(x.shape)}; see frame_size")
-        attend = self.attend_among((x.shape[1], self.frame_size, 1), None, x)
+        attend = self.attend_among(None, (x.shape[1], self.frame_size, 1), x)
         return super().forward(x.flatten(1, 2), attend=attend).view_as(x)
 
-    def attend_among(self, grid: Grid, keep: Tensor | None, like: Tensor) -> Attend:
+    def attend_among(self, keep: Tensor | None, grid: Grid, like: Tensor) -> Attend:
         """Attention of all tokens of the grid, or of `keep` [B, K]; to be shared by blocks with the same heads."""
         return attention_under(self.heads, grid, keep, like, self.head_dim, self.block_size)
 
@@ -155,10 +155,18 @@ class BTTransformer(VideoEncoder):
         uniform_power: bool = False,
         use_activation_checkpointing: bool = False,
     ):
-        super().__init__(img_size, patch_size, num_frames, tubelet_size, embed_dim, num_heads, num_classes)
+        super().__init__(
+            img_size,
+            patch_size,
+            num_frames,
+            tubelet_size,
+            embed_dim,
+            num_heads,
+            num_classes,
+            use_activation_checkpointing,
+        )
         lookback = num_heads // 2 if lookback_heads is None else lookback_heads
         frame_size = self.grid[1] * self.grid[2]
-        self.use_activation_checkpointing = use_activation_checkpointing
         self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim)
         self.positions = Positions(embed_dim, num_heads, self.grid, True, uniform_power)
         self.cls_frames = AddCLSFrames(embed_dim, frame_size)
@@ -176,27 +184,11 @@ class BTTransformer(VideoEncoder):
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.pool = CLSPooling(embed_dim) if num_classes > 0 else None
+        self.pool = CLSPooling(embed_dim) if num_classes else None
         init_weights(self, init_std)
         rescale_blocks(self.blocks)
 
-    def forward(self, video: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor | list[Tensor]:
-        """The tokens, as `forward_features`; with `num_classes` the logits [B, num_classes] of the CLS frames."""
-        if self.head is None:
-            return self.forward_features(video, masks)
-        if isinstance(masks, list):
-            return [self.forward(video, mask) for mask in masks]
-        grid = self._grid_of(video)
-        x = self._between_cls_frames(video, masks, grid)
-        frame_size = grid[1] * grid[2]
-        return self.head(self.pool(torch.stack([x[:, :frame_size], x[:, -frame_size:]], dim=1)))
-
-    def encode(self, video: Tensor, keep: Tensor | None, grid: Grid) -> Tensor:
-        frame_size = grid[1] * grid[2]
-        return self._between_cls_frames(video, keep, grid)[:, frame_size:-frame_size]
-
-    def _between_cls_frames(self, video: Tensor, keep: Tensor | None, grid: Grid) -> Tensor:
-        """Normed tokens of the first CLS frame, the clip, the last CLS frame: [B, P + N + P, D], or P + K + P."""
+    def encode(self, video: Tensor, keep: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor | None]:
         t, h, w = grid
         x = self.positions.add(self.patch_embed(video, keep), keep, grid)
         first, last = self.cls_frames.resized(self.grid, grid)[:, None].expand(-1, len(x), -1, -1)
@@ -205,13 +197,11 @@ class BTTransformer(VideoEncoder):
             # As indices of a clip that is longer by the two frames.
             frame = torch.arange(h * w, device=x.device).expand(len(x), -1)
             keep = torch.cat([frame, keep + h * w, frame + (t + 1) * h * w], dim=1)
-        attend = self.blocks[0].attn.attend_among((t + 2, h, w), keep, x)
+        attend = self.blocks[0].attn.attend_among(keep, (t + 2, h, w), x)
         for block in self.blocks:
-            if self.use_activation_checkpointing and self.training:
-                x = checkpoint(block, x, attend, use_reentrant=False)
-            else:
-                x = block(x, attend)
-        return self.norm(x)
+            x = self.run(block, x, attend)
+        first, x, last = self.norm(x).split([h * w, x.shape[1] - 2 * h * w, h * w], dim=1)
+        return x, None if self.pool is None else self.pool(torch.stack([first, last], dim=1))
 
 
 SIZES = {

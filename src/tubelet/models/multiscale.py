@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet.layers.attention_patterns import PatternBlock
+from tubelet.layers import Block, PatchEmbed3D
 from tubelet.layers.checks import head_width
 from tubelet.layers.init import init_weights, rescale_blocks
-from tubelet.layers.patch_embed import PatchEmbed3D
 from tubelet.layers.positions import Grid, Positions
-from tubelet.models.sparse import VideoEncoder
+from tubelet.models.video_encoder import VideoEncoder
 
 
 class Lateral(nn.Module):
@@ -84,7 +83,10 @@ class MultiscaleTransformer(VideoEncoder):
             return (
                 PatchEmbed3D(patch_size, tubelet_size, in_chans, dim),
                 Positions(dim, heads, self.grid, True, uniform_power),
-                nn.ModuleList(PatternBlock(dim, heads, mlp_ratio, drop_rate, norm_layer) for _ in range(depth)),
+                nn.ModuleList(
+                    Block(dim, heads, mlp_ratio, qkv_bias=True, drop=drop_rate, norm_layer=norm_layer)
+                    for _ in range(depth)
+                ),
             )
 
         self.slow_patch_embed, self.slow_positions, self.slow_blocks = path(embed_dim, num_heads)
@@ -101,7 +103,7 @@ class MultiscaleTransformer(VideoEncoder):
         rescale_blocks(self.slow_blocks)
         rescale_blocks(self.fast_blocks)
 
-    def encode(self, video: Tensor, keep: Tensor | None, grid: Grid) -> Tensor:
+    def encode(self, video: Tensor, keep: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
         fast = self.fast_positions.add(self.fast_patch_embed(video, keep), keep, grid)
         index, readable = self._slow_tokens(keep, grid, video)
         slow = self.slow_positions.add(self.slow_patch_embed(video, index), index, grid)
@@ -113,7 +115,8 @@ class MultiscaleTransformer(VideoEncoder):
             if layer % self.lateral_every == 0:
                 exchange = layer // self.lateral_every - 1
                 slow, fast = self.to_slow[exchange](slow, fast), self.to_fast[exchange](fast, slow, readable)
-        return self.norm(self.readout(self.widen(fast), slow, readable))
+        x = self.norm(self.readout(self.widen(fast), slow, readable))
+        return x, x.mean(1)
 
     def _slow_tokens(self, keep: Tensor | None, grid: Grid, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """Indices [B, K] of the slow path's tokens, and which of its CLS token and these there are, [B, 1, 1, 1 + K].

@@ -202,7 +202,7 @@ class VisionTransformerPredictor(nn.Module):
         x = self.positions.add(torch.cat([context, tokens.type_as(context)], dim=1), places)
         rope = self.positions.rope(places)
         for block in self.predictor_blocks:
-            x = run_block(block, x, rope, self.use_activation_checkpointing and self.training)
+            x = run_block(block, x, rope, save_memory=self.use_activation_checkpointing and self.training)
         return self.predictor_proj(self.predictor_norm(x[:, context.shape[1] :]))
 
 

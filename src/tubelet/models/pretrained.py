@@ -9,7 +9,6 @@ the image ViTs alone: the others have strides of their own, see `grid_size`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.models import video
 
 from tubelet.config import nearest
+from tubelet.layers.checks import token_grid
 from tubelet.layers.positions import Grid
 
 
@@ -136,14 +136,17 @@ class MViT(PretrainedEncoder):
     """MViT v2 (Li et al. 2022); tokens of 2 frames x 32 x 32 pixels.
 
     Built for 16 frames of 224 x 224 pixels as the library's weights are; for other clips its relative positions are
-    interpolated, which the library's own forward pass does not offer. The head reads the CLS token; what the last block
-    has for the queries of patches (`pool_q`, relative positions) has no effect on logits, as in the library.
+    interpolated, which the library's own forward pass does not offer. The head reads the CLS token alone. What the last
+    block has for the queries of patches then changes no logit, as in the library, and is not trained.
     """
 
     def __init__(self, num_classes: int = 0, weights: str | None = None):
         model = video.mvit_v2_s(num_classes=max(num_classes, 1))
         last = model.blocks[-1].attn
         super().__init__(model, last.output_dim, last.num_heads, "head", num_classes, weights)
+        if num_classes:
+            for parameter in (last.rel_pos_t, last.rel_pos_h, last.rel_pos_w, last.pool_q.pool.weight):
+                parameter.requires_grad_(False)  # DistributedDataParallel waits for the gradient of what requires one
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
         return -(-num_frames // 2), -(-height // 32), -(-width // 32)
@@ -250,12 +253,7 @@ class FramewiseViT(PretrainedEncoder):
         self.grid_size(num_frames, height, width)
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        if num_frames % self.tubelet_size or height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"{num_frames} frames of {height}x{width} pixels cannot be cut into tubelets of {self.tubelet_size} "
-                f"and patches of {self.patch_size}; take multiples of tubelet_size and patch_size"
-            )
-        return num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+        return token_grid(num_frames, height, width, self.tubelet_size, self.patch_size)
 
     def features(self, x: Tensor) -> Tensor:
         T = x.shape[2]
@@ -288,25 +286,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _any_clip(
-    make: Callable[..., PretrainedEncoder],
-    img_size: int | tuple[int, int] = 224,
-    num_frames: int = 16,
-    patch_size: int = 16,
-    tubelet_size: int = 2,
-    num_classes: int = 0,
-    weights: str | None = None,
-) -> PretrainedEncoder:
-    """All factories are given the sizes of the clips; these designs need none to be built."""
-    return make(num_classes=num_classes, weights=weights)
-
-
-video_swin_tiny = partial(_any_clip, partial(VideoSwin, "swin3d_t"))
-video_swin_small = partial(_any_clip, partial(VideoSwin, "swin3d_s"))
-video_swin_base = partial(_any_clip, partial(VideoSwin, "swin3d_b"))
-mvit_v2_small = partial(_any_clip, MViT)
-r3d_18 = partial(_any_clip, R3D)
-s3d = partial(_any_clip, S3D)
+video_swin_tiny = partial(VideoSwin, "swin3d_t")
+video_swin_small = partial(VideoSwin, "swin3d_s")
+video_swin_base = partial(VideoSwin, "swin3d_b")
+mvit_v2_small = partial(MViT)
+r3d_18 = partial(R3D)
+s3d = partial(S3D)
 image_vit_tiny = partial(FramewiseViT, timm_name="vit_tiny_patch16_224")
 image_vit_small = partial(FramewiseViT, timm_name="vit_small_patch16_224")
 image_vit_base = partial(FramewiseViT, timm_name="vit_base_patch16_224")

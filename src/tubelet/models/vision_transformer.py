@@ -8,6 +8,7 @@ from torch import nn
 
 from tubelet.layers import Block, PatchEmbed, PatchEmbed3D
 from tubelet.layers.block import run_block
+from tubelet.layers.checks import token_grid
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.positions import Grid, Positions, RopePairing
 
@@ -95,18 +96,8 @@ class VisionTransformer(nn.Module):
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
         """Tokens along time, rows and columns of a clip; ValueError where patches or tubelets do not fill it."""
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"{height}x{width} pixels cannot be cut into patches of {self.patch_size}; "
-                "crop to a multiple of the patch size"
-            )
-        if self.is_video and num_frames % self.tubelet_size:
-            raise ValueError(
-                f"{num_frames} frames cannot be cut into tubelets of {self.tubelet_size}; "
-                "take a multiple of the tubelet size (an image can be repeated)"
-            )
-        t = num_frames // self.tubelet_size if self.is_video else 1
-        return t, height // self.patch_size, width // self.patch_size
+        num_frames = num_frames if self.is_video else self.tubelet_size  # an image is one time slot
+        return token_grid(num_frames, height, width, self.tubelet_size, self.patch_size)
 
     def forward(self, x: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None):
         """Clips [B, C, T, H, W], or images [B, C, H, W] -> features [B, N, D].
@@ -124,7 +115,7 @@ class VisionTransformer(nn.Module):
 
         features = []
         for layer, block in enumerate(self.blocks):
-            x = run_block(block, x, rope, self.use_activation_checkpointing and self.training)
+            x = run_block(block, x, rope, save_memory=self.use_activation_checkpointing and self.training)
             if self.out_layers is not None and layer in self.out_layers:
                 features.append(self.norm(x))
         return self.norm(x) if self.out_layers is None else features

@@ -5,24 +5,18 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tubelet.layers import Block
+from tubelet.layers import Attention, Block
+from tubelet.layers.groups import FoldedTokens, ScatteredTokens
 from tubelet.layers.init import init_weights
-from tubelet.layers.positions import Grid
-from tubelet.models.timesformer import (
-    FullGrid,
-    GroupAttention,
-    GroupBlock,
-    KeptTokens,
-    LearnedPositions,
-    SpaceTimeEncoder,
-)
+from tubelet.layers.positions import Grid, LearnedPositions
+from tubelet.models.inflatable import InflatableEncoder
 
 Variant = Literal["spatio_temporal", "factorised_encoder", "factorised_self_attention", "factorised_dot_product"]
 
 
-class FactorisedBlock(GroupBlock):
+class FactorisedBlock(Block):
     """Attention over space, then over time, then the MLP: [B, N, D] -> [B, N, D]; paper, equations 4 to 6 (Model 3)."""
 
     def __init__(
@@ -36,28 +30,31 @@ class FactorisedBlock(GroupBlock):
         act_layer: Callable[[], nn.Module] = nn.GELU,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
     ):
-        super().__init__(dim, num_heads, mlp_ratio, qkv_bias, drop, attn_drop, act_layer, norm_layer)
+        super().__init__(
+            dim, num_heads, mlp_ratio, qkv_bias, None, drop, attn_drop, act_layer=act_layer, norm_layer=norm_layer
+        )
         self.temporal_norm = norm_layer(dim)
-        self.temporal_attn = GroupAttention(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=drop)
+        self.temporal_attn = Attention(dim, num_heads, qkv_bias, attn_drop=attn_drop, proj_drop=drop)
 
-    def forward(self, x: torch.Tensor, where: FullGrid | KeptTokens) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), where.over_space)
-        x = x + self.temporal_attn(self.temporal_norm(x), where.over_time)
+    def forward(self, x: Tensor, groups: FoldedTokens | ScatteredTokens) -> Tensor:
+        x = x + self.attn(self.norm1(x), None, groups.over_space)
+        x = x + self.temporal_attn(self.temporal_norm(x), None, groups.over_time)
         return x + self.mlp(self.norm2(x))
 
 
-class DotProductBlock(GroupBlock):
+class DotProductBlock(Block):
     """One attention, half of its heads over space and half over time: [B, N, D] -> [B, N, D]; paper, Model 4."""
 
-    def forward(self, x: torch.Tensor, where: FullGrid | KeptTokens) -> torch.Tensor:
-        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, drop: float) -> torch.Tensor:
-            (q, q_time), (k, k_time), (v, v_time) = (z.chunk(2, dim=2) for z in (q, k, v))
-            return torch.cat([where.over_space(q, k, v, drop), where.over_time(q_time, k_time, v_time, drop)], dim=2)
+    def forward(self, x: Tensor, groups: FoldedTokens | ScatteredTokens) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
+            (q, q_time), (k, k_time), (v, v_time) = (z.chunk(2, dim=1) for z in (q, k, v))
+            space, time = groups.over_space(q, k, v, **options), groups.over_time(q_time, k_time, v_time, **options)
+            return torch.cat([space.transpose(1, 2), time.transpose(1, 2)], dim=2).transpose(1, 2)
 
-        return super().forward(x, attend)
+        return super().forward(x, None, attend)
 
 
-class ViViT(SpaceTimeEncoder):
+class ViViT(InflatableEncoder):
     """Tokens of a clip through one of the paper's four models.
 
     `variant` "spatio_temporal" (Model 1): joint attention. "factorised_encoder" (2): `depth` blocks within each time
@@ -131,7 +128,7 @@ class ViViT(SpaceTimeEncoder):
         }
         block = {
             "spatio_temporal": Block,
-            "factorised_encoder": GroupBlock,
+            "factorised_encoder": Block,
             "factorised_self_attention": FactorisedBlock,
             "factorised_dot_product": DotProductBlock,
         }[variant]
@@ -152,24 +149,33 @@ class ViViT(SpaceTimeEncoder):
             self.temporal_norm = norm_layer(embed_dim)
         init_weights(self, init_std)
 
-    def _encode(self, x: torch.Tensor, where: FullGrid | KeptTokens, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-        B = len(x)
-        x = self.drop(x)
-        if self.variant == "spatio_temporal":
-            x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)
-            x = self.norm(self._run(self.blocks, x))
-            return x[:, 1:], x[:, 0]
+    def encode(self, video: Tensor, keep: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
+        positions = self.positions(grid)
+        x = self.patch_embed(video, keep) + (positions if keep is None else positions[keep])
+        x, groups = self.drop(x), self.groups(keep, grid)
         if self.variant == "factorised_encoder":
-            x = where.join(self.cls_token.expand(B, where.t, -1), x)
-            slots, x = where.split(self.norm(self._run(self.blocks, x, where.over_space)))
-            slots = slots + self.temporal_positions((where.t, 1, 1))
-            slots = torch.cat([self.temporal_cls_token.expand(B, -1, -1), slots], dim=1)
-            slots = self.temporal_norm(self._run(self.temporal_blocks, slots))
-            return x + where.frame_of_each(slots[:, 1:]), slots[:, 0]
-        x = self.norm(self._run(self.blocks, x, where))
-        return x, x.mean(1)
+            return self._attend_by_slot(x, groups)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        for block in self.blocks:
+            x = self.run(block, x) if self.variant == "spatio_temporal" else self.run(block, x, groups)
+        x = self.norm(x)
+        return (x, x.mean(1)) if self.cls_token is None else (x[:, 1:], x[:, 0])
 
-    def _silence_time(self) -> None:
+    def _attend_by_slot(self, x: Tensor, groups: FoldedTokens | ScatteredTokens) -> tuple[Tensor, Tensor]:
+        """The factorised encoder: embedded tokens [B, K, D] -> normed tokens [B, K, D] and the CLS token [B, D]."""
+        x = groups.join(self.cls_token.expand(len(x), groups.t, -1), x)
+        for block in self.blocks:
+            x = self.run(block, x, None, groups.over_space)
+        slots, x = groups.split(self.norm(x))
+        slots = slots + self.temporal_positions((groups.t, 1, 1))
+        slots = torch.cat([self.temporal_cls_token.expand(len(x), -1, -1), slots], dim=1)
+        for block in self.temporal_blocks:
+            slots = self.run(block, slots)
+        slots = self.temporal_norm(slots)
+        return x + groups.frame_of_each(slots[:, 1:]), slots[:, 0]
+
+    def silence_time(self) -> None:
         if self.variant == "factorised_self_attention":
             for block in self.blocks:
                 block.temporal_attn.proj.weight.zero_()

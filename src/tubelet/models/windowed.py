@@ -2,12 +2,10 @@
 
 from functools import partial
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from tubelet.layers.attention_patterns import Attend, Window
+from tubelet.layers.attention import Attend
+from tubelet.layers.patterns import Window
 from tubelet.layers.positions import Grid, RopePairing
 from tubelet.models.sparse import SparseTransformer
 
@@ -69,37 +67,8 @@ class WindowedTransformer(SparseTransformer):
             use_activation_checkpointing=use_activation_checkpointing,
         )
 
-    def attend_by(self, pattern: Window, grid: Grid, keep: Tensor | None, like: Tensor) -> Attend:
-        window = pattern.fitted(grid)
-        if keep is None:
-            return partial(_attend_in_windows, window=window, grid=grid)
-        return super().attend_by(window, grid, keep, like)
-
-
-def _attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window: Window, grid: Grid) -> Tensor:
-    """[B, heads, N, d] each -> [B, heads, N, d]: attention with every window as a clip of its own.
-
-    Padding before the first token shifts the windows; padding after the last one fills the last window.
-    """
-    B, t, h, w = len(q), *grid
-    front = [(size - shift) % size for size, shift in zip(window.size, window.shift, strict=True)]
-    back = [-(n + f) % size for n, f, size in zip(grid, front, window.size, strict=True)]
-    counts = [(n + f + b) // size for n, f, b, size in zip(grid, front, back, window.size, strict=True)]
-    padding = (0, 0, front[2], back[2], front[1], back[1], front[0], back[0])
-    s, p, r = window.size
-
-    def fold(x: Tensor) -> Tensor:
-        x = F.pad(rearrange(x, "B heads (t h w) d -> B heads t h w d", t=t, h=h, w=w), padding)
-        return rearrange(x, "B heads (a s) (b p) (c r) d -> (B a b c) heads (s p r) d", s=s, p=p, r=r)
-
-    real = None
-    if any(front + back):
-        real = fold(torch.ones(B, 1, t * h * w, 1, dtype=torch.bool, device=q.device)).mT
-    x = F.scaled_dot_product_attention(fold(q), fold(k), fold(v), attn_mask=real)
-    a, b, c = counts
-    x = rearrange(x, "(B a b c) heads (s p r) d -> B heads (a s) (b p) (c r) d", a=a, b=b, c=c, s=s, p=p)
-    x = x[:, :, front[0] : front[0] + t, front[1] : front[1] + h, front[2] : front[2] + w]
-    return rearrange(x, "B heads t h w d -> B heads (t h w) d")
+    def attend_by(self, pattern: Window, keep: Tensor | None, grid: Grid, like: Tensor) -> Attend:
+        return super().attend_by(pattern.fitted(grid), keep, grid, like)
 
 
 SIZES = {
