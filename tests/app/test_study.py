@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app import study
+from app.study.__main__ import run
+from app.study.options import Options
+from app.study.plan import plan
+from app.study.results import collect
 from tubelet import config
 from tubelet.config import ConfigError
 from tubelet.jobs import JobFailed
@@ -91,7 +94,7 @@ def write(path, content):
 
 
 def options(*overrides):
-    return config.load("study.yaml", overrides, study.Options)
+    return config.load("study.yaml", overrides, Options)
 
 
 def calls(place):
@@ -102,7 +105,7 @@ def calls(place):
 
 
 def test_study_runs_everything_and_reports_it_and_then_nothing_again(place, capsys):
-    study.run(options())
+    run(options())
     made = calls(place)
     assert sorted(call for call in made if call.startswith("pretrain")) == [
         "pretrain runs/demo 0 5",
@@ -130,12 +133,12 @@ def test_study_runs_everything_and_reports_it_and_then_nothing_again(place, caps
     assert "The pretrainings of seeds 1 are smaller than the one shown: epochs=2." in printed
     assert (place / "runs/demo/report.html").exists()
 
-    study.run(options())
+    run(options())
     assert calls(place) == []
 
 
 def test_pretrained_probe_reads_its_own_run_and_random_one_the_architecture(place):
-    jobs = {job.name: job for job in study.plan(options())}
+    jobs = {job.name: job for job in plan(options())}
     pretrained = jobs["probe-fold0-pretrained-1"]
     assert pretrained.settings["pretrain"] == {"folder": "runs/demo/seeds/1"}
     assert pretrained.after == ("pretrain-fold0-seed1",)
@@ -151,24 +154,24 @@ def test_pretrained_probe_reads_its_own_run_and_random_one_the_architecture(plac
 
 
 def test_changed_probe_is_measured_again_but_nothing_is_pretrained_again(place):
-    study.run(options())
+    run(options())
     calls(place)
     write(place / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 10})
-    study.run(options())
+    run(options())
     made = calls(place)
     assert len(made) == 4
     assert all(call.startswith("probe") and call.endswith(" 10") for call in made)
 
 
 def test_other_pretraining_in_the_same_folder_is_refused(place):
-    study.run(options())
+    run(options())
     with pytest.raises(ConfigError, match="epochs: 5 there, 6 here"):
-        study.run(options("pretrain.overrides=['epochs=6']"))
+        run(options("pretrain.overrides=['epochs=6']"))
 
 
 def test_failing_program_stops_the_study_with_its_words(place):
     with pytest.raises(JobFailed) as failure:
-        study.run(options("pretrain.overrides=['broken=true']"))
+        run(options("pretrain.overrides=['broken=true']"))
     assert "no space left on device" in str(failure.value)
     assert "python -m app.main --fname pretrain.yaml --devices cpu broken=true folder=runs/demo" in str(failure.value)
     assert not (place / "runs/demo/report.json").exists()
@@ -176,21 +179,21 @@ def test_failing_program_stops_the_study_with_its_words(place):
 
 def test_each_fold_is_pretrained_on_its_own_and_accuracy_is_pooled(place):
     chosen = options("folds=[0, 1]", "pretrain.seeds=[0]", "probe.seeds=[0, 2]", "supervised=null", "floors=null")
-    study.run(chosen)
+    run(chosen)
     assert {call for call in calls(place) if call.startswith("pretrain")} == {
         "pretrain runs/demo 0 5",
         "pretrain runs/demo/folds/1 0 5",
     }
-    results = [r for r in study.collect(chosen) if (r.row, r.head, r.task) == ("pretrained", "probe", "motion")]
+    results = [r for r in collect(chosen) if (r.row, r.head, r.task) == ("pretrained", "probe", "motion")]
     assert {(r.fold, r.count) for r in results} == {(0, 40), (1, 10)}
 
 
 def test_clips_are_made_before_anything_else(place):
-    jobs = study.plan(options("clips={clips: 100, seed: 3}"))
+    jobs = plan(options("clips={clips: 100, seed: 3}"))
     assert jobs[0].command[:3] == ("tubelet.datasets.generated", "--folder", "runs/demo/clips")
     assert jobs[0].command[-4:] == ("--clips", "100", "--seed", "3")
     assert all("clips" in job.after for job in jobs[1:] if "pretrained" not in job.name)
-    other = study.plan(options("clips={clips: 200, seed: 3}"))
+    other = plan(options("clips={clips: 200, seed: 3}"))
     assert all(a.settings != b.settings for a, b in zip(jobs, other, strict=True))
 
 
@@ -202,7 +205,7 @@ def test_options_that_cannot_work_are_refused(place):
 
 
 def test_help_is_quick_and_errors_are_one_line(place):
-    repository = Path(study.__file__).parents[1]
+    repository = Path(__file__).parents[2]
     command = [sys.executable, "-X", "importtime", "-m", "app.study", "--help"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     assert "key.path=value" in done.stdout

@@ -1,0 +1,238 @@
+"""The jobs of a study: programs of this repository, each a child process with a folder of its own."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from app.study.options import Options, Program, Task
+from tubelet import config
+from tubelet.jobs import Job
+
+HEADS = {"probe": "attentive", "linear": "linear"}  # the report's word, and the YAML's
+ENCODER_KEYS = (
+    "encoder",
+    "model_name",
+    "encoder_args",
+    "uniform_power",
+    "use_rope",
+    "rope_pairing",
+    "use_silu",
+    "wide_silu",
+)
+
+
+def plan(options: Options) -> list[Job]:
+    """All jobs, in the order in which they should start: long ones first, what they wait for before them."""
+    clips = [] if options.clips is None else [clips_job(options.folder, options.clips, options.processes)]
+    after = tuple(job.name for job in clips)
+    pretrainings = [
+        _pretrain_job(options, fold, seed, after) for seed in options.pretrain.seeds for fold in options.folds
+    ]
+    own = [job for fold in options.folds for job in _jobs_of_fold(options, fold, after)]
+    probes = [_probe_job(options, fold, encoder) for encoder in pretrained_encoders(options) for fold in options.folds]
+    return [*clips, *pretrainings, *own, *probes]
+
+
+def _jobs_of_fold(options: Options, fold: int, after: tuple[str, ...]) -> list[Job]:
+    """Jobs that need no pretraining."""
+    found = []
+    if options.supervised is not None:
+        found += [
+            _supervised_job(options, fold, seed, name, after)
+            for seed in options.supervised.seeds
+            for name in options.tasks
+        ]
+    found += [_probe_job(options, fold, encoder, after) for encoder in random_encoders(options)]
+    if options.floors is not None:
+        found.append(_floors_job(options, fold, after))
+    return found
+
+
+def run_folder(options: Options, fold: int, seed: int) -> Path:
+    """Where a pretraining runs: the study's own folder for the first fold and seed, which is the run that is shown."""
+    folder = Path(options.folder)
+    if fold != options.folds[0]:
+        folder = folder / "folds" / str(fold)
+    return folder if seed == options.pretrain.seeds[0] else folder / "seeds" / str(seed)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder that is probed."""
+
+    row: str
+    seed: int
+    init_std: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}-{self.seed}" if self.init_std is None else f"{self.row}-{self.init_std}-{self.seed}"
+
+
+def random_encoders(options: Options) -> list[Encoder]:
+    return [Encoder("random", seed, init_std) for seed in options.random.seeds for init_std in options.random.init_stds]
+
+
+def pretrained_encoders(options: Options) -> list[Encoder]:
+    return [Encoder("pretrained", seed) for seed in options.pretrain.seeds]
+
+
+def clips_job(folder: str, clips: dict[str, int], processes: int) -> Job:
+    """Makes the generated clips in `<folder>/clips`; `clips` as in the options."""
+    arguments = {"folder": Path(folder) / "clips", "processes": processes, **clips}
+    words = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+    return Job(
+        name="clips",
+        stage="clips",
+        command=("tubelet.datasets.generated", *words),
+        folder=arguments["folder"],
+        settings=clips,
+        seconds=45,
+        keep=True,
+        slots=processes,
+    )
+
+
+def _pretrain_job(options: Options, fold: int, seed: int, after: tuple[str, ...]) -> Job:
+    folder = run_folder(options, fold, seed)
+    changes = [options.fill(change, fold) for change in options.pretrain.overrides]
+    changes += [f"data.cache={path}" for path in _cache(options).values()]
+    if seed != options.pretrain.seeds[0]:
+        changes += options.pretrain.later_overrides
+    changes += [f"folder={folder}", f"meta.seed={seed}"]
+    return Job(
+        name=f"pretrain-fold{fold}-seed{seed}",
+        stage="pretrain",
+        command=("app.main", "--fname", options.pretrain.fname, "--devices", *options.devices, *changes),
+        folder=folder,
+        settings={"clips": options.clips, **config.read(options.pretrain.fname, changes)},
+        seconds=options.seconds.pretrain,
+        after=after,
+        keep=True,
+    )
+
+
+def _probe_job(options: Options, fold: int, encoder: Encoder, after: tuple[str, ...] = ()) -> Job:
+    """All tasks, read-outs and seeds of one encoder, which share its features."""
+    if encoder.row == "pretrained":
+        after = (f"pretrain-fold{fold}-seed{encoder.seed}",)
+        pretrain: dict[str, Any] = {"folder": str(run_folder(options, fold, encoder.seed))}
+    else:
+        pretrain = {"folder": None, "checkpoint": "random", "init_std": encoder.init_std, "init_seed": encoder.seed}
+        model, patches = _architecture(options)
+        pretrain |= {key: model[key] for key in ENCODER_KEYS if key in model} | patches
+    changes = {
+        "pretrain": pretrain,
+        "meta": {"seed": options.probe.seeds},
+        "tasks": {
+            task_name(head, name): _task_changes(options, fold, task, head)
+            for head in options.probe.heads
+            for name, task in options.tasks.items()
+        },
+    }
+    first = next(iter(changes["tasks"].values()))["data"]
+    changes["data"] = {key: first[key] for key in ("dataset_train", "dataset_val", "num_classes")} | _cache(options)
+    folder = probe_folder(options, fold, encoder)
+    return _yaml_job(options, "probe", f"probe-fold{fold}-{encoder.name}", options.probe, changes, folder, after)
+
+
+def probe_folder(options: Options, fold: int, encoder: Encoder) -> Path:
+    return Path(options.folder) / "probes" / f"fold{fold}" / encoder.name
+
+
+def task_name(head: str, task: str) -> str:
+    return f"{task}-{head}"
+
+
+def _task_changes(options: Options, fold: int, task: Task, head: str) -> dict[str, Any]:
+    changes = options.probe.linear if head == "linear" else {}
+    return {**changes, "head": HEADS[head], "data": {**changes.get("data", {}), **_labelled(options, fold, task)}}
+
+
+def _labelled(options: Options, fold: int, task: Task) -> dict[str, Any]:
+    return {
+        "dataset_train": options.fill(task.train, fold),
+        "dataset_val": options.fill(task.test, fold),
+        "num_classes": task.num_classes,
+        "labels_per_class": task.labels_per_class,
+        **_cache(options),
+    }
+
+
+def _cache(options: Options) -> dict[str, str]:
+    return {} if options.cache is None else {"cache": options.fill(options.cache, options.folds[0])}
+
+
+def _architecture(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The section `model` of the pretraining's YAML, and its sizes of patches."""
+    changes = [options.fill(change, options.folds[0]) for change in options.pretrain.overrides]
+    raw = config.read(options.pretrain.fname, changes)
+    return raw.get("model", {}), {key: raw["data"][key] for key in ("patch_size", "tubelet_size") if key in raw["data"]}
+
+
+def _supervised_job(options: Options, fold: int, seed: int, name: str, after: tuple[str, ...]) -> Job:
+    model, patches = _architecture(options)
+    labelled = _labelled(options, fold, options.tasks[name])
+    changes = {"data": {**labelled, **patches}, "model": model, "meta": {"seed": seed}}
+    folder = supervised_folder(options, fold, seed, name)
+    program = options.supervised.model_copy(
+        update={"overrides": options.supervised.overrides + options.supervised.per_task.get(name, [])}
+    )
+    job = f"supervised-fold{fold}-{name}-{seed}"
+    return _yaml_job(options, "supervised", job, program, changes, folder, after)
+
+
+def supervised_folder(options: Options, fold: int, seed: int, name: str) -> Path:
+    return Path(options.folder) / "supervised" / f"fold{fold}" / name / f"seed-{seed}"
+
+
+def _floors_job(options: Options, fold: int, after: tuple[str, ...]) -> Job:
+    tasks = {
+        name: {**task.model_dump(), "train": options.fill(task.train, fold), "test": options.fill(task.test, fold)}
+        for name, task in options.tasks.items()
+    }
+    changes = {
+        "eval_name": "floors",
+        "floors": options.floors.kinds,
+        "num_frames": options.floors.num_frames,
+        "average": options.floors.average,
+        "tasks": tasks,
+        "seeds": options.probe.seeds,
+    }
+    return _yaml_job(options, "floors", f"floors-fold{fold}", None, changes, floors_folder(options, fold), after)
+
+
+def floors_folder(options: Options, fold: int) -> Path:
+    return Path(options.folder) / "floors" / f"fold{fold}"
+
+
+def _yaml_job(
+    options: Options,
+    stage: Literal["probe", "supervised", "floors"],
+    name: str,
+    program: Program | None,
+    changes: dict[str, Any],
+    folder: Path,
+    after: tuple[str, ...],
+) -> Job:
+    """A job whose settings stand beside its folder, as a YAML over the program's own, to be read and run by hand."""
+    fname = folder.with_name(f"{folder.name}.yaml")
+    changes = {"folder": str(folder), **changes}
+    if program is not None:
+        changes = {"base": os.path.relpath(program.fname, fname.parent), **changes}
+    fname.parent.mkdir(parents=True, exist_ok=True)
+    fname.write_text(yaml.safe_dump(changes, sort_keys=False), encoding="utf-8")
+    overrides = [options.fill(change, 0) for change in program.overrides] if program is not None else []
+    package = "app.main" if stage == "supervised" else "evals.main"
+    return Job(
+        name=name,
+        stage=stage,
+        command=(package, "--fname", str(fname), "--devices", options.devices[0], *overrides),
+        folder=folder,
+        settings={"clips": options.clips, **config.read(fname, overrides)},
+        seconds=getattr(options.seconds, stage),
+        after=after,
+    )
