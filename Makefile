@@ -9,7 +9,7 @@ help:
 	@echo "make demo   pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
 	@echo "make test   run the tests (CPU, 10 min)"
 	@echo "make test-slurm  jobs on a real SLURM, started for that on this machine (root, Debian's packages; 8 min)"
-	@echo "make bench  speed against peers: masks, training step, loader"
+	@echo "make bench  speed against peers: masks, training step, loader, attention; two processes against one"
 	@echo "make real DATA=/path/to/ut_interaction   the demo's experiment on real video"
 	@echo "make lint   ruff"
 

@@ -1,11 +1,11 @@
-"""All benchmarks, or those named: `python -m benchmarks [masks] [step] [loader] [attention]`; prints one table."""
+"""All benchmarks, or those named, as `python -m benchmarks masks step`; prints one table."""
 
 import argparse
 import importlib
 
 from benchmarks.harness import table
 
-BENCHMARKS = ("masks", "step", "loader", "attention")
+BENCHMARKS = ("masks", "step", "loader", "attention", "weak_scaling")
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ class JEPA(nn.Module):
         if self.loss.reg_coeff > 0:
             terms["loss_reg"] = (self.loss.reg_coeff, prediction_variance_hinge(predictions))
         if self.loss.std_coeff > 0 or self.loss.cov_coeff > 0:
-            clips = [of_all_processes(c.mean(1)) for c in contexts]
+            clips = of_all_processes(torch.stack([c.mean(1) for c in contexts], dim=1)).unbind(1)
         if self.loss.std_coeff > 0:
             hinge = _mean(variance_hinge(c, self.loss.std_floor) for c in clips)
             terms["loss_std"] = (self.loss.std_coeff, hinge)
@@ -122,7 +122,7 @@ class JEPA(nn.Module):
 
 
 def of_all_processes(features: Tensor) -> Tensor:
-    """The features [B, D] of every process's clips, [processes · B, D].
+    """The features [B, …] of every process's clips, [processes · B, …].
 
     Each process computes the same term from them, and gradients are averaged over the processes afterwards: its own
     rows' gradients are scaled so that the mean is the gradient of that one term.

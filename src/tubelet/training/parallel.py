@@ -56,6 +56,9 @@ def spread(
     if world.world_size == 1:
         return model
     if config.kind == "ddp":
+        # Buffers that are no part of the state are tables, the same in all processes: they are not sent at every step.
+        tables = dict(model.named_buffers()).keys() - model.state_dict().keys()
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, tables)
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     options: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.world_size,)),
