@@ -184,7 +184,7 @@ class _Run:
             (heads.probabilities(self._forward(clips)[None]), labels, indices)
             for clips, labels, indices in self._batches(self.val_clips, torch.arange(len(self.val_clips)), 0)
         )
-        return results.validate(predictions, self.options.data.num_classes)
+        return results.validate(predictions, self.options.data.num_classes, World())
 
     def _batches(self, clips: LabelledClips, order: Tensor, epoch: int):
         """Normalised clips [B, n, C, T, H, W], labels and sample numbers [B]."""

@@ -13,9 +13,10 @@ from tubelet.plugins import find
 from tubelet.training import schedules
 from tubelet.training.bookkeeping import LoggingConfig
 from tubelet.training.parallel import DistributedConfig
+from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 
-class OptimizationConfig(Config):
+class OptimizationConfig(RateConfig):
     """YAML section `optimization`."""
 
     epochs: int = Field(300, ge=1)
@@ -23,13 +24,12 @@ class OptimizationConfig(Config):
     """Iterations (steps) an epoch; by default as many as see each clip once."""
     ipe_scale: float = Field(1.25, ge=1)
     """Schedules are stretched by this factor, so that training ends before they do."""
-    warmup: float = Field(40, ge=0)
-    """Epochs of linear warm-up of the learning rate."""
-    start_lr: float = Field(2e-4, ge=0)
-    lr: float = Field(6.25e-4, gt=0)
-    final_lr: float = Field(1e-6, ge=0)
-    weight_decay: float = Field(0.04, ge=0)
-    final_weight_decay: float = Field(0.4, ge=0)
+    lr: Positive = 6.25e-4
+    start_lr: NotNegative = 2e-4
+    final_lr: NotNegative = 1e-6
+    warmup: NotNegative = 40
+    weight_decay: NotNegative = 0.04
+    final_weight_decay: NotNegative = 0.4
     ema: Pair = (0.998, 1.0)
     """Momentum of the target encoder at the first step and at the schedule's end."""
     clip_grad: float | None = Field(10.0, gt=0)
@@ -43,8 +43,7 @@ class OptimizationConfig(Config):
     def _momentum_is_a_share(self) -> "OptimizationConfig":
         if not all(0 <= momentum <= 1 for momentum in self.ema):
             raise ValueError(f"ema: momentum lies between 0 and 1, got {list(self.ema)}")
-        if self.warmup > self.epochs:
-            raise ValueError(f"warmup: {self.warmup} epochs of warm-up do not fit into {self.epochs} epochs")
+        self.refuse_longer_warmup(self.epochs)
         return self
 
 
@@ -53,14 +52,12 @@ class Schedule:
 
     def __init__(self, options: OptimizationConfig, steps_per_epoch: int):
         self.options = options
-        steps_per_epoch = options.ipe or steps_per_epoch
-        self.steps = options.epochs * steps_per_epoch
-        self.warmup = options.warmup * steps_per_epoch
+        self.steps_per_epoch = options.ipe or steps_per_epoch
+        self.steps = options.epochs * self.steps_per_epoch
         self.stretched = self.steps * options.ipe_scale
 
     def lr(self, step: int) -> float:
-        o = self.options
-        return schedules.warmup_cosine(step, self.warmup, self.stretched, o.start_lr, o.lr, o.final_lr)
+        return self.options.learning_rate(step, self.steps_per_epoch, self.stretched)
 
     def weight_decay(self, step: int) -> float:
         return schedules.cosine(step, self.stretched, self.options.weight_decay, self.options.final_weight_decay)
@@ -71,7 +68,8 @@ class Schedule:
     def clip_grad(self, step: int) -> float:
         """The largest gradient norm; infinite where gradients are not clipped."""
         limit = self.options.clip_grad
-        return limit if limit is not None and step >= self.warmup else float("inf")
+        warm = step >= self.options.warmup * self.steps_per_epoch
+        return limit if limit is not None and warm else float("inf")
 
 
 class MetaConfig(Config):

@@ -4,16 +4,20 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from tubelet.config import Config, dump
+from tubelet.datasets import Decoder
 from tubelet.datasets.sources import read_list
 from tubelet.probing import floors
 from tubelet.probing.split import check_labels, few_per_class
 from tubelet.progress import progress
 from tubelet.training.distributed import World
+from tubelet.training.parallel import DistributedConfig
 from tubelet.training.run_folder import write_whole
+from tubelet.training.watchdog import Watchdog
 
 
 class Task(Config):
@@ -34,22 +38,25 @@ class Options(Config):
     """Frames, evenly over the video, between which differences are taken."""
     average: bool = True
     """The differences' mean over time; false: each for itself, which tells more."""
-    decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
+    decoder: Decoder = "pyav"
+    distributed: DistributedConfig = DistributedConfig()
     tasks: dict[str, Task] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
 
 
 def main(options: Options, world: World) -> None:
-    """Writes `results.json`: {"floors": {floor: {task: {seed: {"top1", "num_val"}}}}}."""
+    """Writes `results.json`: {"floors": {floor: {task: {seed: {"top1", "num_val"}}}}}.
+
+    The processes share the reading of the videos; the main one does the rest.
+    """
+    lists = {path: read_list(Path(path)) for task in options.tasks.values() for path in (task.train, task.test)}
+    paths = dict.fromkeys(path for source in lists.values() for path in source.paths)
+    described = _described(list(paths), options, world)
+    if not world.is_main:
+        return
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", dump(options))
-    lists = {path: read_list(Path(path)) for task in options.tasks.values() for path in (task.train, task.test)}
-    paths = dict.fromkeys(path for source in lists.values() for path in source.paths)
-    described = {
-        path: floors.describe(path, options.num_frames, options.average, options.decoder)
-        for path in progress(paths, desc="floors: reading videos", unit="video")
-    }
     results: dict = {floor: {name: {} for name in options.tasks} for floor in options.floors}
     jobs = [(floor, name, seed) for floor in options.floors for name in options.tasks for seed in options.seeds]
     for floor, name, seed in progress(jobs, desc="floors: fitting", unit="fit"):
@@ -71,3 +78,18 @@ def main(options: Options, world: World) -> None:
             "num_val": len(val.paths),
         }
     write_whole(folder / "results.json", json.dumps({"floors": results}, indent=1))
+
+
+def _described(paths: list[str], options: Options, world: World) -> dict[str, dict[str, np.ndarray]]:
+    """What the floors see of each video, read by all processes in step."""
+    described = {}
+    with Watchdog(world, options.distributed.timeout) as watchdog:
+        bar = progress(desc="floors: reading videos", total=len(paths), unit="video", off=not world.is_main)
+        for first in range(0, len(paths), world.world_size):
+            watchdog.note(f"reading video {first + world.rank + 1} of {len(paths)}")
+            own = paths[first + world.rank : first + world.rank + 1]
+            seen = [(path, floors.describe(path, options.num_frames, options.average, options.decoder)) for path in own]
+            described |= dict(pair for pairs in world.each(seen) for pair in pairs)
+            bar.update(min(world.world_size, len(paths) - first))
+        bar.close()
+    return described

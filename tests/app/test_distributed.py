@@ -1,9 +1,7 @@
 """The same pretraining on one, two and four processes, replicated and sharded."""
 
 import json
-import multiprocessing
 import shutil
-import traceback
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,9 @@ import torch
 
 from app.vjepa.options import Options
 from app.vjepa.train import main
+from tests.processes import run as run_on_processes
 from tubelet import config, hub
-from tubelet.training import checkpoint, distributed
+from tubelet.training import checkpoint
 
 STEPS = 20
 # Dropout depends on the process; every other draw on the sample and the step only.
@@ -21,31 +20,10 @@ ALL_TERMS = {"std_coeff": 1.0, "inv_coeff": 1.0, "cov_coeff": 1.0, "reg_coeff": 
 
 
 def run(path, folder, processes, *overrides, batch=8):
-    """Train on so many processes with a global batch of `batch`; the losses. Forked: importing torch takes seconds."""
+    """Train on so many processes with a global batch of `batch`; the losses."""
     changes = [f"folder={folder}", f"data.batch_size={batch // processes}", *overrides]
-    options = config.load(path, changes, Options)
-    context, address = multiprocessing.get_context("fork"), distributed.free_address()
-    errors = context.SimpleQueue()
-    members = [
-        context.Process(target=be_member, args=(rank, processes, address, options, errors)) for rank in range(processes)
-    ]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(timeout=120)
-        assert member.exitcode == 0, errors.get()
+    run_on_processes(main, config.load(path, changes, Options), processes)
     return losses(folder)
-
-
-def be_member(rank, processes, address, options, errors):
-    torch.set_num_threads(1)
-    try:
-        main(options, distributed.join(rank, processes, "cpu", address))
-    except BaseException:
-        errors.put(traceback.format_exc())
-        raise
-    finally:
-        distributed.leave()
 
 
 def losses(folder):

@@ -1,6 +1,8 @@
 import copy
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import yaml
 from evals.video_classification_frozen import eval as program
 from tubelet import hub
 from tubelet.config import ConfigError, check
-from tubelet.datasets import VideoError
+from tubelet.datasets import VideoError, culprits, video_dataset
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.probing import fit
 from tubelet.probing.clips import LabelledClips
@@ -109,12 +111,12 @@ def test_going_on_after_a_stop_is_as_never_stopping(raw, augmented, tmp_path, mo
     straight = run(raw, folder=str(tmp_path / "straight"), **sections)
     save = fit.Fitter._save
 
-    def stop_after_two(self, folder, epoch, *rest):
-        save(self, folder, epoch, *rest)
-        if epoch == 2:
+    def stop_after_five_steps(self, stage, now, *rest):
+        save(self, stage, now, *rest)
+        if now.step == 5:  # in the middle of the second epoch
             raise Stopped
 
-    monkeypatch.setattr(fit.Fitter, "_save", stop_after_two)
+    monkeypatch.setattr(fit.Fitter, "_save", stop_after_five_steps)
     with pytest.raises(Stopped):
         run(raw, **sections)
     monkeypatch.setattr(fit.Fitter, "_save", save)
@@ -131,7 +133,9 @@ def test_a_finished_folder_is_read_and_another_probe_refused_there(raw, monkeypa
     first = run(raw)
     monkeypatch.setattr(fit.Fitter, "fit", None)
     assert run(raw) == first
-    with pytest.raises(ConfigError, match="optimization.batch_size: 8 there, 4 here"):
+    with pytest.raises(ConfigError, match="optimization.num_epochs: 3 there, 4 here"):
+        run(raw, optimization={"num_epochs": 4})
+    with pytest.raises(ConfigError, match="trained on batches of 8 videos; here .* makes 4"):
         run(raw, optimization={"batch_size": 4})
     with pytest.raises(ConfigError, match="pretrain.init_seed"):
         run(raw, pretrain={"init_seed": 1})
@@ -232,6 +236,9 @@ def test_a_bright_task_is_learned(raw):
         ({"optimization": {"resolution": 36}}, "resolution 36.*patch"),
         ({"optimization": {"learning_rate": 1.0}}, "optimization.learning_rate: unknown key"),
         ({"optimization": {"holdout_folds": 6}}, "only 5 disjoint parts"),
+        ({"optimization": {"warmup": 4.0}}, "warmup: 4.0 epochs of warm-up do not fit into 3 epochs"),
+        ({"data": {"fps": 4.0}}, "frame_step and fps given; keep one of"),
+        ({"distributed": "fsdp"}, "a probe's encoder is not sharded"),
         ({"pretrain": {"checkpoint": None, "folder": "nowhere"}}, "pretrain.folder: nowhere does not exist"),
         ({"pretrain": {"checkpoint": None}}, "folder: give the run folder"),
         ({"pretrain": {"model_name": "vit_tinny"}}, "vit_tinny.*vit_tiny"),
@@ -244,3 +251,24 @@ def test_what_cannot_work_is_said_before_anything_is_computed(raw, sections, sai
     with pytest.raises(ConfigError, match=f"(?s){said}"):
         run(raw, **sections)
     assert not Path(raw["folder"]).exists()
+
+
+def test_a_video_that_crashes_its_decoder_is_excluded_and_named(raw, labelled, monkeypatch):
+    """As decoders written in C do it: the worker is gone, without an exception."""
+    crashing = str(labelled / "val3.mp4")
+    open_video = video_dataset.open_video
+
+    def crash(path, decoder):
+        if path == crashing:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return open_video(path, decoder)
+
+    monkeypatch.setattr(video_dataset, "open_video", crash)
+    monkeypatch.setattr(culprits, "LONGEST_READ", 0.5)
+    with pytest.warns(UserWarning, match="1 unreadable"):
+        results = run(raw, data={"num_workers": 1, "on_bad_video": "exclude"})
+    assert [(bad["split"], bad["path"]) for bad in results["excluded"]] == [("val", crashing)]
+    assert "worker crashed" in results["excluded"][0]["reason"]
+    assert [row["path"] for row in predictions(raw["folder"])] == [
+        str(labelled / f"val{i}.mp4") for i in range(12) if i != 3
+    ]

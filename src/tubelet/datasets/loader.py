@@ -63,7 +63,7 @@ def make_train_loader(
             f"processes' batches of {rows}"
         )
     source = _TrainBatches(dataset, stream, masks, seed, slice(rank * rows, (rank + 1) * rows), together)
-    return _Loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
+    return Loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
 
 
 def make_eval_loader(
@@ -81,7 +81,7 @@ def make_eval_loader(
     Excluded samples are missing from their batch, with the reason in its `bad`; a batch may so be empty.
     """
     source = _EvalBatches(dataset, range(rank, len(dataset), world_size), batch_size)
-    return _Loader(source, range(len(source)), num_workers, pin_memory, timeout)
+    return Loader(source, range(len(source)), num_workers, pin_memory, timeout)
 
 
 def collate(samples: list[Sample], step: int) -> Batch:
@@ -137,8 +137,12 @@ class _EvalBatches:
         return collate([self.dataset[Draw(step, 0, index, slot)] for slot, index in enumerate(indices)], step)
 
 
-class _Loader:
-    """Batches of `steps` in order. A video that crashes or blocks a worker is refused from then on and reported."""
+class Loader:
+    """`source[step]` of each of `steps`, in order, made by worker processes.
+
+    A video that crashes a worker, or keeps it for `timeout` seconds, is refused from then on: `source.dataset` treats
+    it as unreadable.
+    """
 
     def __init__(self, source, steps: range, num_workers: int, pin_memory: bool, timeout: int):
         self.source, self.steps = source, steps

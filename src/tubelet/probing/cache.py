@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class FeatureCache:
         content = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
         path = self.folder / f"{self.prefix}-{content}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
+        aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # processes of several hosts may have the same number
         save_file({"tokens": tokens.contiguous()}, aside, metadata={"videos": json.dumps(names)})
         os.replace(aside, path)
         self._found |= {name: (path, row) for row, name in enumerate(names)}

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tubelet.config import check
 from tubelet.datasets import AugConfig, Batch, DataConfig, Draw
-from tubelet.datasets.loader import collate
+from tubelet.datasets.loader import Loader, collate
 from tubelet.datasets.transforms import EvalTransform, TrainTransform
 from tubelet.plugins import find
 from tubelet.probing.options import LabelledDataConfig
@@ -34,12 +32,14 @@ class LabelledClips:
         seed: int = 0,
     ):
         self.source = f"data.{key}: {getattr(data, key)}"
-        self.num_workers = data.num_workers
+        self._data = data
         raw = {
             "datasets": [getattr(data, key)],
             "num_clips": data.num_segments,
             "num_frames": data.frames_per_clip,
             "sampling_rate": data.frame_step,
+            "fps": data.fps,
+            "clip_duration": data.clip_duration,
             "random_clip_sampling": augmentation is not None,
             "allow_clip_overlap": True,
             "decoder": data.decoder,
@@ -66,12 +66,9 @@ class LabelledClips:
 
     def batches(self, batches: Sequence[Tensor], epoch: int = 0) -> Iterator[Batch]:
         """The clips of each tensor of sample numbers; those of unreadable files that are excluded are missing."""
-        yield from DataLoader(
-            _Batches(self._dataset, batches, epoch),
-            batch_size=None,
-            num_workers=min(self.num_workers, len(batches)),
-            generator=torch.Generator(),
-        )
+        source = _Batches(self._dataset, batches, epoch)
+        workers = min(self._data.num_workers, len(batches))
+        return iter(Loader(source, range(len(batches)), workers, pin_memory=False, timeout=self._data.worker_timeout))
 
 
 class _Batches:
@@ -79,9 +76,6 @@ class _Batches:
 
     def __init__(self, dataset, batches: Sequence[Tensor], epoch: int):
         self.dataset, self.batches, self.epoch = dataset, batches, epoch
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __getitem__(self, number: int) -> Batch:
         indices = self.batches[number].tolist()

@@ -100,4 +100,5 @@ def _given(pretrain: PretrainConfig) -> dict[str, Any]:
     names = {"resolution": "img_size", "frames_per_clip": "num_frames"}
     names |= {name: name for name in ("encoder", "model_name", "encoder_args", "patch_size", "tubelet_size")}
     names |= {name: name for name in ("uniform_power", "use_rope", "rope_pairing", "use_silu", "wide_silu")}
+    names |= {"use_activation_checkpointing": "use_activation_checkpointing"}
     return {theirs: value for ours, theirs in names.items() if (value := getattr(pretrain, ours)) is not None}

@@ -14,29 +14,48 @@ from tubelet.probing.cache import FeatureCache
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder
 from tubelet.progress import progress
+from tubelet.training.watchdog import Watchdog
 
 SHARD_BYTES = 2**28
 """Features in one file of the cache, about; what a kill during extraction can lose."""
+IGNORED = -100
+"""The label that cross-entropy leaves out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """tokens [B, segments, views, N, D] and labels [B] on the encoder's device; indices [B] of the samples."""
+    """This process's part of a batch: tokens [B, segments, views, N, D] and labels [B] on the encoder's device, and the
+    samples' indices [B]; `of_all` counts the samples of all processes.
+
+    A process without a part has no indices, and zeros with the label IGNORED: it trains heads in step with the others.
+    """
 
     tokens: Tensor
     labels: Tensor
     indices: Tensor
+    of_all: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 class Features:
-    """The tokens of `clips` under `encoder`.
+    """The tokens of `clips` under `encoder`; every process has its share of them.
 
-    excluded: path -> reason, of the files that could not be read so far.
+    excluded: path -> reason, of the files that could not be read so far, by any process.
     """
 
-    def __init__(self, clips: LabelledClips, encoder: FrozenEncoder, *, segments: int, only_mean: bool = False):
+    def __init__(
+        self,
+        clips: LabelledClips,
+        encoder: FrozenEncoder,
+        watchdog: Watchdog,
+        *,
+        segments: int,
+        only_mean: bool = False,
+    ):
         """only_mean: keep only the mean token of each clip (N = 1), which is all that a linear head reads."""
-        self.clips, self.encoder = clips, encoder
+        self.clips, self.encoder, self.watchdog, self.world = clips, encoder, watchdog, watchdog.world
         self.excluded: dict[str, str] = {}
         self._segments, self._only_mean = segments, only_mean
         self._labels = torch.tensor(clips.labels)
@@ -44,13 +63,18 @@ class Features:
         self._rows = torch.full((len(clips),), -1)
 
     def keep(self, indices: Tensor, folder: Path, batch_size: int) -> None:
-        """Hold the tokens of the samples `indices` in memory, from the cache in `folder`, which is completed first."""
+        """Hold this process's share of the samples `indices` in memory, from the cache in `folder`.
+
+        What the cache lacks is computed first. A sample belongs to one process, so that together they hold it once.
+        """
+        own = indices[self.world.rank :: self.world.world_size]
         cache = FeatureCache(folder, f"{self.encoder.fingerprint} {self.encoder.dtype} {self.clips.how}")
-        self._complete(cache, [i for i in indices.tolist() if self.clips.paths[i] not in cache], batch_size)
-        readable = indices[self.readable(indices)]
-        if len(readable) == 0:
+        self._complete(cache, [i for i in own.tolist() if self.clips.paths[i] not in cache], batch_size)
+        if not self.readable(indices).any():
             raise ConfigError(f"{self.clips.source}: not one of the {len(indices)} videos can be read: {self.excluded}")
-        self._kept = cache.read([self.clips.paths[i] for i in readable.tolist()], self._reduced)
+        readable = own[self.readable(own)]
+        paths = [self.clips.paths[i] for i in readable.tolist()]
+        self._kept = cache.read(paths, self._reduced) if paths else torch.empty(0)
         self._rows[readable] = torch.arange(len(readable))
 
     def readable(self, indices: Tensor) -> Tensor:
@@ -58,43 +82,90 @@ class Features:
         return torch.tensor([self.clips.paths[i] not in self.excluded for i in indices.tolist()], dtype=torch.bool)
 
     def batches(self, batches: Sequence[Tensor], epoch: int = 0) -> Iterator[TokenBatch]:
-        """The tokens of each tensor of sample numbers; excluded samples are missing from theirs."""
+        """This process's part of each tensor of sample numbers; excluded samples are missing from theirs."""
         if self._kept is None:
-            for batch in self._encoded(batches, epoch):
+            # The encoder is nearly all of the work, so it gets equal parts.
+            own = [indices.tensor_split(self.world.world_size)[self.world.rank] for indices in batches]
+            for batch in self._encoded(own, epoch):
                 yield dataclasses.replace(batch, tokens=self._reduced(batch.tokens))
-            return
+        else:
+            own = [indices[self._rows[indices] >= 0] for indices in batches]
+            yield from self._in_step((self._remembered(indices) for indices in own), len(own))
+
+    def mean_and_std(self, batches: Sequence[Tensor], attend_across_segments: bool) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [D] of what a linear head reads: mean tokens of videos, or of single clips."""
+        over = (1, 2, 3) if attend_across_segments else 3
+        own = [(batch.indices, batch.tokens.float().mean(over).cpu()) for batch in self.batches(batches) if len(batch)]
+        indices, means = zip(*(part for parts in self.world.each(own) for part in parts), strict=True)
+        # In one order, whatever the number of processes: sums of floats depend on it.
+        every = torch.cat(means)[torch.cat(indices).argsort()].flatten(0, -2)
+        return every.mean(0), every.std(0)
+
+    def _in_step(self, batches: Iterator[TokenBatch], count: int) -> Iterator[TokenBatch]:
+        """Each batch when all processes have their part of it, with `of_all`.
+
+        None gets far ahead of the others, which would then have to wait longer than a process group does.
+        """
+        told = dict(self.excluded)
+        for number in range(count):
+            self.watchdog.note(f"batch {number + 1} of {count} of {self.clips.source}")
+            batch = next(batches)
+            new = {path: reason for path, reason in self.excluded.items() if path not in told}
+            sizes, excluded = zip(*self.world.each((len(batch), new)), strict=True)
+            for theirs in excluded:
+                self.excluded |= theirs
+            told |= self.excluded
+            yield dataclasses.replace(batch, of_all=sum(sizes))
+
+    def _remembered(self, indices: Tensor) -> TokenBatch:
+        if len(indices) == 0:
+            return self._no_part()
         device = self.encoder.device
-        for indices in batches:
-            indices = indices[self._rows[indices] >= 0]
-            if len(indices):
-                tokens = self._kept[self._rows[indices]]
-                yield TokenBatch(tokens.to(device), self._labels[indices].to(device), indices)
+        return TokenBatch(self._kept[self._rows[indices]].to(device), self._labels[indices].to(device), indices)
 
     def _encoded(self, batches: Sequence[Tensor], epoch: int) -> Iterator[TokenBatch]:
+        return self._in_step(self._encode(batches, epoch), len(batches))
+
+    def _encode(self, batches: Sequence[Tensor], epoch: int) -> Iterator[TokenBatch]:
         for batch in self.clips.batches(batches, epoch):
             self.excluded |= {bad.path: bad.reason for bad in batch.bad}
             if len(batch) == 0:
+                yield self._no_part()
                 continue
             clips = rearrange(batch.clips, "(B n) C T H W -> B n C T H W", B=len(batch))
             tokens = rearrange(self.encoder(clips), "B (s v) N D -> B s v N D", s=self._segments)
             yield TokenBatch(tokens, batch.labels.to(tokens.device), batch.indices)
 
+    def _no_part(self) -> TokenBatch:
+        device, width = self.encoder.device, self.encoder.module.embed_dim
+        tokens = torch.zeros(1, self._segments, 1, 1, width, dtype=self.encoder.dtype, device=device)
+        return TokenBatch(tokens, torch.tensor([IGNORED], device=device), torch.empty(0, dtype=torch.int64))
+
     def _reduced(self, tokens: Tensor) -> Tensor:
         return tokens.float().mean(3, keepdim=True) if self._only_mean else tokens
 
     def _complete(self, cache: FeatureCache, missing: list[int], batch_size: int) -> None:
-        if not missing:
-            return
-        bar = progress(desc="features", total=len(missing), unit="video")
+        """Compute the samples `missing` from this process's share of the cache; processes without any keep in step."""
+        lengths = self.world.each(len(missing))
+        total, rounds = sum(lengths), -(-max(lengths) // batch_size)
+        nothing = torch.empty(0, dtype=torch.int64)
+        parts = [
+            torch.tensor(missing[i : i + batch_size], dtype=torch.int64) for i in range(0, len(missing), batch_size)
+        ]
+        parts += [nothing] * (rounds - len(parts))
+        bar = progress(desc="features", total=total, unit="video", off=total == 0 or not self.world.is_main)
         waiting: list[TokenBatch] = []
-        for batch in self._encoded(torch.tensor(missing).split(batch_size), epoch=0):
-            if bar.n == 0:
-                _refuse_full_disk(cache.folder, batch.tokens[0].nbytes * len(missing))
-            waiting.append(batch)
+        left = total
+        for batch in self._encoded(parts, epoch=0):
+            if len(batch):
+                if not waiting:
+                    _refuse_full_disk(cache.folder, batch.tokens[0].nbytes * left)
+                waiting.append(batch)
             if sum(b.tokens.nbytes for b in waiting) > SHARD_BYTES:
                 self._write(cache, waiting)
                 waiting = []
-            bar.update(len(batch.indices))
+            left -= batch.of_all
+            bar.update(batch.of_all)
         if waiting:
             self._write(cache, waiting)
         bar.close()
@@ -102,13 +173,6 @@ class Features:
     def _write(self, cache: FeatureCache, batches: list[TokenBatch]) -> None:
         paths = [self.clips.paths[i] for batch in batches for i in batch.indices.tolist()]
         cache.add(paths, torch.cat([batch.tokens.cpu() for batch in batches]))
-
-
-def mean_and_std(batches: Iterator[TokenBatch], attend_across_segments: bool) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [D] of what a linear head reads: mean tokens of videos, or of single clips."""
-    means = [batch.tokens.float().mean((1, 2, 3) if attend_across_segments else 3).flatten(0, -2) for batch in batches]
-    every = torch.cat(means)
-    return every.mean(0), every.std(0)
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:

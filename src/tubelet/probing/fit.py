@@ -16,7 +16,7 @@ from tubelet.progress import progress
 from tubelet.seeds import generator
 from tubelet.training import checkpoint
 from tubelet.training.optim import adamw, set_hyperparameters
-from tubelet.training.schedules import warmup_cosine
+from tubelet.training.parallel import DistributedConfig, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,22 @@ class Fitted:
     train_top1: list[float]
 
 
+@dataclasses.dataclass
+class _Progress:
+    """Steps taken, and over those of the epoch so far, of all processes: each head's sums of losses and hits [2, G],
+    and the samples."""
+
+    step: int
+    sums: Tensor
+    seen: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Fitter:
     """What the fits of one probe share.
 
-    make_head: a new head. inputs: hash of the weights and labels; a checkpoint made with others is refused.
+    make_head: a new head. global_batch: videos of a step of all processes. inputs: hash of all that a result depends
+    on; a checkpoint made with other inputs is refused.
     """
 
     options: ProbeOptimizationConfig
@@ -40,6 +51,7 @@ class Fitter:
     make_head: Callable[[], nn.Module]
     seed: int
     folder: Path
+    global_batch: int
     inputs: str
     save_every_minutes: float
 
@@ -55,52 +67,57 @@ class Fitter:
         stage: name of the fit, for its checkpoints and its progress bar. on_epoch gets the epochs done and the heads'
         losses.
         """
-        o = self.options
+        o, world = self.options, self.features.world
         device = self.features.encoder.device
         heads = reading.build(self.make_head, len(grid), self.seed).to(device)
+        model = spread(heads, [], DistributedConfig(), world, torch.float32)
         optimizers = [
             adamw([head], lr=lr, weight_decay=weight_decay)
             for head, (lr, weight_decay) in zip(heads.heads, grid, strict=True)
         ]
-        folder = self._checkpoints(stage)
-        first, summary = self._resume(folder, heads, optimizers)
-        steps = -(-len(indices) // o.batch_size)
-        epochs = o.epochs(steps)
+        now = self._resume(stage, heads, optimizers)
+        steps = -(-len(indices) // self.global_batch)
+        epochs = o.epochs_of(steps)
         saved = time.monotonic()
-        bar = progress(
-            desc=f"{self.folder.parent.name}/{self.folder.name}, {stage}", total=epochs, initial=first, unit="epoch"
-        )
-        for epoch in range(first, epochs):
+        name = f"{self.folder.parent.name}/{self.folder.name}, {stage}"
+        bar = progress(desc=name, total=epochs * steps, initial=now.step, unit="step", off=not world.is_main)
+        for epoch in range(now.step // steps, epochs):
             order = indices[torch.randperm(len(indices), generator=generator(self.seed, "order", epoch))]
-            total = torch.zeros(2, len(grid), device=device)
-            seen = 0
-            for i, batch in enumerate(self.features.batches(order.split(o.batch_size), epoch)):
-                _set_rates(optimizers, grid, o, epoch * steps + i, steps, epochs)
-                logits = self.read_out(heads, batch.tokens)
-                loss = reading.loss(logits, batch.labels)
-                loss.sum().backward()
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
-                hits = (reading.probabilities(logits.detach()).argmax(-1) == batch.labels).sum(1)
-                total += torch.stack([loss.detach() * len(batch.labels), hits])
-                seen += len(batch.labels)
-            summary = (total / max(1, seen)).cpu()
-            on_epoch(epoch + 1, summary[0].tolist())
-            bar.set_postfix_str(f"loss {summary[0].min():.3f}", refresh=False)
-            bar.update()
-            if epoch + 1 == epochs or time.monotonic() - saved > 60 * self.save_every_minutes:
-                self._save(folder, epoch + 1, heads, optimizers, summary)
-                saved = time.monotonic()
+            batches = order.split(self.global_batch)[now.step - epoch * steps :]
+            if len(batches) == steps:
+                now.sums, now.seen = torch.zeros_like(now.sums), 0
+            for batch in self.features.batches(batches, epoch):
+                _set_rates(optimizers, grid, o.learning_rate(now.step, steps, epochs * steps) / o.lr)
+                if batch.of_all:
+                    logits = self.read_out(model, batch.tokens)
+                    loss = reading.loss(logits, batch.labels)
+                    # Gradients are the processes' mean: each counts by its share of the samples.
+                    (loss.sum() * (len(batch) * world.world_size / batch.of_all)).backward()
+                    for optimizer in optimizers:
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    hits = (reading.probabilities(logits.detach()).argmax(-1) == batch.labels).sum(1)
+                    now.sums += world.sum(torch.stack([loss.detach() * len(batch), hits]))
+                    now.seen += batch.of_all
+                now.step += 1
+                if now.step % steps == 0:
+                    losses = (now.sums[0] / max(1, now.seen)).tolist()
+                    on_epoch(epoch + 1, losses)
+                    bar.set_postfix_str(f"loss {min(losses):.3f}", refresh=False)
+                bar.update()
+                if now.step == epochs * steps or time.monotonic() - saved > 60 * self.save_every_minutes:
+                    self._save(stage, now, heads, optimizers)
+                    saved = time.monotonic()
         bar.close()
-        return Fitted(heads.eval(), summary[0].tolist(), (100 * summary[1]).tolist())
+        losses, hits = (now.sums / max(1, now.seen)).tolist()
+        return Fitted(heads.eval(), losses, [100 * share for share in hits])
 
-    def epochs_done(self, stage: str) -> int:
-        """How many epochs of `stage` an earlier run has saved."""
+    def epochs_done(self, stage: str, num_samples: int) -> int:
+        """How many epochs of `stage`, on so many samples, an earlier run has saved."""
         saved = checkpoint.found(self._checkpoints(stage))
-        return int(saved[-1].stem.removeprefix("step-")) if saved else 0
+        return int(saved[-1].stem.removeprefix("step-")) // -(-num_samples // self.global_batch) if saved else 0
 
-    def read_out(self, heads: reading.Heads, tokens: Tensor) -> Tensor:
+    def read_out(self, heads: nn.Module, tokens: Tensor) -> Tensor:
         """Logits [G, B, P, num_classes] of tokens [B, segments, views, N, D]."""
         dtype = self.features.encoder.dtype
         with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
@@ -109,28 +126,43 @@ class Fitter:
     def _checkpoints(self, stage: str) -> Path:
         return self.folder / "checkpoints" / stage
 
-    def _save(self, folder: Path, epoch: int, heads: nn.Module, optimizers: list, summary: Tensor) -> None:
+    def _save(self, stage: str, now: _Progress, heads: nn.Module, optimizers: list) -> None:
+        if not self.features.world.is_main:
+            return
         state = {
-            "step": epoch,
+            **dataclasses.asdict(now),
             "heads": heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "summary": summary,
             "excluded": self.features.excluded,
+            "global_batch": self.global_batch,
             "inputs": self.inputs,
         }
-        checkpoint.save(folder, epoch, state, keep=1)
+        checkpoint.save(self._checkpoints(stage), now.step, state, keep=1)
 
-    def _resume(self, folder: Path, heads: nn.Module, optimizers: list) -> tuple[int, Tensor]:
-        state = checkpoint.load_latest(folder)
-        if state is None:
-            return 0, torch.zeros(2, len(optimizers))
+    def _resume(self, stage: str, heads: nn.Module, optimizers: list) -> _Progress:
+        folder = self._checkpoints(stage)
+        path = self.features.world.from_main(lambda: checkpoint.newest(folder))
+        device = self.features.encoder.device
+        if path is None:
+            return _Progress(0, torch.zeros(2, len(optimizers), device=device))
+        state = checkpoint.read(path)
+        refuse_other_batch(self.folder, state["global_batch"], self.global_batch)
         if state["inputs"] != self.inputs:
             raise other_inputs(self.folder)
         checkpoint.load_state(heads, state["heads"], str(folder))
         for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.features.excluded.update(state["excluded"])
-        return state["step"], state["summary"]
+        return _Progress(state["step"], state["sums"].to(device), state["seen"])
+
+
+def refuse_other_batch(folder: Path, there: int, here: int) -> None:
+    """Raises ConfigError when the probe in `folder` was trained on batches of another size."""
+    if there != here:
+        raise ConfigError(
+            f"{folder} holds a probe trained on batches of {there} videos; here optimization.batch_size times the "
+            f"number of processes makes {here}. Change one of them, or choose another folder=…"
+        )
 
 
 def other_inputs(folder: Path) -> ConfigError:
@@ -139,10 +171,7 @@ def other_inputs(folder: Path) -> ConfigError:
     )
 
 
-def _set_rates(
-    optimizers: list[torch.optim.Optimizer], grid: list, o: ProbeOptimizationConfig, step: int, steps: int, epochs: int
-) -> None:
+def _set_rates(optimizers: list[torch.optim.Optimizer], grid: list[tuple[float, float]], share: float) -> None:
     """Warm-up and cosine for each head; `start_lr` and `final_lr` stand in their ratio to `lr`."""
-    share = warmup_cosine(step, o.warmup * steps, epochs * steps, o.start_lr / o.lr, 1.0, o.final_lr / o.lr)
     for optimizer, (lr, weight_decay) in zip(optimizers, grid, strict=True):
         set_hyperparameters(optimizer, lr=lr * share, weight_decay=weight_decay)

@@ -5,10 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from tubelet.config import Config, Triple, merge
-from tubelet.datasets import AugConfig
+from tubelet.datasets import AugConfig, Decoder
 from tubelet.layers.positions import RopePairing
+from tubelet.training.parallel import DistributedConfig
+from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 RANDOM = "random"
+FRAME_RATES = ("frame_step", "fps", "clip_duration")
 
 
 class LabelledDataConfig(Config):
@@ -24,17 +27,37 @@ class LabelledDataConfig(Config):
     """Clips of a video, one from each of as many equal parts of it."""
     num_views_per_segment: int = Field(1, ge=1)
     """Spatial crops of a clip in validation; training sees one."""
-    frame_step: int = Field(4, ge=1)
-    decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
+    frame_step: int | None = Field(None, ge=1)
+    """Take every n-th frame of the file; or give `fps` (frames of the clip a second), or `clip_duration` (seconds).
+    Every 4th where none is given."""
+    fps: float | None = Field(None, gt=0)
+    clip_duration: float | None = Field(None, gt=0)
+    decoder: Decoder = "pyav"
     labels_per_class: int | None = Field(None, ge=1)
     """Train on that many videos of each class, drawn from `meta.seed`; by default on all."""
     on_bad_video: Literal["raise", "exclude"] = "raise"
     """A file that cannot be read: an error, or an exclusion that results.json reports."""
     num_workers: int = Field(2, ge=0)
+    worker_timeout: int = Field(300, ge=0)
+    """Seconds without a batch from a worker before the video it is stuck at counts as unreadable; 0: wait for ever."""
     cache: str | None = None
     """Folder for decoded videos, shared by workers and runs; for small sets of short videos."""
     normalize_mean: Triple = (0.485, 0.456, 0.406)
     normalize_std: Triple = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_fourth_frame(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and all(raw.get(name) is None for name in FRAME_RATES):
+            return raw | {"frame_step": 4}
+        return raw
+
+    @model_validator(mode="after")
+    def _one_frame_rate(self) -> "LabelledDataConfig":
+        given = [name for name in FRAME_RATES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} given; keep one of {', '.join(FRAME_RATES)}, the others null")
+        return self
 
 
 class ProbeDataConfig(LabelledDataConfig):
@@ -52,7 +75,7 @@ class HeadsConfig(Config):
     weight_decay: list[float] = Field(min_length=1)
 
 
-class ProbeOptimizationConfig(Config):
+class ProbeOptimizationConfig(RateConfig):
     """YAML section `optimization`."""
 
     attend_across_segments: bool = True
@@ -62,12 +85,12 @@ class ProbeOptimizationConfig(Config):
     """More epochs where `num_epochs` take fewer steps: few videos need more of them."""
     resolution: int = Field(224, ge=1)
     batch_size: int = Field(4, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    start_lr: float = Field(1e-3, ge=0)
-    final_lr: float = Field(0.0, ge=0)
-    warmup: float = Field(0.0, ge=0)
-    """Epochs of linear warm-up."""
-    weight_decay: float = Field(0.01, ge=0)
+    """Videos of a step in one process."""
+    lr: Positive = 1e-3
+    start_lr: NotNegative = 1e-3
+    final_lr: NotNegative = 0.0
+    warmup: NotNegative = 0.0
+    weight_decay: NotNegative = 0.01
     use_bfloat16: bool = False
     heads: HeadsConfig | None = None
     """Replaces the single head with `lr` and `weight_decay`; `start_lr` and `final_lr` keep their ratio to `lr`."""
@@ -86,11 +109,10 @@ class ProbeOptimizationConfig(Config):
                 f"holdout_folds {self.holdout_folds}: only {round(1 / self.holdout_share)} disjoint parts of "
                 f"holdout_share {self.holdout_share} exist"
             )
-        if self.warmup > self.num_epochs:
-            raise ValueError(f"warmup: {self.warmup} epochs of warm-up do not fit into {self.num_epochs} epochs")
+        self.refuse_longer_warmup(self.num_epochs)
         return self
 
-    def epochs(self, steps_per_epoch: int) -> int:
+    def epochs_of(self, steps_per_epoch: int) -> int:
         return max(self.num_epochs, -(-self.min_steps // steps_per_epoch))
 
     def grid(self) -> list[tuple[float, float]]:
@@ -132,6 +154,7 @@ class PretrainConfig(Config):
     rope_pairing: RopePairing | None = None
     use_silu: bool | None = None
     wide_silu: bool | None = None
+    use_activation_checkpointing: bool | None = None
     init_std: float | None = Field(None, gt=0)
     """Standard deviation of random weights."""
     init_seed: int = 0
@@ -167,6 +190,7 @@ class ProbeOptions(Config):
     optimization: ProbeOptimizationConfig = ProbeOptimizationConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     pretrain: PretrainConfig
+    distributed: DistributedConfig = DistributedConfig()
     meta: MetaConfig = MetaConfig()
     tasks: dict[str, dict[str, Any]] | None = None
     """Name -> keys that differ: several probes of one encoder in one process, each in `<folder>/<name>`."""
@@ -175,6 +199,8 @@ class ProbeOptions(Config):
     def _fits_together(self) -> "ProbeOptions":
         if self.data.cache_features and self.data_aug is not None:
             raise ValueError("data.cache_features keeps one version of each clip; remove data_aug or the cache")
+        if self.distributed.kind != "ddp":
+            raise ValueError(f"distributed: {self.distributed.kind}: a probe's encoder is not sharded; remove it")
         for name in self.tasks or {}:
             self.task(name)
         return self

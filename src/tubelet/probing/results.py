@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tubelet.training.distributed import World
 from tubelet.training.run_folder import write_whole
 
 TOP = 5
@@ -29,35 +30,38 @@ class Validated:
     probabilities: Tensor
 
 
-def validate(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int) -> Validated:
-    """batches: probabilities [G, B, num_classes], labels [B], indices [B], each sample once."""
-    from torchmetrics.classification import MulticlassAccuracy  # takes seconds, which only a working probe should need
+def validate(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, world: World) -> Validated:
+    """batches: probabilities [G, B, num_classes], labels [B], indices [B] of this process's samples.
 
+    Every process gets the figures of all samples, each of which is one process's: nothing is padded, nothing twice.
+    """
     top = min(TOP, num_classes)
-    accuracies: list[list[MulticlassAccuracy]] = []
-    losses, every = [], []
+    own = []
     for probabilities, labels, indices in batches:
         probabilities, labels = probabilities.cpu(), labels.cpu()
-        if not accuracies:
-            accuracies = [
-                [MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, top)] for _ in probabilities
-            ]
-        for metrics, head in zip(accuracies, probabilities, strict=True):
-            for metric in metrics:
-                metric.update(head, labels)
-        losses.append(-probabilities[:, torch.arange(len(labels)), labels].clamp_min(1e-12).log())
-        every.append((labels, indices, *probabilities.topk(top, dim=-1)))
-    labels, indices, best, classes = zip(*every, strict=True)
-    percent = [[round(100 * float(metric.compute()), 4) for metric in metrics] for metrics in accuracies]
+        losses = -probabilities[:, torch.arange(len(labels)), labels].clamp_min(1e-12).log()
+        best, classes = probabilities.topk(top, dim=-1)
+        own.append((indices, labels, losses.T, classes.transpose(0, 1), best.transpose(0, 1)))  # samples first
+    parts = zip(*(part for parts in world.each(own) for part in parts), strict=True)
+    indices, labels, losses, classes, best = (torch.cat(part) for part in parts)
+    order = indices.argsort()
+    indices, labels, losses = indices[order], labels[order], losses[order].T
+    classes, best = classes[order].transpose(0, 1), best[order].transpose(0, 1)
+    hits = (classes == labels[:, None]).double()
     return Validated(
-        top1=[p[0] for p in percent],
-        top5=[p[1] if num_classes >= TOP else None for p in percent],
-        loss=torch.cat(losses, dim=1).mean(1).tolist(),
-        labels=torch.cat(labels),
-        indices=torch.cat(indices),
-        classes=torch.cat(classes, dim=1),
-        probabilities=torch.cat(best, dim=1),
+        top1=_percent(hits[..., 0]),
+        top5=_percent(hits.sum(-1)) if num_classes >= TOP else [None] * len(hits),
+        loss=losses.mean(1).tolist(),
+        labels=labels,
+        indices=indices,
+        classes=classes,
+        probabilities=best,
     )
+
+
+def _percent(hits: Tensor) -> list[float]:
+    """Of hits [G, n], rounded to what does not depend on the order of the sum."""
+    return [round(percent, 4) for percent in (100 * hits.mean(1)).tolist()]
 
 
 def write_predictions(path: Path, validated: Validated, head: int, paths: Sequence[str]) -> None:
@@ -78,7 +82,7 @@ def write_predictions(path: Path, validated: Validated, head: int, paths: Sequen
 
 def draw_confusion(path: Path, validated: Validated, head: int, num_classes: int) -> None:
     """A picture: rows are true classes, columns predicted ones, each row in percent of its class."""
-    from matplotlib.figure import Figure  # like torchmetrics, only for a probe that has come to its end
+    from matplotlib.figure import Figure  # these take seconds, which only a probe that has come to its end should need
     from torchmetrics.classification import MulticlassConfusionMatrix
 
     counts = MulticlassConfusionMatrix(num_classes)(validated.classes[head, :, 0], validated.labels)

@@ -17,15 +17,24 @@ from tubelet.probing import heads as reading
 from tubelet.probing import results, split
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder
-from tubelet.probing.features import Features, mean_and_std
-from tubelet.probing.fit import Fitted, Fitter, other_inputs
+from tubelet.probing.features import Features
+from tubelet.probing.fit import Fitted, Fitter, other_inputs, refuse_other_batch
 from tubelet.probing.options import ProbeOptions
 from tubelet.progress import progress
 from tubelet.training.distributed import World
-from tubelet.training.run_folder import RunFolder
+from tubelet.training.run_folder import RunFolder, refuse_other_configuration
+from tubelet.training.watchdog import Watchdog
 
 # Keys that may differ when a folder's probe is continued: they change nothing that is measured.
-FREE = ("folder", "data.num_workers", "data.cache", "meta.save_every_minutes")
+FREE = (
+    "folder",
+    "data.num_workers",
+    "data.worker_timeout",
+    "data.cache",
+    "distributed.",
+    "optimization.batch_size",  # that of all processes together may not: see refuse_other_batch
+    "meta.save_every_minutes",
+)
 LAST_STAGE = "all"
 STATISTICS = 2048
 """Training videos whose mean and standard deviation standardise what a linear head reads."""
@@ -34,21 +43,26 @@ STATISTICS = 2048
 def run(options: ProbeOptions, world: World) -> dict[str, Any]:
     """Every task and seed of `options`, each in its folder; what is finished is not done again.
 
-    Returns what `results.json` in `options.folder` holds.
+    All processes share the work and get the results, which are those of one process with the same global batch; the
+    main one writes them. Returns what `results.json` in `options.folder` holds.
     """
-    if world.world_size > 1:
-        raise ConfigError("a probe runs in one process; give one device to --devices")
     tasks = {name: options.task(name) for name in options.tasks} if options.tasks else {"": options}
-    data_by_task = {name: _labelled(task) for name, task in tasks.items()}
-    encoder = FrozenEncoder(options, world.device)
-    measured = {name: _all_seeds(task, encoder, *data_by_task[name]) for name, task in tasks.items()}
+    data_by_task = {name: _labelled(task, world) for name, task in tasks.items()}
+    with Watchdog(world, options.distributed.timeout) as watchdog:
+        encoder = FrozenEncoder(options, world.device)
+        if len(set(world.each(encoder.fingerprint))) > 1:
+            raise ConfigError(
+                "pretrain: the processes have read different weights; name one file in pretrain.checkpoint"
+            )
+        measured = {name: _all_seeds(task, encoder, *data_by_task[name], watchdog) for name, task in tasks.items()}
     if not options.tasks:
         return measured[""]
-    results.write_json(Path(options.folder) / "results.json", {"tasks": measured})
+    if world.is_main:
+        results.write_json(Path(options.folder) / "results.json", {"tasks": measured})
     return {"tasks": measured}
 
 
-def _labelled(options: ProbeOptions) -> tuple[LabelledClips, LabelledClips]:
+def _labelled(options: ProbeOptions, world: World) -> tuple[LabelledClips, LabelledClips]:
     """The training and validation videos, so that a fault in any list is an error before anything is computed."""
     resolution, views = options.optimization.resolution, options.data.num_views_per_segment
     train = LabelledClips(
@@ -66,7 +80,7 @@ def _labelled(options: ProbeOptions) -> tuple[LabelledClips, LabelledClips]:
         )
     for seed in options.seeds:
         split.few_per_class(train.labels, options.data.labels_per_class, seed)
-    if both := set(train.paths) & set(val.paths):
+    if world.is_main and (both := set(train.paths) & set(val.paths)):
         warnings.warn(
             f"{len(both)} videos are in data.dataset_train and in data.dataset_val, e.g. {min(both)}: "
             "the accuracy on them says nothing about new videos",
@@ -76,28 +90,37 @@ def _labelled(options: ProbeOptions) -> tuple[LabelledClips, LabelledClips]:
 
 
 def _all_seeds(
-    options: ProbeOptions, encoder: FrozenEncoder, train: LabelledClips, val: LabelledClips
+    options: ProbeOptions, encoder: FrozenEncoder, train: LabelledClips, val: LabelledClips, watchdog: Watchdog
 ) -> dict[str, Any]:
     if isinstance(options.meta.seed, int):
-        return Probe(options, encoder, train, val).run()
-    each = [Probe(options.with_seed(seed), encoder, train, val).run() for seed in options.seeds]
+        return Probe(options, encoder, train, val, watchdog).run()
+    each = [Probe(options.with_seed(seed), encoder, train, val, watchdog).run() for seed in options.seeds]
     summary = results.over_seeds(options.seeds, each)
-    results.write_json(Path(options.folder) / "results.json", summary)
+    if watchdog.world.is_main:
+        results.write_json(Path(options.folder) / "results.json", summary)
     return summary
 
 
 class Probe:
     """One probe with one seed, in one folder."""
 
-    def __init__(self, options: ProbeOptions, encoder: FrozenEncoder, train: LabelledClips, val: LabelledClips):
-        self.options, self.encoder, self.seed = options, encoder, options.meta.seed
+    def __init__(
+        self,
+        options: ProbeOptions,
+        encoder: FrozenEncoder,
+        train: LabelledClips,
+        val: LabelledClips,
+        watchdog: Watchdog,
+    ):
+        self.options, self.encoder, self.seed, self.world = options, encoder, options.meta.seed, watchdog.world
         self.folder = Path(options.folder)
+        self.global_batch = options.optimization.batch_size * self.world.world_size
         shape = {"segments": options.data.num_segments, "only_mean": options.head == "linear"}
-        self.train, self.val = Features(train, encoder, **shape), Features(val, encoder, **shape)
+        self.train, self.val = (Features(clips, encoder, watchdog, **shape) for clips in (train, val))
         self.chosen = torch.tensor(split.few_per_class(train.labels, options.data.labels_per_class, self.seed))
         measured = {key: value for key, value in _leaves(options.model_dump()) if not key.startswith(FREE)}
         lists = (train.paths, train.labels, val.paths, val.labels)
-        self.inputs = split.fingerprint(measured, encoder.fingerprint, *lists)
+        self.inputs = split.fingerprint(measured, self.global_batch, encoder.fingerprint, *lists)
 
     def run(self) -> dict[str, Any]:
         """What `results.json` holds: measured now, or read where the folder's probe is finished.
@@ -105,19 +128,20 @@ class Probe:
         Raises ConfigError when the folder holds a probe of other options, weights or labels.
         """
         finished = self.folder / "results.json"
-        if finished.is_file():
-            measured = json.loads(finished.read_text(encoding="utf-8"))
-            if measured["inputs"] == self.inputs:
-                return measured
-            self._open_folder(0).close()  # refuses other options, and names them
-            raise other_inputs(self.folder)
+        if measured := self.world.from_main(lambda: _read(finished)):
+            self._refuse_other_options()
+            refuse_other_batch(self.folder, measured["global_batch"], self.global_batch)
+            if measured["inputs"] != self.inputs:
+                raise other_inputs(self.folder)
+            return measured
         started = time.perf_counter()
         self._keep_features()
         extracted = time.perf_counter()
         measured = self._measure()
         measured["seconds"] = {"features": extracted - started, "heads": time.perf_counter() - extracted}
-        results.write_json(finished, measured)
-        shutil.rmtree(self.folder / "checkpoints")  # probe.pt stays; a study makes hundreds of these
+        if self.world.is_main:
+            results.write_json(finished, measured)
+            shutil.rmtree(self.folder / "checkpoints")  # probe.pt stays; a study makes hundreds of these
         return measured
 
     def _measure(self) -> dict[str, Any]:
@@ -128,10 +152,15 @@ class Probe:
             make_head=self._head_maker(),
             seed=self.seed,
             folder=self.folder,
+            global_batch=self.global_batch,
             inputs=self.inputs,
             save_every_minutes=self.options.meta.save_every_minutes,
         )
-        log = self._open_folder(fitter.epochs_done(LAST_STAGE))
+        self._refuse_other_options()
+        log = None
+        if self.world.is_main:
+            done = fitter.epochs_done(LAST_STAGE, len(self._usable()))
+            log = RunFolder(self.folder, self.options, step=done, free=FREE)
         grid = o.grid()
         rows: list[dict[str, Any]] = [{"lr": lr, "weight_decay": weight_decay} for lr, weight_decay in grid]
         finalists = list(range(len(grid)))
@@ -140,10 +169,12 @@ class Probe:
             finalists = [max(finalists, key=lambda g: (rows[g]["holdout_top1"], -rows[g]["holdout_loss"]))]
 
         def on_epoch(epoch: int, losses: list[float]) -> None:
-            log.log([{"step": epoch, **{f"train_loss/{g}": x for g, x in zip(finalists, losses, strict=True)}}])
+            if log is not None:
+                log.log([{"step": epoch, **{f"train_loss/{g}": x for g, x in zip(finalists, losses, strict=True)}}])
 
         fitted = fitter.fit(LAST_STAGE, [grid[g] for g in finalists], self._usable(), on_epoch)
-        log.close()
+        if log is not None:
+            log.close()
         validated = self._validate(fitter, fitted, self.val, torch.arange(len(self.val.clips)))
         for column, g in enumerate(finalists):
             rows[g] |= {
@@ -154,7 +185,8 @@ class Probe:
             }
         column = max(range(len(finalists)), key=lambda c: (validated.top1[c], -validated.loss[c]))
         best = finalists[column]
-        self._write(fitted.heads.heads[column], validated, column)
+        if self.world.is_main:
+            self._write(fitted.heads.heads[column], validated, column)
         return {
             "top1": validated.top1[column],
             "top5": validated.top5[column],
@@ -170,11 +202,12 @@ class Probe:
             "num_val": len(validated.labels),
             "excluded": self._excluded(),
             "encoder": self.encoder.fingerprint,
+            "global_batch": self.global_batch,
             "inputs": self.inputs,
         }
 
-    def _open_folder(self, epoch: int) -> RunFolder:
-        return RunFolder(self.folder, self.options, step=epoch, free=FREE)
+    def _refuse_other_options(self) -> None:
+        self.world.from_main(lambda: refuse_other_configuration(self.folder, self.options, FREE))
 
     def _keep_features(self) -> None:
         kept = self.options.data.cache_features
@@ -194,8 +227,8 @@ class Probe:
         o, num_classes = self.options.optimization, self.options.data.num_classes
         if self.options.head == "linear":
             some = self.chosen[:: -(-len(self.chosen) // STATISTICS)]
-            mean, std = mean_and_std(self.train.batches(some.split(o.batch_size)), o.attend_across_segments)
-            return lambda: reading.LinearHead(mean.cpu(), std.cpu(), num_classes)
+            mean, std = self.train.mean_and_std(some.split(self.global_batch), o.attend_across_segments)
+            return lambda: reading.LinearHead(mean, std, num_classes)
         width, num_heads = self.encoder.module.embed_dim, self.encoder.module.num_heads
         return lambda: AttentiveClassifier(
             embed_dim=width,
@@ -226,13 +259,18 @@ class Probe:
     @torch.no_grad()
     def _validate(self, fitter: Fitter, fitted: Fitted, features: Features, indices: Tensor) -> results.Validated:
         """The heads on the samples `indices`; held-out training videos are augmented where training is."""
-        parts = indices.split(self.options.optimization.batch_size)
+        parts = indices.split(self.global_batch)
+        batches = features.batches(parts)
 
         def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch in progress(features.batches(parts), desc="validation", total=len(parts), unit="batch"):
-                yield reading.probabilities(fitter.read_out(fitted.heads, batch.tokens)), batch.labels, batch.indices
+            for batch in progress(
+                batches, desc="validation", total=len(parts), unit="batch", off=not self.world.is_main
+            ):
+                if len(batch):
+                    probabilities = reading.probabilities(fitter.read_out(fitted.heads, batch.tokens))
+                    yield probabilities, batch.labels, batch.indices
 
-        return results.validate(predictions(), self.options.data.num_classes)
+        return results.validate(predictions(), self.options.data.num_classes, self.world)
 
     def _write(self, head: nn.Module, validated: results.Validated, column: int) -> None:
         config = self.options.model_dump(mode="json")
@@ -248,10 +286,14 @@ class Probe:
             for name, features in (("train", self.train), ("val", self.val))
             for path, reason in sorted(features.excluded.items())
         ]
-        if excluded:
+        if excluded and self.world.is_main:
             said = f"{len(excluded)} unreadable files were excluded; {self.folder}/results.json lists them"
             warnings.warn(said, stacklevel=2)
         return excluded
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,34 @@
 """Schedules as pure functions of the step: a resumed run needs nothing but the step to go on."""
 
 import math
+from typing import Annotated
+
+from pydantic import Field
+
+from tubelet.config import Config
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class RateConfig(Config):
+    """What every section `optimization` has: AdamW's learning rate over the run, and its weight decay."""
+
+    lr: Positive
+    """After the warm-up."""
+    start_lr: NotNegative
+    final_lr: NotNegative
+    warmup: NotNegative
+    """Epochs of linear warm-up."""
+    weight_decay: NotNegative
+
+    def learning_rate(self, step: float, steps_per_epoch: int, total: float) -> float:
+        """Of step `step`: linear warm-up, then half a cosine to `final_lr` at step `total`."""
+        return warmup_cosine(step, self.warmup * steps_per_epoch, total, self.start_lr, self.lr, self.final_lr)
+
+    def refuse_longer_warmup(self, epochs: float) -> None:
+        if self.warmup > epochs:
+            raise ValueError(f"warmup: {self.warmup} epochs of warm-up do not fit into {epochs} epochs")
 
 
 def linear(step: float, total: float, start: float, end: float) -> float:
