@@ -42,16 +42,18 @@ class HeldOutClips:
         return self._dataset[dataclasses.replace(draw, index=self.places[draw.index])]
 
     def first(self, number: int) -> Batch:
-        """The first `number` that can be read."""
-        samples = (self[Draw(0, 0, place, place)] for place in range(len(self)))
-        readable: list[Sample] = []
-        for sample in samples:
-            readable += [] if sample.excluded else [sample]
-            if len(readable) == number:
+        """The first `number` that can be read. Raises ConfigError where none can."""
+        samples: list[Sample] = []
+        readable = 0
+        for place in range(len(self)):
+            samples.append(self[Draw(0, 0, place, place)])
+            readable += not samples[-1].excluded
+            if readable == number:
                 break
         if not readable:
-            raise ConfigError("data.test: none of the clips can be read; are they long enough for all frames?")
-        return collate(readable, step=0)
+            bad = samples[0].bad[0]
+            raise ConfigError(f"data.test: none of the {len(self)} clips can be used; {bad.path}: {bad.reason}")
+        return collate(samples, step=0)
 
 
 def to_frames(batch: Batch, options: Options, device: torch.device) -> Tensor:
@@ -80,13 +82,12 @@ class HeldOutError:
         return float(torch.cat(errors).mean())
 
 
-def evaluate(model: nn.Module, options: Options, world: World) -> None:
+def evaluate(model: nn.Module, clips: HeldOutClips, options: Options, world: World) -> None:
     """Write `results.json`, `prediction.png` and `prediction.gif` into the run folder, unless they are there."""
     folder = Path(options.folder)
     asked = options.evaluation.model_dump(mode="json") | {"test": options.data.test}
     if world.from_main(lambda: _answered(folder / "results.json", asked)):
         return
-    clips = HeldOutClips(options, options.evaluation.num_clips, options.data.num_frames + options.frames_ahead())
     model.eval()
     measured = measure(model, clips, options, world)
     if world.is_main:
@@ -113,8 +114,6 @@ def measure(model: nn.Module, clips: HeldOutClips, options: Options, world: Worl
             metrics[name].update(forecast(seen, ahead), future)
     for metric in metrics.values():
         metric.gather(world.sum, world.device)
-    if not metrics["model"].clips:
-        raise ConfigError(f"data.test: none of the {len(clips)} clips can be read, e.g. {excluded[:1]}")
     results = {name: metric.compute() for name, metric in metrics.items()}
     below = {rule: round(100 * (1 - results["model"]["mse"] / results[rule]["mse"]), 2) for rule in RULES}
     everywhere = sum(world.each(excluded), [])
@@ -128,7 +127,7 @@ def draw_prediction(
     """`prediction.png` and `prediction.gif` of the first clips: frames seen, truth, and each draw of the model."""
     from tubelet.generation import pictures  # matplotlib takes a second to import, and only the end of a run needs it
 
-    frames = to_frames(clips.first(options.evaluation.pictures), options, on)
+    frames = to_frames(clips.first(options.evaluation.pictures), options, device)
     seen, future = frames[:, :, : options.data.num_frames], frames[:, :, options.data.num_frames :]
     ahead = {"truth": future}
     for draw in range(model.draws):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.generation.evaluation import HeldOutError, evaluate, to_frames
+from app.generation.evaluation import HeldOutClips, HeldOutError, evaluate, to_frames
 from app.generation.options import Options
 from tubelet.datasets import Batch
 from tubelet.datasets.bad_files import BadFiles
@@ -49,9 +49,11 @@ def main(options: Options, world: World) -> None:
     clips = data.clips(data.train, data.num_frames + data.num_target_frames, at_random=True)
     dataset = find("datasets", data.dataset_type).Dataset(clips, transform, seed=seed, on_error="replace")
     stream = SampleStream(dataset.sizes, None, data.batch_size * world.world_size, seed)
+    held_out = HeldOutClips(options, options.evaluation.num_clips, data.num_frames + options.frames_ahead())
+    held_out.first(1)  # that none can be used shall be known before training
     watched = world.is_main and options.logging.monitor_clips > 0
-    test_error = HeldOutError(options, world.device) if watched else None
-    looks = {*range(0, steps, options.logging.monitor_every), steps}
+    error_on_test = HeldOutError(options, world.device) if watched else None
+    looks_at = {*range(0, steps, options.logging.monitor_every), steps}
     training = Training(options, world)
     training.resume(folder / "checkpoints")
     batches = make_train_loader(
@@ -86,11 +88,11 @@ def main(options: Options, world: World) -> None:
             loss = training.forward_backward(batch)
             grad_norm = training.update()
             book.note_step(batch, {"lr": lr, "data_seconds": data_seconds}, {"loss": loss, "grad_norm": grad_norm})
-            if test_error is not None and training.step in looks:
-                book.log.amend({"test_mse": test_error.measure(training.model)})
+            if error_on_test is not None and training.step in looks_at:
+                book.log.amend({"test_mse": error_on_test.measure(training.model)})
             book.write_log_if_due()
             book.save_if_due(interruption.signal)
-    evaluate(training.model, options, world)
+    evaluate(training.model, held_out, options, world)
 
 
 class Training:

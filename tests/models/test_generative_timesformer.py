@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tubelet.layers.positions import axial_rope, locate
 from tubelet.models import ModelConfig, build_encoder, factories
 from tubelet.models.generative_timesformer import GenerativeTimeSformer, TimeSformer
 
@@ -96,10 +97,16 @@ def dense_frames(model, video, keep):
     index = torch.cat([keep, torch.arange(t * h * w, (t + slots) * h * w).expand(len(keep), -1)], dim=1)
     is_target = index >= t * h * w
     positions = model._positions((t, h, w))
+    rope = axial_rope(model.head_dim, locate(index, (t, h, w))) if model.use_rope else None
     x = torch.zeros(*index.shape, model.embed_dim)
     for b in range(len(video)):
         for i, token in enumerate(index[b].tolist()):
-            content = model.target_token if is_target[b, i] else model.patch_embed(video[b : b + 1])[0, token]
+            patches = model.patch_embed(video[b : b + 1])[0]
+            if is_target[b, i]:
+                below = (t - 1) * h * w + token % (h * w)  # the same place in the last time slot
+                content = model.target_token + (patches[below] if below in keep[b] else 0)
+            else:
+                content = patches[token]
             x[b, i] = content + positions[token]
     for block in model.blocks:
         for norm, attention, group in zip(
@@ -107,7 +114,7 @@ def dense_frames(model, video, keep):
         ):
             same = (group[:, :, None] == group[:, None, :]) & ~is_target[:, None, :]
             allowed = same | is_target[:, :, None]
-            q, k, v = (part.transpose(1, 2) for part in attention.project(norm(x), None))
+            q, k, v = (part.transpose(1, 2) for part in attention.project(norm(x), rope))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None])
             x = x + attention.proj(y.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.norm(x))
@@ -115,8 +122,9 @@ def dense_frames(model, video, keep):
 
 
 @pytest.mark.parametrize("keep", [torch.arange(12).expand(2, -1), kept()], ids=["all", "some"])
-def test_equals_one_masked_attention_over_all_tokens(keep):
-    model, video, K = small(), clips(), keep.shape[1]
+@pytest.mark.parametrize("use_rope", [False, True])
+def test_equals_one_masked_attention_over_all_tokens(keep, use_rope):
+    model, video, K = small(use_rope=use_rope), clips(), keep.shape[1]
     with torch.no_grad():
         tokens = dense_frames(model, video, keep)
         assert tokens.std() > 0.1
@@ -200,6 +208,7 @@ def test_factories_build_from_the_configuration():
         ({"num_target_frames": 3}, "num_target_frames 3 cannot be cut into tubelets of 2"),
         ({"num_target_frames": -2}, "num_target_frames -2"),
         ({"num_classes": 3}, "num_classes 3 and num_target_frames 4.*set one of them to 0"),
+        ({"num_heads": 8, "use_rope": True}, "at least 6, not 4; change num_heads"),
         ({"num_heads": 5}, "5 heads do not divide the width 32"),
         ({"img_size": 20}, "20x20 pixels cannot be cut into patches of 8"),
         ({"num_frames": 5}, "5 frames cannot be cut into tubelets of 2"),

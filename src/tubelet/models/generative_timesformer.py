@@ -4,16 +4,20 @@ After the generative fork of TimeSformer-pytorch, with two corrections: all laye
 after the first), and predicted patches return to their places in the frame (there, they are reshaped as they lie).
 """
 
+import math
 from functools import partial
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import nn
 
 from tubelet.layers.checks import head_width
+from tubelet.layers.groups import Groups
 from tubelet.layers.init import init_weights
-from tubelet.layers.positions import Grid, sincos_3d
-from tubelet.models.fast_timesformer import ClipEmbed, Groups, RegularAttention, SpaceTimeBlock
+from tubelet.layers.mixing import RegularAttention
+from tubelet.layers.patch_embed import ClipEmbed
+from tubelet.layers.positions import Grid, RopeTables, axial_rope, locate, sincos_3d
+from tubelet.models.fast_timesformer import SpaceTimeBlock
 
 
 class TargetAttention(RegularAttention):
@@ -34,8 +38,10 @@ class GenerativeTimeSformer(nn.Module):
     """Clip -> the `num_target_frames` frames that follow it; with 0 of them an encoder like any other.
 
     Tokens of the clip attend over time, then over space. One token for each patch of the frames to come attends to all
-    tokens in both steps; it starts as a learned vector at the patch's position, and a linear layer makes it pixels.
-    Positions are fixed 3D sin-cos embeddings, hence any length and size that the patches divide.
+    tokens in both steps. It starts as a learned vector at the patch's position plus what the clip showed last at that
+    place, which makes learning much faster; a linear layer makes it pixels. Positions are fixed 3D sin-cos embeddings,
+    hence any length and size that the patches divide. `use_rope` also turns queries and keys by their places, so that
+    attention knows how far apart tokens are, while the embeddings still say where the edges are.
 
     `head_dim` is `embed_dim / num_heads` if None. `num_classes` > 0 puts a head on the mean token of the clip instead.
     Clips come as [B, C, T, H, W] or [B, T, C, H, W], and frames are returned likewise. The axis that has `in_chans`
@@ -68,6 +74,7 @@ class GenerativeTimeSformer(nn.Module):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         uniform_power: bool = False,
+        use_rope: bool = False,
         init_std: float = 0.02,
     ):
         super().__init__()
@@ -82,8 +89,15 @@ class GenerativeTimeSformer(nn.Module):
                 "frames; set one of them to 0"
             )
         head_dim = head_width(embed_dim, num_heads) if head_dim is None else head_dim
+        if use_rope and (head_dim % 2 or head_dim < 6):
+            raise ValueError(
+                f"use_rope: rotary positions need an even number of channels a head, at least 6, not {head_dim}; "
+                "change num_heads"
+            )
         self.embed_dim = embed_dim
         self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.use_rope = use_rope
         self.tubelet_size = tubelet_size
         self.patch_size = patch_size
         self.uniform_power = uniform_power
@@ -144,22 +158,44 @@ class GenerativeTimeSformer(nn.Module):
         frames_first = self.patch_embed.frames_first(video)
         video = self.patch_embed.channels_first(video)
         grid = t, h, w = self.grid_size(*video.shape[2:])
-        clip = self._clip_tokens(video, grid, keep)
-        targets = (self.target_token + self._positions(grid)[t * h * w :]).expand(len(video), -1, -1)
+        patches = self.patch_embed(video, keep)
+        last = repeat(self._last(patches, grid, keep), "B places D -> B (slots places) D", slots=self.target_slots)
+        targets = self.target_token + self._positions(grid)[t * h * w :] + last
+        clip = patches + self._clip_positions(grid, keep)
         x = self._blocks(torch.cat([clip, targets], dim=1), grid, keep)
         frames = self.unpatchify(self.to_pixels(x[:, clip.shape[1] :]), (self.target_slots, h, w))
         return frames.transpose(1, 2) if frames_first else frames
 
-    def _clip_tokens(self, video: torch.Tensor, grid: Grid, keep: torch.Tensor | None) -> torch.Tensor:
+    @staticmethod
+    def _last(patches: torch.Tensor, grid: Grid, keep: torch.Tensor | None) -> torch.Tensor:
+        """Patches of the last time slot [B, h*w, D]; zeros for those that are not kept."""
         t, h, w = grid
-        positions = self._positions(grid)
-        return self.patch_embed(video, keep) + (positions[: t * h * w] if keep is None else positions[keep])
+        if keep is not None:
+            empty = patches.new_zeros(len(patches), t * h * w, patches.shape[-1])
+            patches = empty.scatter(1, keep.unsqueeze(-1).expand_as(patches), patches)
+        return patches[:, -h * w :]
+
+    def _clip_tokens(self, video: torch.Tensor, grid: Grid, keep: torch.Tensor | None) -> torch.Tensor:
+        return self.patch_embed(video, keep) + self._clip_positions(grid, keep)
 
     def _blocks(self, x: torch.Tensor, grid: Grid, keep: torch.Tensor | None) -> torch.Tensor:
-        layout = [(None, Groups(grid, "time", keep)), (None, Groups(grid, "space", keep))]
+        rope = self._rope(x, grid, keep) if self.use_rope else None
+        layout = [(rope, Groups(grid, "time", keep)), (rope, Groups(grid, "space", keep))]
         for block in self.blocks:
             x = block(x, layout)
         return self.norm(x)
+
+    def _rope(self, x: torch.Tensor, grid: Grid, keep: torch.Tensor | None) -> RopeTables:
+        """Rotary tables of the tokens x: those of the clip, and behind them the targets where there are any."""
+        t, h, w = grid
+        kept = torch.arange(t * h * w, device=x.device)[None] if keep is None else keep
+        targets = torch.arange(t * h * w, t * h * w + x.shape[1] - kept.shape[1], device=x.device)
+        index = torch.cat([kept, targets.expand(len(kept), -1)], dim=1)
+        return axial_rope(self.head_dim, locate(index, grid))
+
+    def _clip_positions(self, grid: Grid, keep: torch.Tensor | None) -> torch.Tensor:
+        positions = self._positions(grid)
+        return positions[: math.prod(grid)] if keep is None else positions[keep]
 
     def _positions(self, grid: Grid) -> torch.Tensor:
         """[number of the clip's tokens and of the target tokens, D] for a clip of this grid."""

@@ -1,0 +1,331 @@
+"""Future-frame prediction as a whole: trained, stopped and continued, rolled out, imagined."""
+
+import copy
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.generation import train as program
+from app.generation.train import build_model
+from app.vjepa import options as pretraining_options
+from app.vjepa.train import Pretraining
+from tubelet import config
+from tubelet.config import ConfigError, check
+from tubelet.generation.forecasts import roll_out
+from tubelet.training import checkpoint
+from tubelet.training.distributed import World
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory):
+    """Moving MNIST's published layout: 12 clips of 12 frames with a bright square that flies to the right."""
+    frames = np.zeros((12, 12, 64, 64), np.uint8)
+    for t in range(12):
+        for clip in range(12):
+            frames[t, clip, 4 * clip : 4 * clip + 16, 4 * t : 4 * t + 16] = 255
+    path = tmp_path_factory.mktemp("flights") / "mnist_test_seq.npy"
+    np.save(path, frames)
+    return str(path)
+
+
+@pytest.fixture
+def raw(flights, tmp_path):
+    return {
+        "app": "generation",
+        "folder": str(tmp_path / "run"),
+        "data": {
+            "dataset_type": "moving_mnist",
+            "train": [flights],
+            "test": [flights],
+            "num_frames": 4,
+            "num_target_frames": 2,
+            "tubelet_size": 2,
+            "channels": 1,
+            "crop_size": 32,
+            "patch_size": 8,
+            "batch_size": 4,
+            "num_workers": 0,
+        },
+        "model": {
+            "encoder": "generative_timesformer",
+            "model_name": "generative_timesformer_tiny",
+            "encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 2, "drop_rate": 0.1},
+        },
+        "optimization": {"steps": 8, "warmup": 2, "lr": 3e-3},
+        "evaluation": {"num_frames": 5, "num_clips": 6, "pictures": 2},
+        "logging": {"log_every": 1, "checkpoint_every_steps": 3, "monitor_every": 4, "monitor_clips": 5},
+    }
+
+
+def options_of(raw, **sections):
+    raw = copy.deepcopy(raw)
+    for name, change in sections.items():
+        raw[name] = {**raw.get(name, {}), **change} if isinstance(change, dict) else change
+    return check(raw, program.Options, "test.yaml")
+
+
+def run(raw, **sections):
+    options = options_of(raw, **sections)
+    program.main(options, World())
+    return json.loads((Path(options.folder) / "results.json").read_text())
+
+
+def log(folder, *names):
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [[line.get(name) for name in names] for line in lines]
+
+
+def assert_same(a, b, path="state"):
+    """Bit for bit, all the way down; the configuration aside."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"config"}:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    else:
+        assert a == b, path
+
+
+def test_going_on_after_a_signal_is_as_never_stopping(raw, tmp_path, monkeypatch):
+    expected = run(raw, folder=str(tmp_path / "straight"))
+    update = program.Training.update
+
+    def update_and_be_told_to_stop(training):
+        if training.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(training)
+
+    monkeypatch.setattr(program.Training, "update", update_and_be_told_to_stop)
+    with pytest.raises(SystemExit) as stopped:
+        run(raw)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "results.json").exists()
+    monkeypatch.setattr(program.Training, "update", update)
+    results = run(raw)
+    states = [checkpoint.load_latest(tmp_path / folder / "checkpoints") for folder in ("straight", "run")]
+    assert_same(*states)
+    assert states[0]["step"] == 8
+    numbers = ("step", "loss", "grad_norm", "lr", "test_mse")
+    assert log(tmp_path / "straight", *numbers) == log(tmp_path / "run", *numbers)
+    assert expected.pop("train_seconds") > 0
+    results.pop("train_seconds")
+    assert results == expected
+
+
+def test_a_square_that_flies_is_predicted_better_than_by_the_rules(raw, tmp_path):
+    results = run(
+        raw,
+        data={"crop_size": 16, "patch_size": 4, "batch_size": 12},
+        model={"encoder_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}},
+        optimization={"steps": 150, "warmup": 10, "lr": 5e-3},
+        evaluation={"num_frames": 2, "num_clips": None},
+        logging={"log_every": 50, "checkpoint_every_steps": None, "monitor_every": 50},
+    )
+    assert results["clips"] == 12
+    for rule in ("copy_last", "linear_extrapolation", "mean_of_seen"):
+        assert results["mse_below_percent"][rule] > 40, results["mse_below_percent"]
+        ratio = results["model"]["mse"] / results[rule]["mse"]
+        assert results["mse_below_percent"][rule] == pytest.approx(100 * (1 - ratio), abs=0.1)
+    errors = [mse for step, mse in log(tmp_path / "run", "step", "test_mse") if step in (50, 100, 150)]
+    assert errors[-1] == pytest.approx(results["model"]["mse"], rel=0.3)  # five of the twelve clips
+    assert errors[-1] < errors[0]
+
+
+def test_a_finished_run_is_measured_further_ahead_without_training(raw, tmp_path, monkeypatch):
+    near = run(raw)
+    monkeypatch.setattr(program.Training, "update", None)
+    assert run(raw)["model"] == near["model"]
+    far = run(raw, evaluation={"num_frames": 8})
+    assert len(far["model"]["per_frame"]["mse"]) == 8
+    assert far["model"]["per_frame"]["ssim"][:5] == pytest.approx(near["model"]["per_frame"]["ssim"], abs=0.2)
+    picture = np.asarray(Image.open(tmp_path / "run" / "prediction.png"))
+    assert picture.shape[0] == 2 * (3 * 68 - 4) + 18  # two clips of 32 pixels, shown twice as large
+    assert Image.open(tmp_path / "run" / "prediction.gif").n_frames == 4 + 8
+    with pytest.raises(ConfigError, match=r"clips have 12 frames, and 13 are asked for"):
+        run(raw, evaluation={"num_frames": 9})
+    with pytest.raises(ConfigError, match=r"optimization.lr: 0.003 there, 0.1 here"):
+        run(raw, optimization={"lr": 0.1})
+
+
+def test_videos_of_a_folder(raw, videos):
+    data = {"dataset_type": "VideoDataset", "train": [str(videos)], "test": [str(videos)], "channels": 3}
+    results = run(raw, data=data, data_aug={"random_resize_scale": [0.8, 1.0]}, optimization={"steps": 2, "warmup": 0})
+    assert results["clips"] == 6
+    assert results["excluded"] == []
+    with pytest.raises(
+        ConfigError, match="data.test: none of the 6 clips can be used; .* 14 frames, fewer than the 24"
+    ):
+        run(raw, folder=raw["folder"] + "2", data=data, evaluation={"num_frames": 20})
+
+
+@pytest.fixture(scope="module")
+def pretrained(videos, tmp_path_factory):
+    """Run folders of a tiny V-JEPA, with mask tokens and with a diffusion-noised predictor."""
+    folders = {}
+    for kind, use_mask_tokens in (("mask tokens", True), ("noise", False)):
+        raw = {
+            "folder": str(tmp_path_factory.mktemp(kind)),
+            "data": {
+                "datasets": [str(videos)],
+                "num_frames": 8,
+                "tubelet_size": 2,
+                "sampling_rate": 1,
+                "crop_size": 32,
+                "patch_size": 8,
+            },
+            "mask": [{"max_temporal_keep": 0.5, "spatial_scale": [0.1, 0.1]}],
+            "model": {
+                "model_name": "vit_tiny",
+                "encoder_args": {"embed_dim": 48, "depth": 1, "num_heads": 2},
+                "init_std": 0.1,
+                "pred_depth": 1,
+                "pred_embed_dim": 24,
+                "use_mask_tokens": use_mask_tokens,
+                "zero_init_mask_tokens": False,
+            },
+            "optimization": {"epochs": 1, "warmup": 0},
+        }
+        options = check(raw, pretraining_options.Options, "pretrain.yaml")
+        training = Pretraining(options, pretraining_options.Schedule(options.optimization, 1), World())
+        checkpoint.save(Path(options.folder) / "checkpoints", 0, training.state(), keep=1)
+        folders[kind] = options.folder
+    return folders
+
+
+@pytest.fixture
+def imagine(raw, videos, pretrained):
+    """`imagine(kind, **sections)`: the configuration for a pretrained predictor of that kind."""
+
+    def sections(kind, **pretrain):
+        data = {"dataset_type": "VideoDataset", "train": [str(videos)], "test": [str(videos)], "channels": 3}
+        return {
+            "data": data | {"num_frames": 4, "num_target_frames": 4},
+            "model": None,
+            "pretrain": {"folder": pretrained[kind], "sampling_steps": 3, "draws": 3, **pretrain},
+            "decoder": {"embed_dim": 24, "depth": 1, "num_heads": 2},
+        }
+
+    return sections
+
+
+@pytest.mark.parametrize("kind", ["mask tokens", "noise"])
+def test_the_decoder_learns_and_what_was_pretrained_stays(raw, imagine, kind, tmp_path):
+    options = options_of(raw, **imagine(kind))
+    before = copy.deepcopy(build_model(options).frozen.state_dict())
+    training = program.Training(options, World())
+    decoder = copy.deepcopy(training.model.decoder.state_dict())
+    results = run(raw, **imagine(kind))
+    assert results["steps"] == 8
+    losses = [loss for (loss,) in log(tmp_path / "run", "loss")]
+    assert losses[-1] < losses[0]
+    training.resume(tmp_path / "run" / "checkpoints")
+    assert_same(training.model.frozen.state_dict(), before)
+    assert all(not torch.equal(decoder[name], value) for name, value in training.model.decoder.state_dict().items())
+    columns = 2 if kind == "mask tokens" else 4  # truth, and one answer or three draws
+    assert Image.open(tmp_path / "run" / "prediction.gif").width == columns * (128 + 8)
+
+
+def test_imagined_features_are_the_predictors_of_the_frames_seen_alone(raw, imagine):
+    model = build_model(options_of(raw, **imagine("mask tokens"))).eval()
+    video = torch.rand(2, 3, 8, 32, 32)
+    seen, hidden = torch.arange(32).expand(2, -1), torch.arange(32, 64).expand(2, -1)
+    normalised = (video - model.mean) / model.std
+    context = model.frozen["encoder"](normalised)  # of a clip that is all seen, only with the mask is it this one
+    masked = model.frozen["encoder"](normalised, seen)
+    assert not torch.allclose(context[:, :32], masked, atol=1e-3)
+    features = model.frozen["predictor"](masked, None, seen, hidden, 0)
+    torch.testing.assert_close(model.imagine(video[:, :, :4]), features)
+    frames = model(video[:, :, :4])
+    torch.testing.assert_close(frames, model.decoder(features))
+    further = roll_out(model, video[:, :, :4], 7)
+    torch.testing.assert_close(further[:, :, 4:], model(frames.clamp(0, 1))[:, :, :3].clamp(0, 1))
+
+
+def test_a_decoder_may_learn_from_the_features_of_the_true_frames(raw, imagine):
+    model = build_model(options_of(raw, **imagine("mask tokens", learn_from="targets")))
+    seen, future = torch.rand(2, 3, 4, 32, 32), torch.rand(2, 3, 4, 32, 32)
+    features = model.frozen["target_encoder"]((torch.cat([seen, future], dim=2) - model.mean) / model.std)
+    features = torch.nn.functional.layer_norm(features, (48,))[:, 32:]
+    torch.testing.assert_close(model(seen, future), model.decoder(features))
+    torch.testing.assert_close(model(seen), model.decoder(model.imagine(seen)))
+
+
+def test_draws_differ_and_each_is_always_the_same(raw, imagine):
+    model = build_model(options_of(raw, **imagine("noise"))).eval()
+    seen = torch.rand(2, 3, 4, 32, 32)
+    assert model.draws == 3
+    assert torch.equal(model(seen, draw=1), model(seen, draw=1))
+    assert not torch.equal(model(seen, draw=1), model(seen, draw=2))
+    assert not torch.equal(model(seen), model(seen))
+
+
+def test_other_weights_than_at_the_start_are_refused(raw, imagine, pretrained):
+    run(raw, **imagine("mask tokens"))
+    state = checkpoint.load_latest(Path(pretrained["mask tokens"]) / "checkpoints")
+    state["predictor"]["predictor_proj.bias"] += 1
+    moved = Path(raw["folder"]).parent / "went on"
+    checkpoint.save(moved / "checkpoints", 1, state, keep=1)
+    training = program.Training(options_of(raw, **imagine("mask tokens", folder=str(moved))), World())
+    with pytest.raises(checkpoint.CheckpointError, match="holds other weights than when this run began"):
+        training.resume(Path(raw["folder"]) / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": None}, "give either `model`, .* or `pretrain`"),
+        ({"pretrain": {"folder": "runs/x"}}, "give either `model`, .* or `pretrain`"),
+        ({"model": None, "pretrain": {"folder": "runs/x"}}, "data.channels: 1, but pretraining sees colours"),
+        ({"distributed": "fsdp"}, "take ddp"),
+        ({"data": {"dataset_type": "moving_mist"}}, "no file of that name in tubelet/datasets"),
+        ({"data": {"num_frames": 1}}, "data.num_frames"),
+        ({"optimization": {"loss": "l3"}}, "optimization.loss"),
+        ({"data": {"train": ["nowhere.npy"]}}, "'nowhere.npy': no such file"),
+        ({"data": {"crop_size": 36}}, "36x36 pixels cannot be cut into patches of 8"),
+        ({"data": {"num_target_frames": 3}}, "num_target_frames 3 cannot be cut into tubelets of 2"),
+        (
+            {"model": {"encoder": "vision_transformer", "model_name": "vit_tiny", "encoder_args": {}}},
+            "vision_transformer predicts no frames; take model.encoder=generative_timesformer",
+        ),
+        ({"model": {"encoder_args": {"in_chans": 3}}}, "model.encoder_args.in_chans: already set by the section data"),
+    ],
+)
+def test_impossible_configurations_are_refused_before_training(raw, tmp_path, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        run(raw, **sections)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"folder": "nowhere"}, "nowhere does not exist"),
+        ({"mask_index": 1}, "pretrain.mask_index: 1, but the predictor has 1 mask token"),
+    ],
+)
+def test_impossible_pretrained_models(raw, imagine, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(options_of(raw, **imagine("mask tokens", **sections)))
+
+
+def test_sizes_of_the_pretraining_are_asked_for(raw, imagine):
+    sections = imagine("mask tokens")
+    sections["data"] |= {"crop_size": 64, "num_frames": 6}
+    with pytest.raises(ConfigError, match="data.crop_size=32 instead of 64, .* make 8 together instead of 6 [+] 4"):
+        build_model(options_of(raw, **sections))
+    with pytest.raises(ConfigError, match="sampling_steps: 2000, but the predictor's schedule has 1000"):
+        build_model(options_of(raw, **imagine("noise", sampling_steps=2000)))
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/generation").glob("*.yaml")), ids=lambda path: path.name)
+def test_configurations_can_be_read(path):
+    raw = config.read(path)
+    schema = {"generation": program.Options, "vjepa": pretraining_options.Options}[raw["app"]]
+    check(raw, schema, path)
