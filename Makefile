@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo real test test-slurm lint bench
+.PHONY: help install demo real zoo test test-slurm lint bench
 
 help:
 	@echo "make demo   pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-slurm  jobs on a real SLURM, started for that on this machine (root, Debian's packages; 8 min)"
 	@echo "make bench  speed against peers: masks, training step, loader, attention; two processes against one"
 	@echo "make real DATA=/path/to/ut_interaction   the demo's experiment on real video"
+	@echo "make zoo    every encoder trained with labels, pretrained, probed: one table (CPU, an hour)"
 	@echo "make lint   ruff"
 
 install: $(INSTALLED)
@@ -33,6 +34,9 @@ demo: install
 real: install
 	@test -n "$(DATA)" || { echo "make real DATA=/path/to/ut_interaction (the folder with labels.csv)"; exit 1; }
 	$(PYTHON) -m app.study --fname configs/study/real.yaml data=$(DATA)
+
+zoo: install
+	$(PYTHON) -m app.zoo --fname configs/study/zoo.yaml
 
 test: install
 	$(PYTHON) -m pytest

@@ -27,6 +27,8 @@ class Program(Config):
 
 
 class Pretrain(Program):
+    seeds: list[int] = [0]
+    """None: random encoders, supervised training and floors alone."""
     later_overrides: list[str] = []
     """Changes to all runs but the first seed's, for smaller ones. The report says so."""
 
@@ -39,7 +41,7 @@ class Supervised(Program):
 class Random(Config):
     init_stds: list[float] = Field([0.02, 0.06, 0.12], min_length=1)
     """Standard deviations of random encoders' weights; the first is the encoder's own."""
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[int] = [0]
 
 
 class Probe(Program):

@@ -1,0 +1,90 @@
+"""What an encoder costs on the clips of its YAML: `python -m app.zoo.measure --fname configs/zoo/x.yaml --folder F`.
+
+Writes `facts.json`: parameters; FLOPs of a forward pass and bytes kept for the backward pass, of one clip; clips/s of a
+training step (forward and backward, batches of 16).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tubelet import config
+from tubelet.models import ModelConfig, build_encoder
+from tubelet.training.run_folder import write_whole
+
+BATCH_SIZE, REPEATS = 16, 5
+
+
+def build(fname: str | Path) -> nn.Module:
+    """The encoder of a pretraining's YAML. Raises ConfigError where the section `model` cannot be used."""
+    raw = config.read(fname)
+    model = config.check_part(raw["model"], ModelConfig, f"{fname}: model")
+    data = raw["data"]
+    names = ("crop_size", "patch_size", "tubelet_size")
+    return build_encoder(model, num_frames=data.get("num_frames", 16), **{name: data[name] for name in names})
+
+
+def facts(fname: str | Path) -> dict[str, float]:
+    encoder, data = build(fname), config.read(fname)["data"]
+    side = data["crop_size"]
+    clips = torch.randn(BATCH_SIZE, 3, data.get("num_frames", 16), side, side)
+    return {
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "flops": flops(encoder, clips[:1]),
+        "bytes": kept_bytes(encoder, clips) / BATCH_SIZE,
+        "clips_per_second": BATCH_SIZE / seconds_of_a_step(encoder, clips),
+    }
+
+
+def flops(encoder: nn.Module, clips: Tensor) -> int:
+    """Of the matrix products of a forward pass; a multiplication and an addition are two."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        encoder(clips)
+    return counter.get_total_flops()
+
+
+def kept_bytes(encoder: nn.Module, clips: Tensor) -> int:
+    """Bytes that a forward pass keeps for its backward pass, parameters apart."""
+    own = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        output = encoder(clips)  # noqa: F841, holds the graph, so that no memory is used twice
+    return sum(kept.values())
+
+
+def seconds_of_a_step(encoder: nn.Module, clips: Tensor) -> float:
+    """Median of forward and backward passes after one that does not count."""
+    taken = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        encoder(clips).mean().backward()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m app.zoo.measure", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--fname", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    write_whole(arguments.folder / "facts.json", json.dumps(facts(arguments.fname), indent=1))
+
+
+if __name__ == "__main__":
+    main()
