@@ -27,7 +27,7 @@ CONFIGURATIONS = ("configs/pretrain/demo.yaml", "configs/pretrain/real.yaml")
 GOAL = 1.85
 
 
-def run(repeats: int = 9, seconds_a_turn: float = 4.0) -> list[Row]:
+def run(repeats: int = 7, seconds_a_turn: float = 2.5) -> list[Row]:
     """Clips a second of two processes over those of one: together, and by themselves."""
     return [row for fname in CONFIGURATIONS for row in _of(fname, repeats, seconds_a_turn)]
 

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tubelet.config import ConfigError
@@ -17,6 +19,7 @@ from tubelet.slurm.cluster import Node
 from tubelet.slurm.command_line import run
 from tubelet.slurm.options import SlurmConfig
 from tubelet.slurm.submit import Submitted
+from tubelet.training import distributed
 from tubelet.training.launch import Package
 
 PROGRAMS = Package("app", key="app", module="train")
@@ -145,6 +148,14 @@ def test_folder_in_tmp_of_a_login_node_is_refused():
     elsewhere = [Node("main", "gpu17", "gpu17", cpus=16, gpus=8, minutes=None)]
     with pytest.raises(ConfigError, match="/tmp.*the nodes would not see it"):
         cluster.check(SlurmConfig(), Path("/tmp/run"), elsewhere)
+
+
+def test_node_without_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, value in (("RANK", 3), ("WORLD_SIZE", 8), ("LOCAL_RANK", 1)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match=rf"no GPU on {socket.gethostname()}; .*slurm\.device=cpu"):
+        distributed.join_from_environment(on_cpu=False)
 
 
 def test_nodes_are_read_as_sinfo_writes_them(tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tubelet.config import ConfigError
+
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -90,7 +92,7 @@ def join_from_environment(on_cpu: bool) -> World | None:
 
     torchrun says RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; srun says SLURM_PROCID,
     SLURM_STEP_NUM_TASKS and SLURM_LOCALID, and the processes meet at the job's first node, at a port that its number
-    gives (MASTER_ADDR and MASTER_PORT win).
+    gives (MASTER_ADDR and MASTER_PORT win). Raises ConfigError where there is no GPU.
     """
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
         rank, size, local_rank, address = "RANK", "WORLD_SIZE", "LOCAL_RANK", "env://"
@@ -99,9 +101,15 @@ def join_from_environment(on_cpu: bool) -> World | None:
     else:
         return None
     rank, size, local_rank = (int(os.environ[name]) for name in (rank, size, local_rank))
-    # A task that sees one GPU only, as with --gpus-per-task, has it at number 0.
-    device = "cpu" if on_cpu else f"cuda:{local_rank % torch.cuda.device_count()}"
-    return join(rank, size, device, address)
+    return join(rank, size, "cpu" if on_cpu else _own_gpu(local_rank), address)
+
+
+def _own_gpu(local_rank: int) -> str:
+    """A task that sees one GPU only, as with --gpus-per-task, has it at number 0."""
+    if not torch.cuda.is_available():
+        host = socket.gethostname()
+        raise ConfigError(f"torch finds no GPU on {host}; to do without: --devices cpu, in SLURM jobs slurm.device=cpu")
+    return f"cuda:{local_rank % torch.cuda.device_count()}"
 
 
 def _slurm_address() -> str:
