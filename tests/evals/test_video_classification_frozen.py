@@ -266,7 +266,9 @@ def test_a_video_that_crashes_its_decoder_is_excluded_and_named(raw, labelled, m
     monkeypatch.setattr(video_dataset, "open_video", crash)
     monkeypatch.setattr(culprits, "LONGEST_READ", 0.5)
     with pytest.warns(UserWarning, match="1 unreadable"):
-        results = run(raw, data={"num_workers": 1, "on_bad_video": "exclude"})
+        results = run(
+            raw, data={"num_workers": 1, "worker_timeout": 3, "on_bad_video": "exclude", "cache_features": True}
+        )
     assert [(bad["split"], bad["path"]) for bad in results["excluded"]] == [("val", crashing)]
     assert "worker crashed" in results["excluded"][0]["reason"]
     assert [row["path"] for row in predictions(raw["folder"])] == [
