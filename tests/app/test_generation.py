@@ -123,7 +123,7 @@ def test_a_square_that_flies_is_predicted_better_than_by_the_rules(raw, tmp_path
     results = run(
         raw,
         data={"crop_size": 16, "patch_size": 4, "batch_size": 12},
-        model={"encoder_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}},
+        model={"encoder_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}, "use_rope": True},
         optimization={"steps": 150, "warmup": 10, "lr": 5e-3},
         evaluation={"num_frames": 2, "num_clips": None},
         logging={"log_every": 50, "checkpoint_every_steps": None, "monitor_every": 50},
