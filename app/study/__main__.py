@@ -5,36 +5,17 @@ labelled clips, trains the same encoder from scratch with the labels, measures f
 one report. Every part is a program of this repository, run as a child process; the same command goes on after a stop.
 """
 
-import argparse
 import datetime
 import json
 import os
-import sys
 from pathlib import Path
 
 from app.study.options import Options
 from app.study.plan import plan
 from app.study.results import summarise
-from tubelet import config, jobs
-from tubelet.config import ConfigError
-from tubelet.jobs import JobFailed
+from tubelet import jobs
 from tubelet.plugins import find
 from tubelet.report import aggregate
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m app.study", usage="%(prog)s --fname FILE [key.path=value ...]", description=__doc__
-    )
-    parser.add_argument("--fname", required=True, help="the YAML file of the study")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the file")
-    arguments = parser.parse_args()
-    try:
-        run(config.load(arguments.fname, arguments.overrides, Options))
-    except (ConfigError, JobFailed) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
 
 
 def run(options: Options) -> None:
@@ -58,4 +39,4 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    jobs.main("app.study", __doc__, Options, run)

@@ -5,9 +5,7 @@ subset of the tokens, pretrained without labels and probed beside its random sel
 clips that all share. The same command goes on after a stop.
 """
 
-import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from app.study.results import summarise
 from app.zoo.measure import build
 from tubelet import config, jobs
 from tubelet.config import Config, ConfigError
-from tubelet.jobs import Job, JobFailed
+from tubelet.jobs import Job
 from tubelet.report import aggregate
 
 BASE = "base.yaml"  # what the encoders' files share
@@ -57,21 +55,6 @@ class Options(Config):
     """What differs in the study of single encoders."""
     processes: int = Field(2, ge=1)
     threads: int = Field(1, ge=1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m app.zoo", usage="%(prog)s --fname FILE [key.path=value ...]", description=__doc__
-    )
-    parser.add_argument("--fname", required=True, help="the YAML file of the zoo")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the file")
-    arguments = parser.parse_args()
-    try:
-        run(config.load(arguments.fname, arguments.overrides, Options))
-    except (ConfigError, JobFailed) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
 
 
 def run(options: Options) -> None:
@@ -166,4 +149,4 @@ def text_table(found: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    jobs.main("app.zoo", __doc__, Options, run)

@@ -4,6 +4,7 @@ A finished job leaves `done.json` in its folder: what it was started with, and h
 on, unless its settings have changed or something that it was made from has been made anew.
 """
 
+import argparse
 import contextlib
 import fcntl
 import json
@@ -14,12 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tubelet.config import ConfigError
+from tubelet import config
+from tubelet.config import ConfigError, Schema
 from tubelet.progress import progress
 
 DONE = "done.json"
@@ -28,6 +30,21 @@ LOG = "output.log"
 
 class JobFailed(Exception):
     """A child ended with an error. The message holds its last lines and the command to run it alone."""
+
+
+def main(program: str, description: str, schema: type[Schema], run: Callable[[Schema], None]) -> None:
+    """`python -m <program> --fname FILE [key.path=value ...]` of a program that runs jobs: `run` with its options."""
+    usage = "%(prog)s --fname FILE [key.path=value ...]"
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", usage=usage, description=description)
+    parser.add_argument("--fname", required=True, help="the YAML file of what is to be run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the file")
+    arguments = parser.parse_args()
+    try:
+        run(config.load(arguments.fname, arguments.overrides, schema))
+    except (ConfigError, JobFailed) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
 
 
 @dataclass(frozen=True)
