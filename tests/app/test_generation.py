@@ -15,6 +15,7 @@ from app.generation import train as program
 from app.generation.train import build_model
 from app.vjepa import options as pretraining_options
 from app.vjepa.train import Pretraining
+from tests.processes import run as run_on_processes
 from tubelet import config
 from tubelet.config import ConfigError, check
 from tubelet.generation.forecasts import roll_out
@@ -117,6 +118,19 @@ def test_going_on_after_a_signal_is_as_never_stopping(raw, tmp_path, monkeypatch
     assert expected.pop("train_seconds") > 0
     results.pop("train_seconds")
     assert results == expected
+
+
+def test_two_processes_are_as_one(raw, tmp_path):
+    without_dropout = {"encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
+    expected = run(raw, folder=str(tmp_path / "one"), model=without_dropout)
+    options = options_of(raw, model=without_dropout, data={"batch_size": 2})
+    run_on_processes(program.main, options, processes=2)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["clips"] == expected["clips"] == 6
+    assert results["model"]["per_frame"]["mse"] == pytest.approx(expected["model"]["per_frame"]["mse"], abs=1e-5)
+    assert results["copy_last"] == expected["copy_last"]
+    one, two = (np.array(log(tmp_path / folder, "loss", "test_mse"), dtype=float) for folder in ("one", "run"))
+    np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
 def test_a_square_that_flies_is_predicted_better_than_by_the_rules(raw, tmp_path):
