@@ -16,6 +16,7 @@ from tubelet.datasets.streams import SampleStream
 from tubelet.datasets.transforms import EvalTransform, TrainTransform
 from tubelet.models import build_encoder, build_predictor
 from tubelet.models.jepa import JEPA
+from tubelet.models.video_encoder import VideoEncoder
 from tubelet.plugins import find
 from tubelet.seeds import seed_for
 from tubelet.training import checkpoint, parallel
@@ -206,6 +207,8 @@ class Pretraining:
 def build_jepa(options: Options) -> JEPA:
     """The encoder and predictor of the configuration, put together."""
     encoder = build_encoder(options.model, **options.grid())
+    if isinstance(encoder, VideoEncoder):
+        encoder.tube_masks = options.mask_collator().draws_tubes
     predictor = build_predictor(options.model, encoder, **options.grid(), num_mask_tokens=len(options.mask))
     return JEPA(encoder, predictor, options.loss)
 

@@ -51,6 +51,21 @@ def test_masks_are_sorted_disjoint_and_on_the_grid(module, crop_size, num_frames
             assert not (context[:, :, None] == target[:, None, :]).any()
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"temporal_scale": (0.5, 1.0)}, {"max_temporal_keep": 0.5}, {"truncate": "first"}]
+)
+def test_masks_said_to_be_tubes_are_tubes(module, options):
+    if not options.keys() <= module.MaskConfig.model_fields.keys():
+        pytest.skip("this mask type has no such option")
+    collator = module.MaskCollator([module.MaskConfig(), module.MaskConfig(**options)])
+    assert collator.draws_tubes == (not options)
+    for seed in range(5 * collator.draws_tubes):
+        for masks in collator.sample_masks(4, np.random.default_rng(seed)):
+            for tokens in masks:
+                slots = torch.zeros(4, *collator.grid).flatten(1).scatter(1, tokens, 1.0).view(4, collator.grid.t, -1)
+                assert (slots == slots[:, :1]).all()
+
+
 def test_masks_are_a_function_of_the_generator(module):
     collator, twin = collator_of(module), collator_of(module)
     first = collator.sample_masks(4, np.random.default_rng((0, 5)))

@@ -147,6 +147,14 @@ class BaseMaskCollator(abc.ABC):
         self._calls += 1
         return default_collate(batch), *self.sample_masks(len(batch), rng)
 
+    @property
+    def draws_tubes(self) -> bool:
+        """Whether every mask keeps the same places in all time slots; encoders fold space-time attention then."""
+        return all(self._draws_tubes(config) for config in self.configs)
+
+    @abc.abstractmethod
+    def _draws_tubes(self, config: Config) -> bool: ...
+
     @abc.abstractmethod
     def _check(self, config: Config) -> None:
         """Raises ValueError("<option>: <reason and remedy>") where `config` cannot work on this grid."""

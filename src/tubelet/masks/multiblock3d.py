@@ -84,6 +84,10 @@ class MaskCollator(BaseMaskCollator):
 
     config_type = MaskConfig
 
+    def _draws_tubes(self, config: MaskConfig) -> bool:
+        shortest = _block_size(self.grid, config.temporal_scale[0], config.spatial_scale[0], config.aspect_ratio[0])
+        return self._are_tubes(config, shortest)
+
     def _check(self, config: MaskConfig) -> None:
         grid = self.grid
         if int(grid.columns * config.spatial_scale[0]) < 1:

@@ -34,6 +34,9 @@ class MaskCollator(BaseMaskCollator):
 
     config_type = MaskConfig
 
+    def _draws_tubes(self, config: MaskConfig) -> bool:
+        return True
+
     def _check(self, config: MaskConfig) -> None:
         if not 0 < self._num_context(config) < self.grid.columns:
             raise ValueError(
