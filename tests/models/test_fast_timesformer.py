@@ -253,17 +253,6 @@ def test_kept_tokens_equal_a_loop_over_groups(mechanism, attn_type):
 
 
 @every_kind
-def test_gradient_reaches_every_parameter(mechanism, attn_type):
-    model = small(attn_mechanism=mechanism, attn_type=attn_type, num_classes=3).train()
-    for masks in (None, kept()):
-        model.zero_grad()
-        torch.nn.functional.cross_entropy(model(clips(), masks), torch.tensor([0, 2])).backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad.isfinite().all(), name
-            assert parameter.grad.abs().sum() > 0, name
-
-
-@every_kind
 def test_sizes_layouts_and_independence_of_clips(mechanism, attn_type):
     model = small(attn_mechanism=mechanism, attn_type=attn_type)
     with torch.no_grad():
@@ -289,24 +278,6 @@ def test_head_reads_the_mean_token():
     assert [logits.shape for logits in model(video, [keep, keep])] == [(2, 5)] * 2
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_save_and_load(mechanism, tmp_path):
-    model = small(attn_mechanism=mechanism)
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    torch.manual_seed(7)
-    other = FastTimeSformer(4, 3, 32, 48, 0, 32, 8, 2, 2, 4, attn_mechanism=mechanism).eval()
-    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    torch.testing.assert_close(other(clips()), model(clips()))
-
-
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_compiles_without_graph_breaks(mechanism):
-    torch._dynamo.reset()
-    model = small(attn_mechanism=mechanism, depth=1)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(clips(), kept()), model(clips(), kept()))
-
-
 def test_factories_build_from_the_configuration():
     for name, factory in factories("fast_timesformer").items():
         sizes = inspect.signature(factory).parameters
@@ -323,7 +294,7 @@ def test_factories_build_from_the_configuration():
     ("arguments", "message"),
     [
         ({"attn_mechanism": "linear"}, "attn_mechanism 'linear': take one of fastformer, performer, regular"),
-        ({"attn_type": "space"}, "attn_type 'space': take divided or joint"),
+        ({"attn_type": "space"}, "attn_type 'space': take one of divided, joint"),
         ({"num_heads": 5}, "5 heads do not divide the width 32"),
         ({"num_heads": 16}, "at least 4, not 32 / 16; change num_heads"),
         ({"num_heads": 8, "attn_type": "joint"}, "at least 6, not 32 / 8; change num_heads"),

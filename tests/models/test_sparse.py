@@ -184,94 +184,6 @@ def test_patterns_that_see_everything_are_a_vision_transformer():
     torch.testing.assert_close(model(x, keep), vit(x, keep), atol=1e-5, rtol=0)
 
 
-def test_activation_checkpointing_gives_the_same_gradients():
-    for name, some in itertools.product(["sparse", "fastback"], [None, masks()]):
-        gradients = []
-        for saving in (False, True):
-            model = small(name, use_activation_checkpointing=saving).train()
-            model(clips(), some).square().sum().backward()
-            gradients.append([parameter.grad for parameter in model.parameters()])
-        for plain, saved in zip(*gradients, strict=True):
-            torch.testing.assert_close(saved, plain)
-
-
-# The contract, for each encoder built on VideoEncoder.
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize(("frames", "height", "width"), [(8, 32, 40), (2, 8, 8), (6, 24, 56), (10, 40, 16)])
-def test_shapes_of_any_length_and_size(name, frames, height, width):
-    model = small(name)
-    t, h, w = model.grid_size(frames, height, width)
-    assert (t, h, w) == (frames // 2, height // 8, width // 8)
-    x = clips(2, frames, height, width)
-    assert model(x).shape == (2, t * h * w, model.embed_dim)
-    assert model(x).isfinite().all()
-    assert model(x, torch.zeros(2, 1, dtype=torch.long)).shape == (2, 1, 48)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_keeping_all_tokens_in_any_order_changes_nothing(name):
-    model, x, order = small(name), clips(), masks(keep=80)
-    torch.testing.assert_close(model(x, order), take(model(x), order), atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_dropped_patches_are_never_read(name):
-    model, x, keep = small(name), clips(), masks()
-    dropped = torch.ones(2, 80, dtype=torch.bool).scatter(1, keep, False).view(2, *GRID)
-    pixels = dropped.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)[:, None]
-    torch.testing.assert_close(model(x.masked_fill(pixels, torch.nan), keep), model(x, keep))
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_clips_of_a_batch_do_not_touch(name):
-    model, x = small(name), clips(3)
-    for some in (None, masks(3)):
-        alone = torch.cat([model(x[i : i + 1], None if some is None else some[i : i + 1]) for i in range(3)])
-        torch.testing.assert_close(model(x, some), alone, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_lists_of_masks_and_logits(name):
-    model, x, both = small(name), clips(), [masks(keep=5), masks(keep=12, seed=3)]
-    for tokens, mask in zip(model(x, both), both, strict=True):
-        assert torch.equal(tokens, model(x, mask))
-    model = small(name, num_classes=7)
-    assert model(x).shape == (2, 7)
-    assert model.forward_features(x).shape == (2, 80, 48)
-    for logits, mask in zip(model(x, both), both, strict=True):
-        assert torch.equal(logits, model(x, mask))
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("some", [None, masks()])
-def test_gradient_reaches_every_parameter(name, some):
-    model = small(name, num_classes=7).train()
-    F.cross_entropy(model(clips(), some), torch.tensor([1, 4])).backward()
-    gradients = {key: p.grad for key, p in model.named_parameters()}
-    assert not [key for key, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0]
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_saved_weights_give_the_same_tokens(name, tmp_path):
-    model, x = small(name), clips()
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    other = ENCODERS[name]().eval()
-    assert not torch.allclose(other(x), model(x))
-    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    assert torch.equal(other(x), model(x))
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_bf16_autocast_is_close_to_fp32(name):
-    model, x = small(name), clips()
-    for some in (None, masks()):
-        with torch.autocast("cpu", torch.bfloat16):
-            low = model(x, some)
-        assert (low.float() - model(x, some)).abs().max() < 0.2
-
-
 @pytest.mark.parametrize("name", ENCODERS)
 def test_dropout_acts_in_training_only(name):
     model, x = small(name, drop_rate=0.5), clips()
@@ -279,37 +191,6 @@ def test_dropout_acts_in_training_only(name):
     assert torch.equal(model(x), small(name)(x))
     model.train()
     assert not torch.allclose(model(x), model(x))
-
-
-@pytest.mark.parametrize("name", ["sparse", "windowed", "fastback", "multiscale"])
-def test_compiles_without_graph_breaks(name):
-    model, x = small(name, depth=2), clips()
-    torch.compiler.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x))
-    if name != "multiscale":  # the number of kept slow tokens is read back from the mask
-        torch.testing.assert_close(compiled(x, masks()), model(x, masks()))
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_heads": 5}, "5 heads do not divide the width 48"),
-        ({"img_size": 36}, "cannot be cut into patches of 8"),
-        ({"num_frames": 5}, "cannot be cut into tubelets of 2"),
-    ],
-)
-def test_sizes_that_do_not_go_together_are_refused(name, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        small(name, **arguments)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("shape", [(1, 3, 32, 40), (1, 3, 3, 32, 40), (1, 3, 8, 30, 40)])
-def test_clips_that_do_not_fit_are_refused(name, shape):
-    with pytest.raises(ValueError, match=r"cannot be cut|takes clips"):
-        small(name)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("file", ["sparse", "windowed", "fastback", "multiscale"])

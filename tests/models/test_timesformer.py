@@ -148,21 +148,6 @@ def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_t
         torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("attention_type", TYPES)
-def test_keeping_all_tokens_in_any_order_changes_nothing(attention_type):
-    """The folded and the masked way give the same numbers."""
-    model, x, order = small(attention_type=attention_type), clips(), masks(keep=48)
-    torch.testing.assert_close(model(x, order), take(model(x), order), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("attention_type", TYPES)
-def test_dropped_patches_are_never_read(attention_type):
-    model, x, keep = small(attention_type=attention_type), clips(), masks()
-    dropped = torch.ones(2, 48, dtype=torch.bool).scatter(1, keep, False).view(2, 3, 4, 4)
-    pixels = dropped.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, None]
-    torch.testing.assert_close(model(x.masked_fill(pixels, torch.nan), keep), model(x, keep))
-
-
 def test_mask_of_two_frames_leaves_the_third_ones_cls_copy_alone():
     """No patch of the last frame is kept; nothing becomes nan, and gradients stay finite."""
     model, x = small(num_classes=5), clips()
@@ -190,39 +175,6 @@ def test_space_only_frames_do_not_know_of_each_other_and_divided_ones_do():
         assert (difference < 1e-6) == same
 
 
-@pytest.mark.parametrize("attention_type", TYPES)
-@pytest.mark.parametrize("num_classes", [0, 5])
-@pytest.mark.parametrize("keep", [None, masks()])
-def test_gradient_reaches_every_parameter(attention_type, num_classes, keep):
-    model = small(attention_type=attention_type, num_classes=num_classes).train()
-    model(clips(), keep).square().sum().backward()
-    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not missing
-
-
-@pytest.mark.parametrize("attention_type", TYPES)
-def test_activation_checkpointing_gives_the_same_gradients(attention_type):
-    gradients = []
-    for saving in (False, True):
-        model = small(attention_type=attention_type, use_activation_checkpointing=saving).train()
-        model(clips(), masks()).square().sum().backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, saved in zip(*gradients, strict=True):
-        torch.testing.assert_close(saved, plain)
-
-
-@pytest.mark.parametrize("attention_type", TYPES)
-@pytest.mark.parametrize(("frames", "height", "width"), [(1, 32, 32), (5, 16, 40), (3, 24, 56)])
-def test_other_lengths_and_sizes(attention_type, frames, height, width):
-    model = small(attention_type=attention_type)
-    t, h, w = model.grid_size(frames, height, width)
-    assert (t, h, w) == (frames, height // 8, width // 8)
-    x = clips(2, frames, height, width)
-    assert model(x).shape == (2, t * h * w, 48)
-    order = masks(total=t * h * w, keep=t * h * w)
-    torch.testing.assert_close(model(x, order), take(model(x), order), atol=1e-5, rtol=0)
-
-
 def test_interpolated_positions_are_the_sum_of_those_in_time_and_in_space():
     model = small()
     space = model.positions.table.T.view(1, 48, 4, 4)
@@ -238,40 +190,6 @@ def test_tubelets_of_two_frames():
     model = small(num_frames=4, tubelet_size=2)
     assert model.grid == (2, 4, 4)
     assert model(clips(frames=4)).shape == (2, 32, 48)
-
-
-def test_list_of_masks_gives_list():
-    model, x = small(num_classes=5), clips()
-    both = [masks(keep=5), masks(keep=12, seed=3)]
-    for logits, tokens, keep in zip(model(x, both), model.forward_features(x, both), both, strict=True):
-        assert torch.equal(logits, model(x, keep))
-        assert torch.equal(tokens, model.forward_features(x, keep))
-
-
-@pytest.mark.parametrize("attention_type", TYPES)
-def test_samples_are_independent_and_weights_survive_a_file(attention_type, tmp_path):
-    model, x, keep = small(attention_type=attention_type), clips(), masks()
-    torch.testing.assert_close(model(x[1:]), model(x)[1:], atol=1e-5, rtol=0)
-    torch.testing.assert_close(model(x[1:], keep[1:]), model(x, keep)[1:], atol=1e-5, rtol=0)
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    other = TimeSformer(**SMALL, attention_type=attention_type).eval()
-    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    assert torch.equal(other(x), model(x))
-
-
-@pytest.mark.parametrize("attention_type", TYPES)
-def test_compiles_without_graph_breaks(attention_type):
-    model, x, keep = small(attention_type=attention_type, depth=1), clips(), masks()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), model(x))
-    torch.testing.assert_close(compiled(x, keep), model(x, keep))
-
-
-def test_bf16_autocast_is_close_to_fp32():
-    model, x = small(), clips()
-    with torch.autocast("cpu", torch.bfloat16):
-        low = model(x, masks())
-    assert (low.float() - model(x, masks())).abs().max() < 0.2
 
 
 def image_vit(**arguments):
@@ -332,21 +250,12 @@ def test_models_that_are_no_image_vit_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_heads": 5}, "5 heads do not divide the width 48"),
-        ({"img_size": 36}, "cannot be cut into patches of 8"),
-        ({"num_frames": 5, "tubelet_size": 2}, "cannot be cut into tubelets of 2"),
         ({"attention_type": "divide"}, "attention_type 'divide': take one of divided, joint, space_only"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         TimeSformer(**{**SMALL, **arguments})
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 3, 3, 30, 32)])
-def test_clips_that_do_not_fit_are_refused(shape):
-    with pytest.raises(ValueError, match=r"cannot be cut|takes clips"):
-        small()(torch.zeros(shape))
 
 
 def test_factories():

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pydantic
@@ -144,11 +144,20 @@ def build_predictor(
 
 
 def factories(encoder: str) -> dict[str, Callable[..., nn.Module]]:
-    """Factories in tubelet/models/<encoder>.py: its public functions and partials. ConfigError for an unknown file."""
+    """Factories in tubelet/models/<encoder>.py: its public partials, and functions annotated to return a module.
+
+    ConfigError for an unknown file.
+    """
     module = plugins.find("models", encoder)
     return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and (isinstance(value, partial) or (isinstance(value, FunctionType) and value.__module__ == module.__name__))
+        name: value for name, value in vars(module).items() if not name.startswith("_") and _is_factory(value, module)
     }
+
+
+def _is_factory(value: object, module: ModuleType) -> bool:
+    if isinstance(value, partial):
+        return True
+    if not isinstance(value, FunctionType) or value.__module__ != module.__name__:
+        return False
+    returned = inspect.signature(value).return_annotation
+    return isinstance(returned, type) and issubclass(returned, nn.Module)

@@ -8,6 +8,7 @@ the tokens.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from tubelet.models.video_encoder import VideoEncoder
 
 __all__ = ["FastAttention", "FastTimeSformer", "PerformerAttention", "RegularAttention"]
 
+Mechanism = Literal["fastformer", "performer", "regular"]
+AttentionType = Literal["divided", "joint"]
 Layout = list[tuple[RopeTables | None, Groups | None]]
 
 
@@ -78,18 +81,28 @@ class FastTimeSformer(VideoEncoder):
         qkv_bias: bool = False,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
-        attn_mechanism: str = "fastformer",
-        attn_type: str = "divided",
+        attn_mechanism: Mechanism = "fastformer",
+        attn_type: AttentionType = "divided",
         num_features: int | None = None,
         init_std: float = 0.02,
         img_size: int | tuple[int, int] | None = None,
+        use_activation_checkpointing: bool = False,
     ):
         if img_size is not None:
             height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        super().__init__((height, width), patch_size, num_frames, tubelet_size, embed_dim, num_heads, num_classes)
+        super().__init__(
+            (height, width),
+            patch_size,
+            num_frames,
+            tubelet_size,
+            embed_dim,
+            num_heads,
+            num_classes,
+            use_activation_checkpointing,
+        )
         self.attn_type = attn_type
-        if attn_type not in ("divided", "joint"):
-            raise ValueError(f"attn_type '{attn_type}': take divided or joint")
+        if attn_type not in get_args(AttentionType):
+            raise ValueError(f"attn_type '{attn_type}': take one of {', '.join(get_args(AttentionType))}")
         least = 4 if attn_type == "divided" else 6
         if self.head_dim % 2 or self.head_dim < least:
             raise ValueError(
@@ -126,7 +139,7 @@ class FastTimeSformer(VideoEncoder):
         x = self.patch_embed(video, keep)
         layout = self._layout(grid, keep, x.device)
         for block in self.blocks:
-            x = block(x, layout)
+            x = self.run(block, x, layout)
         x = self.norm(x)
         return x, x.mean(1)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tubelet.layers import Block, PatchEmbed3D
 from tubelet.layers.checks import head_width
+from tubelet.layers.groups import grid_of_tubes
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.positions import Grid, Positions
 from tubelet.models.video_encoder import VideoEncoder
@@ -70,8 +71,18 @@ class MultiscaleTransformer(VideoEncoder):
         num_classes: int = 0,
         init_std: float = 0.02,
         uniform_power: bool = False,
+        use_activation_checkpointing: bool = False,
     ):
-        super().__init__(img_size, patch_size, num_frames, tubelet_size, embed_dim, num_heads, num_classes)
+        super().__init__(
+            img_size,
+            patch_size,
+            num_frames,
+            tubelet_size,
+            embed_dim,
+            num_heads,
+            num_classes,
+            use_activation_checkpointing,
+        )
         for name, value in {"frame_stride": frame_stride, "lateral_every": lateral_every}.items():
             if value < 1:
                 raise ValueError(f"{name} {value}: give a whole number, at least 1")
@@ -111,7 +122,7 @@ class MultiscaleTransformer(VideoEncoder):
         attend = partial(F.scaled_dot_product_attention, attn_mask=readable)
 
         for layer, (slow_block, fast_block) in enumerate(zip(self.slow_blocks, self.fast_blocks, strict=True), start=1):
-            slow, fast = slow_block(slow, attend=attend), fast_block(fast)
+            slow, fast = self.run(slow_block, slow, None, attend), self.run(fast_block, fast)
             if layer % self.lateral_every == 0:
                 exchange = layer // self.lateral_every - 1
                 slow, fast = self.to_slow[exchange](slow, fast), self.to_fast[exchange](fast, slow, readable)
@@ -121,12 +132,15 @@ class MultiscaleTransformer(VideoEncoder):
     def _slow_tokens(self, keep: Tensor | None, grid: Grid, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """Indices [B, K] of the slow path's tokens, and which of its CLS token and these there are, [B, 1, 1, 1 + K].
 
-        Clips may keep different numbers of them: the shorter lists end in tokens that must not be read.
+        Clips may keep different numbers of them: the shorter lists end in tokens that must not be read (None: none do).
         """
         t, h, w = grid
         if keep is None:
             index = torch.arange(t * h * w, device=video.device)
             return index[index // (h * w) % self.frame_stride == 0].expand(len(video), -1), None
+        if self.tube_masks:  # all clips keep as many
+            t, s, _ = grid_of_tubes(keep, grid)
+            return keep.unflatten(1, (t, s))[:, :: self.frame_stride].flatten(1), None
         ours = keep // (h * w) % self.frame_stride == 0
         first = ours.int().argsort(dim=1, descending=True, stable=True)[:, : int(ours.sum(1).max())]
         there = F.pad(ours.gather(1, first), (1, 0), value=True)
