@@ -22,7 +22,7 @@ def take(folder: Path) -> Path:
         said = f"{Path.cwd()} is not the top of a git checkout: there is no copy of the code, jobs run from here."
         warnings.warn(f"{said} Leave it unchanged until they have ended", stacklevel=2)
         return Path.cwd()
-    if unknown := _files("--others", "--exclude-standard", "--", "*.py", "*.yaml"):
+    if unknown := _files("--others", "--exclude-standard", "--", "*.py"):
         warnings.warn(f"not in the copy of the code, as git does not know them: {', '.join(unknown)}", stacklevel=2)
     return _copy(_files(), folder)
 
