@@ -115,7 +115,7 @@ def measure(model: nn.Module, clips: HeldOutClips, options: Options, world: Worl
     for metric in metrics.values():
         metric.gather(world.sum, world.device)
     results = {name: metric.compute() for name, metric in metrics.items()}
-    below = {rule: round(100 * (1 - results["model"]["mse"] / results[rule]["mse"]), 2) for rule in RULES}
+    below = {rule: _percent_below(results["model"]["mse"], results[rule]["mse"]) for rule in RULES}
     everywhere = sum(world.each(excluded), [])
     return {"clips": metrics["model"].clips, "excluded": everywhere, "mse_below_percent": below, **results}
 
@@ -130,8 +130,8 @@ def draw_prediction(
     frames = to_frames(clips.first(options.evaluation.pictures), options, device)
     seen, future = frames[:, :, : options.data.num_frames], frames[:, :, options.data.num_frames :]
     ahead = {"truth": future}
-    for draw in range(model.draws):
-        title = "prediction" if model.draws == 1 else f"draw {draw + 1}"
+    for draw in range(options.evaluation.draws if model.is_stochastic else 1):
+        title = f"draw {draw + 1}" if model.is_stochastic else "prediction"
         ahead[title] = roll_out(partial(model, draw=draw), seen, options.frames_ahead())
     shown = {title: pictures.to_pixels(of_title) for title, of_title in ahead.items()}
     pictures.filmstrip(pictures.to_pixels(seen), shown).save(folder / "prediction.png", optimize=True)
@@ -149,6 +149,11 @@ def _batches(clips: HeldOutClips, options: Options, world: World) -> Iterator[Ba
         timeout=data.worker_timeout,
     )
     yield from progress(loader, desc="test", total=len(loader), unit="batch", off=not world.is_main)
+
+
+def _percent_below(error: float, other: float) -> float | None:
+    """None where the other is zero, as that of copying what stands still."""
+    return round(100 * (1 - error / other), 2) if other > 0 else None
 
 
 def _answered(path: Path, asked: dict[str, Any]) -> bool:

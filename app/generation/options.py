@@ -100,6 +100,8 @@ class EvaluationConfig(Config):
     """Test clips, evenly over the set; null: all."""
     pictures: int = Field(4, ge=1)
     """Clips shown in prediction.png and prediction.gif."""
+    draws: int = Field(4, ge=1)
+    """Answers shown side by side where the model has several: a V-JEPA whose predictor noises its targets."""
     fps: float = Field(5.0, gt=0)
     """Of the GIF."""
 

@@ -38,6 +38,8 @@ FREE = (
     "data.worker_timeout",
     "data.max_bad_share",
     "data.cache",
+    "pretrain.folder",  # its weights may not: see Training.load
+    "pretrain.checkpoint",
 )
 
 

@@ -170,13 +170,24 @@ def test_a_finished_run_is_measured_further_ahead_without_training(raw, tmp_path
 
 def test_videos_of_a_folder(raw, videos):
     data = {"dataset_type": "VideoDataset", "train": [str(videos)], "test": [str(videos)], "channels": 3}
-    results = run(raw, data=data, data_aug={"random_resize_scale": [0.8, 1.0]}, optimization={"steps": 2, "warmup": 0})
+    learning = {"data_aug": {"random_resize_scale": [0.8, 1.0]}, "meta": {"dtype": "bfloat16"}}
+    results = run(raw, data=data, optimization={"steps": 2, "warmup": 0, "loss": "l1"}, **learning)
     assert results["clips"] == 6
+    assert np.isfinite(results["model"]["per_frame"]["mse"]).all()
     assert results["excluded"] == []
     with pytest.raises(
         ConfigError, match="data.test: none of the 6 clips can be used; .* 14 frames, fewer than the 24"
     ):
         run(raw, folder=raw["folder"] + "2", data=data, evaluation={"num_frames": 20})
+
+
+def test_where_nothing_moves_copying_cannot_be_beaten(raw, tmp_path):
+    still = np.broadcast_to(np.random.default_rng(0).integers(0, 256, (1, 6, 64, 64), np.uint8), (12, 6, 64, 64))
+    np.save(tmp_path / "still.npy", still)
+    results = run(raw, data={"test": [str(tmp_path / "still.npy")]}, optimization={"steps": 1, "warmup": 0})
+    for rule in ("copy_last", "linear_extrapolation"):
+        assert (results[rule]["mse"], results[rule]["psnr"]) == (0, 100)
+        assert results["mse_below_percent"][rule] is None
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +233,9 @@ def imagine(raw, videos, pretrained):
         return {
             "data": data | {"num_frames": 4, "num_target_frames": 4},
             "model": None,
-            "pretrain": {"folder": pretrained[kind], "sampling_steps": 3, "draws": 3, **pretrain},
+            "pretrain": {"folder": pretrained[kind], "sampling_steps": 3, **pretrain},
             "decoder": {"embed_dim": 24, "depth": 1, "num_heads": 2},
+            "evaluation": {"draws": 3},
         }
 
     return sections
@@ -274,7 +286,7 @@ def test_a_decoder_may_learn_from_the_features_of_the_true_frames(raw, imagine):
 def test_draws_differ_and_each_is_always_the_same(raw, imagine):
     model = build_model(options_of(raw, **imagine("noise"))).eval()
     seen = torch.rand(2, 3, 4, 32, 32)
-    assert model.draws == 3
+    assert model.is_stochastic
     assert torch.equal(model(seen, draw=1), model(seen, draw=1))
     assert not torch.equal(model(seen, draw=1), model(seen, draw=2))
     assert not torch.equal(model(seen), model(seen))

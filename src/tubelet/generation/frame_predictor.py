@@ -12,8 +12,8 @@ class FramePredictor(nn.Module):
     The first are normalised with `mean` and `std` for the model; its answer is taken as it is.
     """
 
-    draws = 1
-    """Different answers that it can give."""
+    is_stochastic = False
+    """Whether it has several answers."""
 
     def __init__(self, model: nn.Module, mean: float, std: float):
         super().__init__()

@@ -34,10 +34,8 @@ class PretrainConfig(Config):
     learn_from: Literal["predictions", "targets"] = "predictions"
     """What the decoder learns to read: the predictor's features, or the target encoder's features of the true frames,
     in the same places. The first gives the better pictures, the second shows the predictor's errors as they are."""
-    draws: int = Field(4, ge=1)
-    """Answers shown side by side, where the predictor noises its targets (model.use_mask_tokens: false)."""
     sampling_steps: int = Field(10, ge=1)
-    """Denoising steps of each answer."""
+    """Denoising steps of an answer, where the predictor noises its targets (model.use_mask_tokens: false)."""
 
 
 class DecoderConfig(Config):
@@ -98,7 +96,7 @@ class Imagination(nn.Module):
         self.frozen = nn.ModuleDict(parts).requires_grad_(False)
         self.decoder, self.config = decoder, config
         t, h, w = grid
-        self.draws = 1 if parts["predictor"].use_mask_tokens else config.draws
+        self.is_stochastic = not parts["predictor"].use_mask_tokens
         self.hidden_slots = t - seen_slots
         places = torch.arange(t * h * w)
         self.register_buffer("seen_places", places[: seen_slots * h * w], persistent=False)

@@ -13,8 +13,8 @@ MOST_PSNR = 100.0  # dB of a frame that is exactly right, which would otherwise 
 class FrameMetrics:
     """Means over clips, for each frame ahead, of clips [B, C, T, H, W] with values from 0 to 1.
 
-    `mse` is the mean over pixels and channels; `mse_sum` their sum over a frame's pixels, as the literature on Moving
-    MNIST gives it. `psnr` in dB, of each frame. `ssim` of each frame: Wang et al. 2004, a Gaussian window of 11 pixels
+    `mse` is the mean over pixels and channels; `mse_sum` their sum over a frame, as the literature on Moving MNIST
+    gives it. `psnr` in dB, of each frame. `ssim` of each frame: Wang et al. 2004, a Gaussian window of 11 pixels
     with a deviation of 1.5 around each pixel, reflected at the edges.
     """
 
