@@ -1,209 +1,223 @@
-"""Supervised training from scratch: an encoder and an attentive head. `python -m app.main --fname <yaml>`.
+"""Supervised training and fine-tuning of an encoder with a head: `python -m app.main --fname <yaml>`.
 
 Data, head, loss and results are those of a probe; here the encoder learns too.
 """
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from einops import rearrange
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from tubelet.config import Config, ConfigError
-from tubelet.datasets import AugConfig, to_float
-from tubelet.models import ModelConfig, build_encoder
-from tubelet.models.attentive_pooler import AttentiveClassifier
-from tubelet.probing import heads, results, split
-from tubelet.probing.clips import LabelledClips
-from tubelet.probing.options import ClassifierConfig, LabelledDataConfig
-from tubelet.progress import progress
-from tubelet.seeds import generator, seed_for
-from tubelet.training import checkpoint
+from app.classification.mixing import PairMixing
+from app.classification.model import Classifier
+from app.classification.options import Options
+from app.classification.videos import Videos
+from tubelet.config import ConfigError
+from tubelet.datasets import Batch
+from tubelet.datasets.bad_files import BadFiles
+from tubelet.probing import heads, results
+from tubelet.seeds import seed_for
+from tubelet.training import checkpoint, parallel
+from tubelet.training.bookkeeping import Bookkeeping
 from tubelet.training.distributed import World
-from tubelet.training.optim import adamw, set_hyperparameters
-from tubelet.training.run_folder import RunFolder
-from tubelet.training.schedules import warmup_cosine
+from tubelet.training.interruption import Interruption
+from tubelet.training.optim import adamw, layer_decay, set_hyperparameters
+from tubelet.training.run_folder import refuse_other_configuration
+from tubelet.training.watchdog import Watchdog
 
 # Keys that may differ when a folder's run is continued: they change nothing that is learned.
-FREE = ("folder", "data.num_workers", "data.cache", "meta.save_every_minutes")
-
-
-class DataConfig(LabelledDataConfig):
-    patch_size: int = Field(16, ge=1)
-    tubelet_size: int = Field(2, ge=1)
-
-
-class OptimizationConfig(Config):
-    """YAML section `optimization`."""
-
-    attend_across_segments: bool = True
-    num_epochs: int = Field(50, ge=1)
-    resolution: int = Field(224, ge=1)
-    batch_size: int = Field(16, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    start_lr: float = Field(1e-6, ge=0)
-    final_lr: float = Field(1e-6, ge=0)
-    warmup: float = Field(5, ge=0)
-    """Epochs of linear warm-up."""
-    weight_decay: float = Field(0.05, ge=0)
-    clip_grad: float = Field(1.0, gt=0)
-    use_bfloat16: bool = False
-
-
-class MetaConfig(Config):
-    """YAML section `meta`."""
-
-    seed: int = 0
-    """Of the weights, the few-shot subset, the order of batches and the augmentation."""
-    save_every_minutes: float = Field(5.0, ge=0)
-
-
-class Options(Config):
-    """A supervised run. The last epoch counts: validation chooses nothing."""
-
-    app: Literal["classification"] = "classification"
-    folder: str
-    data: DataConfig
-    data_aug: AugConfig | None = None
-    model: ModelConfig = ModelConfig()
-    classifier: ClassifierConfig = ClassifierConfig()
-    optimization: OptimizationConfig = OptimizationConfig()
-    meta: MetaConfig = MetaConfig()
-
-
-class Classifier(nn.Module):
-    """An encoder and its head: clips [B, n, C, T, H, W] -> logits [B, P, num_classes] of P predictions a video."""
-
-    def __init__(self, options: Options):
-        super().__init__()
-        o, data = options.optimization, options.data
-        self.segments, self.attend_across_segments = data.num_segments, o.attend_across_segments
-        sizes = {"patch_size": data.patch_size, "tubelet_size": data.tubelet_size}
-        try:
-            self.encoder = build_encoder(
-                options.model, crop_size=o.resolution, num_frames=data.frames_per_clip, **sizes
-            )
-        except ValueError as error:
-            raise ConfigError(f"model, optimization.resolution or data.frames_per_clip: {error}") from None
-        head = AttentiveClassifier(
-            embed_dim=self.encoder.embed_dim,
-            num_heads=options.classifier.num_heads or self.encoder.num_heads,
-            depth=options.classifier.num_probe_blocks,
-            num_classes=data.num_classes,
-        )
-        self.head = heads.Heads([head])
-
-    def forward(self, clips: Tensor) -> Tensor:
-        tokens = self.encoder(clips.flatten(0, 1))
-        tokens = rearrange(tokens, "(B s v) N D -> B s v N D", B=len(clips), s=self.segments)
-        return heads.read_out(self.head, tokens, self.attend_across_segments)[0]
+FREE = (
+    "folder",
+    "logging.",
+    "distributed.",
+    "optimization.batch_size",  # that of all processes together may not: see Training.load
+    "data.num_workers",
+    "data.worker_timeout",
+    "data.cache",
+)
 
 
 def main(options: Options, world: World) -> None:
     """Train to the last epoch, or continue the folder's run; then validate and write what a probe writes."""
-    if world.world_size > 1:
-        raise ConfigError("supervised training runs in one process; give one device to --devices")
-    if (Path(options.folder) / "results.json").is_file():
-        RunFolder(options.folder, options, step=options.optimization.num_epochs, free=FREE).close()
+    folder, logging = Path(options.folder), options.logging
+    world.from_main(lambda: refuse_other_configuration(folder, options, FREE))
+    if world.from_main((folder / "results.json").is_file):
         return
-    run = _Run(options, world.device)
-    loss, top1 = run.train()
-    validated = run.validate()
-    folder = Path(options.folder)
-    results.write_predictions(folder / "predictions.csv", validated, 0, run.val_clips.paths)
-    results.draw_confusion(folder / "confusion.png", validated, 0, options.data.num_classes)
-    measured = {"top1": validated.top1[0], "top5": validated.top5[0], "train_loss": loss, "train_top1": top1}
-    trained_on = sum(run.clips.paths[i] not in run.excluded for i in run.chosen.tolist())
-    counts = {"num_train": trained_on, "num_val": len(validated.labels), "num_classes": options.data.num_classes}
-    excluded = [{"path": path, "reason": reason} for path, reason in sorted(run.excluded.items())]
-    more = {"seed": options.meta.seed, "excluded": excluded}
-    results.write_json(folder / "results.json", {**measured, **counts, **more})
+    videos = Videos(options, world)
+    training = Training(options, videos, world)
+    training.resume(folder / "checkpoints")
+    book = Bookkeeping(
+        options,
+        logging,
+        folder,
+        training,
+        last_step=videos.last_step,
+        free=FREE,
+        bad_files=BadFiles(folder / "bad_files.txt", max_share=1.0),  # data.on_bad_video says what happens
+        monitor=None,
+        world=world,
+        sharded=False,
+        timeout=options.distributed.timeout,
+    )
+    looked_at = torch.linspace(0, len(videos.val) - 1, min(logging.monitor_clips, len(videos.val))).long()
+    with Interruption() as interruption, book:
+        for batch, data_seconds in book.with_waiting_time(videos.steps(training.step)):
+            lr = training.set_learning_rate()
+            measured = training.forward_backward(batch)
+            grad_norm = training.update()
+            book.note_step(batch, {"lr": lr, "data_seconds": data_seconds}, {**measured, "grad_norm": grad_norm})
+            if len(looked_at) and training.step % logging.monitor_every == 0:
+                book.log.amend({"val_top1": training.validate(looked_at, book.watchdog).top1[0]})
+            book.write_log_if_due()
+            book.save_if_due(interruption.signal)
+        validated = training.validate(torch.arange(len(videos.val)), book.watchdog)
+    if world.is_main:
+        write(folder, training, validated)
 
 
-class _Run:
-    def __init__(self, options: Options, device: torch.device):
-        self.options, self.device, self.seed = options, device, options.meta.seed
-        data, side = options.data, options.optimization.resolution
-        self.clips = LabelledClips(
-            data, "dataset_train", resolution=side, augmentation=options.data_aug, seed=self.seed
-        )
-        self.val_clips = LabelledClips(data, "dataset_val", resolution=side, views=data.num_views_per_segment)
-        self.chosen = torch.tensor(split.few_per_class(self.clips.labels, data.labels_per_class, self.seed))
-        self.excluded: dict[str, str] = {}
+class Training:
+    """What a checkpoint holds, and how one step changes it."""
+
+    def __init__(self, options: Options, videos: Videos, world: World):
+        self.options, self.videos, self.world, self.seed = options, videos, world, options.meta.seed
+        o, self.step = options.optimization, 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.seed, "supervised"))
-            self.model = Classifier(options).to(device)
+            self.classifier = Classifier(options).to(world.device)
+        if options.meta.compile:
+            self.classifier.encoder.compile()
+        self.model = parallel.spread(self.classifier, [], options.distributed, world, options.dtype)
+        self.mixing = PairMixing(o.mixup, o.cutmix, options.data.num_classes, self.seed) if o.mixes else None
+        scales = self._layer_decay() if o.layer_decay < 1 else {}
+        self.optimizer = adamw(
+            [self.classifier], lr=o.lr, weight_decay=o.weight_decay, betas=o.betas, eps=o.eps, lr_scales=scales
+        )
+        # As in pretraining: the scaler leaves out updates with non-finite gradients, without waiting for the device.
+        self.fp16 = options.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16 if self.fp16 else 1.0)
+        self.sums = torch.zeros(3, device=world.device)
+        """Over the steps of this epoch and the videos of all processes: losses, hits, videos."""
 
-    def train(self) -> tuple[float, float]:
-        """Mean loss and accuracy (percent) over the last epoch."""
+    def set_learning_rate(self) -> float:
+        """Give the optimiser this step's learning rate, and return it."""
         o = self.options.optimization
-        folder = Path(self.options.folder) / "checkpoints"
-        optimizer = adamw([self.model], lr=o.lr, weight_decay=o.weight_decay)
-        first, loss, top1 = self._resume(folder, optimizer)
-        log = RunFolder(self.options.folder, self.options, step=first, free=FREE)
-        steps = -(-len(self.chosen) // o.batch_size)
-        saved = time.monotonic()
-        bar = progress(desc="supervised", total=o.num_epochs * steps, initial=first * steps, unit="step")
-        for epoch in range(first, o.num_epochs):
-            order = self.chosen[torch.randperm(len(self.chosen), generator=generator(self.seed, "order", epoch))]
-            sums = torch.zeros(3, device=self.device)
-            for i, (clips, labels, _) in enumerate(self._batches(self.clips, order, epoch)):
-                step = epoch * steps + i
-                lr = warmup_cosine(step, o.warmup * steps, o.num_epochs * steps, o.start_lr, o.lr, o.final_lr)
-                set_hyperparameters(optimizer, lr=lr, weight_decay=o.weight_decay)
-                logits = self._forward(clips)[None]
-                batch_loss = heads.loss(logits, labels).sum()
-                batch_loss.backward()
-                nn.utils.clip_grad_norm_(self.model.parameters(), o.clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-                hits = (heads.probabilities(logits.detach())[0].argmax(-1) == labels).sum()
-                sums += torch.stack([batch_loss.detach() * len(labels), hits, hits.new_tensor(len(labels))])
-                bar.update()
-            loss, top1 = float(sums[0] / sums[2]), 100 * float(sums[1] / sums[2])
-            log.log([{"step": epoch + 1, "loss": loss, "train_top1": top1, "lr": lr}])
-            if epoch + 1 == o.num_epochs or time.monotonic() - saved > 60 * self.options.meta.save_every_minutes:
-                state = {"step": epoch + 1, "optimizer": optimizer.state_dict(), "loss": loss, "top1": top1}
-                state |= {
-                    "encoder": self.model.encoder.state_dict(),
-                    "classifier": self.model.head.heads[0].state_dict(),
-                }
-                checkpoint.save(folder, epoch + 1, state, keep=1)
-                saved = time.monotonic()
-        bar.close()
-        log.close()
-        return loss, top1
+        lr = o.learning_rate(self.step, self.videos.steps_per_epoch, self.videos.last_step)
+        set_hyperparameters(self.optimizer, lr=lr, weight_decay=o.weight_decay)
+        return lr
+
+    def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the videos of all processes; returns this one's part of loss and hits."""
+        o, world = self.options.optimization, self.world
+        of_all = self.videos.count(batch)
+        clips, labels = self.videos.inputs(batch)
+        targets = labels
+        if self.mixing is not None and len(batch):
+            clips, targets = self.mixing(clips, labels, self.step, self.videos.slots(batch))
+        torch.manual_seed(seed_for(self.seed, self.step, world.rank, "dropout"))
+        if self.step % self.videos.steps_per_epoch == 0:
+            self.sums.zero_()
+        loss, hits = torch.zeros((), device=world.device), torch.zeros((), device=world.device)
+        places = torch.arange(len(clips)).chunk(o.accumulation_steps)
+        for part, place in enumerate(places):
+            # Gradients are the processes' mean: each part counts by its share of the videos.
+            share = len(place) * world.world_size / max(1, of_all)
+            with parallel.gradients_averaged(self.model, now=part == len(places) - 1):
+                logits = self._forward(self.model, clips[place])[None]
+                part_loss = heads.loss(logits, targets[place], o.label_smoothing).sum() * share
+                self.scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
+            hits += (heads.probabilities(logits.detach())[0].argmax(-1) == labels[place]).sum()
+        own = torch.stack([loss * of_all / world.world_size, hits, torch.full_like(loss, len(batch))])
+        self.sums += world.sum(own)
+        return {"loss": loss, "train_top1": 100 * hits * world.world_size / max(1, of_all)}
+
+    def update(self) -> Tensor:
+        """Clip the gradients and take a step; an update with non-finite gradients is left out. Returns the norm."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.options.optimization.clip_grad or float("inf")
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.classifier.parameters(), limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update(None if self.fp16 else 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return grad_norm
 
     @torch.no_grad()
-    def validate(self) -> results.Validated:
-        self.model.eval()
-        predictions = (
-            (heads.probabilities(self._forward(clips)[None]), labels, indices)
-            for clips, labels, indices in self._batches(self.val_clips, torch.arange(len(self.val_clips)), 0)
-        )
-        return results.validate(predictions, self.options.data.num_classes, World())
+    def validate(self, indices: Tensor, watchdog: Watchdog) -> results.Validated:
+        """The classifier on these validation videos, each of which one process reads."""
 
-    def _batches(self, clips: LabelledClips, order: Tensor, epoch: int):
-        """Normalised clips [B, n, C, T, H, W], labels and sample numbers [B]."""
-        data = self.options.data
-        for batch in clips.batches(order.split(self.options.optimization.batch_size), epoch):
-            self.excluded |= {bad.path: bad.reason for bad in batch.bad}
-            if len(batch):
-                x = to_float(batch.clips.to(self.device), data.normalize_mean, data.normalize_std)
-                yield rearrange(x, "(B n) ... -> B n ...", B=len(batch)), batch.labels.to(self.device), batch.indices
+        def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for batch in self.videos.validation(indices, watchdog):
+                if len(batch):
+                    clips, labels = self.videos.inputs(batch)
+                    yield heads.probabilities(self._forward(self.classifier, clips)[None]), labels, batch.indices
 
-    def _forward(self, clips: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.optimization.use_bfloat16):
-            return self.model(clips)
+        self.classifier.eval()
+        validated = results.validate(predictions(), self.options.data.num_classes, self.world)
+        self.classifier.train()
+        return validated
 
-    def _resume(self, folder: Path, optimizer: torch.optim.Optimizer) -> tuple[int, float, float]:
-        state = checkpoint.load_latest(folder)
-        if state is None:
-            return 0, 0.0, 0.0
-        checkpoint.load_state(self.model.encoder, state["encoder"], str(folder))
-        checkpoint.load_state(self.model.head.heads[0], state["classifier"], str(folder))
-        optimizer.load_state_dict(state["optimizer"])
-        return state["step"], state["loss"], state["top1"]
+    def state(self) -> dict[str, Any]:
+        """Everything that the run needs to go on, as plain data."""
+        return {
+            "step": self.step,
+            "encoder": self.classifier.encoder.state_dict(),
+            "classifier": self.classifier.head.heads[0].state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "sums": self.sums,
+            "excluded": dict(self.videos.excluded),
+            "global_batch": self.videos.global_batch,
+        }
+
+    def resume(self, checkpoints: Path) -> None:
+        """Go on from the newest checkpoint where there is one; CheckpointError where it does not match."""
+        path = self.world.from_main(lambda: checkpoint.newest(checkpoints))
+        if path is None:
+            return
+        state = checkpoint.read(path)
+        if state["global_batch"] != self.videos.global_batch:
+            raise checkpoint.CheckpointError(
+                f"the run's steps take {state['global_batch']} videos; {self.world.world_size} process(es) with "
+                f"optimization.batch_size {self.options.optimization.batch_size} make {self.videos.global_batch}. "
+                "Change one of them, or choose another folder=…"
+            )
+        checkpoint.load_state(self.classifier.encoder, state["encoder"], f"encoder of {path}")
+        checkpoint.load_state(self.classifier.head.heads[0], state["classifier"], f"head of {path}")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.sums = state["sums"].to(self.world.device)
+        self.step, self.videos.excluded = state["step"], state["excluded"]
+
+    def _forward(self, model: torch.nn.Module, clips: Tensor) -> Tensor:
+        dtype = self.options.dtype
+        with torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
+            return model(clips)
+
+    def _layer_decay(self) -> dict[torch.nn.Parameter, float]:
+        try:
+            return layer_decay(self.classifier.encoder, self.options.optimization.layer_decay)
+        except ValueError as error:
+            raise ConfigError(f"optimization.layer_decay: {error}; set it to 1") from None
+
+
+def write(folder: Path, training: Training, validated: results.Validated) -> None:
+    """`predictions.csv`, `confusion.png` and `results.json`."""
+    videos, num_classes = training.videos, training.options.data.num_classes
+    results.write_predictions(folder / "predictions.csv", validated, 0, videos.val.paths)
+    results.draw_confusion(folder / "confusion.png", validated, 0, num_classes)
+    train_loss, train_hits = (training.sums[:2] / training.sums[2].clamp_min(1)).tolist()
+    measured = {
+        "top1": validated.top1[0],
+        "top5": validated.top5[0],
+        "train_loss": train_loss,
+        "train_top1": 100 * train_hits,
+        "num_train": sum(videos.train.paths[i] not in videos.excluded for i in videos.chosen.tolist()),
+        "num_val": len(validated.labels),
+        "num_classes": num_classes,
+        "seed": training.seed,
+        "excluded": [{"path": path, "reason": reason} for path, reason in sorted(videos.excluded.items())],
+    }
+    results.write_json(folder / "results.json", measured)

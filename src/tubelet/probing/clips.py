@@ -1,6 +1,6 @@
 """Labelled videos of one list, and batches of their clips by sample number."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -66,17 +66,21 @@ class LabelledClips:
 
     def batches(self, batches: Sequence[Tensor], epoch: int = 0) -> Iterator[Batch]:
         """The clips of each tensor of sample numbers; those of unreadable files that are excluded are missing."""
-        source = _Batches(self._dataset, batches, epoch)
-        workers = min(self._data.num_workers, len(batches))
-        return iter(Loader(source, range(len(batches)), workers, pin_memory=False, timeout=self._data.worker_timeout))
+        yield from self.steps(lambda number: (epoch, batches[number]), range(len(batches)))
+
+    def steps(self, samples_of: Callable[[int], tuple[int, Tensor]], steps: range) -> Iterator[Batch]:
+        """The clips of each of `steps`; `samples_of(step)` says its epoch and sample numbers."""
+        workers = min(self._data.num_workers, len(steps))
+        source = _Batches(self._dataset, samples_of)
+        yield from Loader(source, steps, workers, pin_memory=False, timeout=self._data.worker_timeout)
 
 
 class _Batches:
-    """A map from the number of a batch to the batch, so that a worker makes whole batches."""
+    """A map from the number of a step to its batch, so that a worker makes whole batches."""
 
-    def __init__(self, dataset, batches: Sequence[Tensor], epoch: int):
-        self.dataset, self.batches, self.epoch = dataset, batches, epoch
+    def __init__(self, dataset, samples_of: Callable[[int], tuple[int, Tensor]]):
+        self.dataset, self.samples_of = dataset, samples_of
 
-    def __getitem__(self, number: int) -> Batch:
-        indices = self.batches[number].tolist()
-        return collate([self.dataset[Draw(number, self.epoch, i, slot)] for slot, i in enumerate(indices)], number)
+    def __getitem__(self, step: int) -> Batch:
+        epoch, indices = self.samples_of(step)
+        return collate([self.dataset[Draw(step, epoch, i, slot)] for slot, i in enumerate(indices.tolist())], step)

@@ -23,7 +23,8 @@ class FrozenEncoder:
         self.device = device
         self.dtype = torch.bfloat16 if options.optimization.use_bfloat16 else torch.float32
         self.mean, self.std = options.data.normalize_mean, options.data.normalize_std
-        self.module = load(options).to(device).eval().requires_grad_(False)
+        frames, side = options.data.frames_per_clip, options.optimization.resolution
+        self.module = load(options.pretrain, frames, side).to(device).eval().requires_grad_(False)
         self.fingerprint = fingerprint(self.module)
 
     @torch.no_grad()  # not inference_mode: heads save these tokens for their backward pass
@@ -35,14 +36,13 @@ class FrozenEncoder:
         return rearrange(tokens.to(self.dtype), "(B n) N D -> B n N D", B=len(clips))
 
 
-def load(options: ProbeOptions) -> nn.Module:
+def load(pretrain: PretrainConfig, frames: int, side: int) -> nn.Module:
     """The encoder that `pretrain` names, on the CPU; ConfigError where it is missing or does not fit the clips."""
-    frames, side = options.data.frames_per_clip, options.optimization.resolution
     try:
-        if options.pretrain.checkpoint == RANDOM:
-            encoder = random_encoder(options.pretrain, side, frames)
+        if pretrain.checkpoint == RANDOM:
+            encoder = random_encoder(pretrain, side, frames)
         else:
-            encoder = _pretrained(options.pretrain)
+            encoder = _pretrained(pretrain)
         encoder.grid_size(frames, side, side)
     except ValueError as error:
         raise ConfigError(f"data.frames_per_clip {frames}, optimization.resolution {side}: {error}") from None

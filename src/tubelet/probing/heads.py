@@ -52,10 +52,15 @@ def build(make: Callable[[], nn.Module], count: int, seed: int) -> Heads:
     return Heads([head() for _ in range(count)])
 
 
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each head [G], from logits [G, B, P, num_classes] of P predictions a video."""
+def loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each head [G], from logits [G, B, P, num_classes] of P predictions a video.
+
+    labels: classes [B], or the shares of each class [B, num_classes].
+    """
     G, _, P, _ = logits.shape
-    each = F.cross_entropy(logits.float().flatten(0, 2), labels.repeat_interleave(P).repeat(G), reduction="none")
+    targets = labels.repeat_interleave(P, dim=0)
+    targets = torch.cat([targets] * G)
+    each = F.cross_entropy(logits.float().flatten(0, 2), targets, reduction="none", label_smoothing=label_smoothing)
     return each.view(G, -1).mean(1)
 
 

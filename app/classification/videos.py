@@ -1,0 +1,88 @@
+"""Which videos of which step are a process's, and how they enter the model."""
+
+from collections.abc import Iterator
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from app.classification.options import Options
+from tubelet.datasets import Batch, to_float
+from tubelet.probing import split
+from tubelet.probing.clips import LabelledClips
+from tubelet.probing.features import IGNORED
+from tubelet.seeds import generator
+from tubelet.training.distributed import World
+from tubelet.training.watchdog import Watchdog
+
+
+class Videos:
+    """Labelled videos to train on and to validate with.
+
+    The samples of a step depend on the seed and the step alone; each process has an equal part of them. excluded: path
+    -> reason, of the files that could not be read so far, by any process.
+    """
+
+    def __init__(self, options: Options, world: World):
+        self.options, self.world, self.seed = options, world, options.meta.seed
+        data, o = options.data, options.optimization
+        side, views = o.resolution, data.num_views_per_segment
+        self.train = LabelledClips(
+            data, "dataset_train", resolution=side, augmentation=options.data_aug, seed=self.seed
+        )
+        self.val = LabelledClips(data, "dataset_val", resolution=side, views=views)
+        self.chosen = torch.tensor(split.few_per_class(self.train.labels, data.labels_per_class, self.seed))
+        self.global_batch = o.batch_size * world.world_size
+        self.steps_per_epoch = -(-len(self.chosen) // self.global_batch)
+        self.last_step = o.num_epochs * self.steps_per_epoch
+        self.excluded: dict[str, str] = {}
+
+    def steps(self, first: int) -> Iterator[Batch]:
+        """This process's part of the steps from `first` to the last."""
+        return self.train.steps(
+            lambda step: (step // self.steps_per_epoch, self._samples(step)[0]), range(first, self.last_step)
+        )
+
+    def slots(self, batch: Batch) -> list[int]:
+        """The samples' places in their step, without those that could not be read."""
+        samples, first = self._samples(batch.step)
+        read = set(batch.indices.tolist())
+        return [first + place for place, index in enumerate(samples.tolist()) if index in read]
+
+    def validation(self, indices: Tensor, watchdog: Watchdog) -> Iterator[Batch]:
+        """This process's part of the validation videos with these numbers, all processes in step."""
+        batches = indices.split(self.global_batch)
+        own = [part.tensor_split(self.world.world_size)[self.world.rank] for part in batches]
+        for number, batch in enumerate(self.val.batches(own)):
+            watchdog.note(f"batch {number + 1} of {len(own)} of {self.val.source}")
+            self.count(batch)
+            yield batch
+
+    def count(self, batch: Batch) -> int:
+        """How many videos all processes have in their parts of a batch; what they could not read is noted."""
+        everyone = self.world.each((len(batch), {bad.path: bad.reason for bad in batch.bad}))
+        for _, unreadable in everyone:
+            self.excluded |= unreadable
+        return sum(count for count, _ in everyone)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised clips [B, n, C, T, H, W] and labels [B] on the device.
+
+        A process without any has one of zeros with the label IGNORED: gradients are averaged in step.
+        """
+        data, device, side = self.options.data, self.world.device, self.options.optimization.resolution
+        if len(batch) == 0:
+            clips = torch.zeros(1, data.num_segments, 3, data.frames_per_clip, side, side, device=device)
+            return clips, torch.tensor([IGNORED], device=device)
+        x = to_float(batch.clips.to(device), data.normalize_mean, data.normalize_std)
+        return rearrange(x, "(B n) C T H W -> B n C T H W", B=len(batch)), batch.labels.to(device)
+
+    def _samples(self, step: int) -> tuple[Tensor, int]:
+        """This process's samples of a step, and the first one's place in it. Pairs that are mixed are not parted."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order = self.chosen[torch.randperm(len(self.chosen), generator=generator(self.seed, "order", epoch))]
+        batch = order.split(self.global_batch)[number]
+        unit = 2 if self.options.optimization.mixes else 1
+        units = torch.arange(-(-len(batch) // unit)).tensor_split(self.world.world_size)[self.world.rank]
+        first = unit * int(units[0]) if len(units) else 0
+        return batch[first : first + unit * len(units)], first
