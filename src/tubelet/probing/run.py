@@ -170,7 +170,8 @@ class Probe:
 
         def on_epoch(epoch: int, losses: list[float]) -> None:
             if log is not None:
-                log.log([{"step": epoch, **{f"train_loss/{g}": x for g, x in zip(finalists, losses, strict=True)}}])
+                train_loss = {f"train_loss/{g}": loss for g, loss in zip(finalists, losses, strict=True)}
+                log.log([{"step": epoch, "last_step": o.num_epochs, **train_loss}])
 
         fitted = fitter.fit(LAST_STAGE, [grid[g] for g in finalists], self._usable(), on_epoch)
         if log is not None:

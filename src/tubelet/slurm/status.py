@@ -119,14 +119,14 @@ def _progress(folder: Path, *, running: bool) -> tuple[str, str, str, str]:
     if line is None:
         return "-", "-", "-", "-"
     left = "-"
-    if running and "last_step" in line:
+    if running and "step_seconds" in line:
         minutes = round((line["last_step"] - line["step"]) * line["step_seconds"] / 60)
         left = f"{minutes // 60}:{minutes % 60:02d} h"
     loss, speed = (
         f"{line[name]:.{digits}f}" if line.get(name) is not None else "-"
         for name, digits in (("loss", 4), ("clips_per_second", 1))
     )
-    return f"{line['step']}/{line.get('last_step', '?')}", loss, speed, left
+    return f"{line['step']}/{line['last_step']}", loss, speed, left
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
