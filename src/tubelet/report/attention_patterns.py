@@ -1,0 +1,169 @@
+"""Which tokens a token attends to, asked of the encoders themselves: `python -m tubelet.report.attention_patterns`."""
+
+import argparse
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from einops import reduce
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from tubelet.layers import Attention
+from tubelet.layers.mixing import MixingLayer
+from tubelet.models.fast_timesformer import FastTimeSformer
+from tubelet.models.fastback import BTTransformer
+from tubelet.models.multiscale import Lateral, MultiscaleTransformer
+from tubelet.models.sparse import SparseTransformer
+from tubelet.models.timesformer import TimeSformer
+from tubelet.models.vivit import ViViT
+from tubelet.models.windowed import WindowedTransformer
+
+GRID = (6, 8, 8)
+TOKEN = (2, 3, 4)  # time slot, row, column
+PATCH = 2  # pixels of a side: what a patch shows does not matter here
+COLOURS = ("#ececec", "#1f6fb4", "#e0661c", "#3a9a5b")  # not seen; seen by the first part, by the second, by both
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attention of an encoder: the name of its module, and which of its heads, all if None."""
+
+    label: str
+    layer: str
+    heads: slice | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    encoder: nn.Module
+    parts: Sequence[Part]
+
+
+def panels() -> list[Panel]:
+    """One for each pattern; two parts at most, which are drawn in two colours."""
+    sizes = {"img_size": PATCH * GRID[1], "patch_size": PATCH, "num_frames": GRID[0], "tubelet_size": 1}
+    small = {**sizes, "embed_dim": 48, "num_heads": 2, "depth": 2}
+    timesformer, vivit = partial(TimeSformer, **small), partial(ViViT, **small)
+    over_time, over_space = partial(Part, "over time"), partial(Part, "over space")
+    return [
+        Panel(
+            "TimeSformer, joint; ViViT 1; V-JEPA", timesformer(attention_type="joint"), [Part("all", "blocks.0.attn")]
+        ),
+        Panel(
+            "TimeSformer, divided",
+            timesformer(),
+            [over_time("blocks.0.temporal_attn"), over_space("blocks.0.attn")],
+        ),
+        Panel(
+            "TimeSformer, space only; ViViT 2's spatial encoder",
+            timesformer(attention_type="space_only"),
+            [over_space("blocks.0.attn")],
+        ),
+        Panel(
+            "ViViT 3, factorised self-attention",
+            vivit(variant="factorised_self_attention"),
+            [over_time("blocks.0.temporal_attn"), over_space("blocks.0.attn")],
+        ),
+        Panel(
+            "ViViT 4, factorised dot product",
+            vivit(variant="factorised_dot_product"),
+            [
+                Part("heads over time", "blocks.0.attn", slice(1, 2)),
+                Part("heads over space", "blocks.0.attn", slice(1)),
+            ],
+        ),
+        Panel(
+            "FastTimeSformer, divided (Fastformer)",
+            FastTimeSformer(**small),
+            [over_time("blocks.0.attentions.0"), over_space("blocks.0.attentions.1")],
+        ),
+        Panel(
+            "Windowed: windows of 2 x 4 x 4",
+            WindowedTransformer(**small, window_size=(2, 4, 4)),
+            [Part("even blocks", "blocks.0.attn"), Part("odd blocks, shifted", "blocks.1.attn")],
+        ),
+        Panel(
+            "Sparse, as by default",
+            SparseTransformer(**small),
+            [Part("even blocks", "blocks.0.attn"), Part("odd blocks", "blocks.1.attn")],
+        ),
+        Panel(
+            "FastBack",
+            BTTransformer(**small),
+            [Part("lookback heads", "blocks.0.attn", slice(1)), Part("lookahead heads", "blocks.0.attn", slice(1, 2))],
+        ),
+        Panel(
+            "Multi-scale, every third slot in the slow path",
+            MultiscaleTransformer(**small, fast_embed_dim=24, fast_num_heads=3, frame_stride=3),
+            [Part("fast path", "fast_blocks.0.attn"), Part("slow path", "readout")],
+        ),
+    ]
+
+
+def seen(encoder: nn.Module, part: Part, token: tuple[int, int, int] = TOKEN) -> Tensor:
+    """Whether the token's features depend on each patch, bool [t, h, w], if no attention but this part acts.
+
+    All others add nothing to the residual stream: their last linear layer is zero. What is left acts on single tokens.
+    On itself a token always depends, through the residual stream.
+    """
+    encoder = copy.deepcopy(encoder).eval()
+    for name, layer in encoder.named_modules():
+        if isinstance(layer, Attention | MixingLayer | Lateral):
+            acts = torch.zeros(layer.num_heads)
+            if name == part.layer:
+                acts[part.heads or slice(None)] = 1
+            layer.proj.weight.data *= acts.repeat_interleave(layer.head_dim)
+    generator = torch.Generator().manual_seed(0)
+    t, h, w = GRID
+    clip = torch.randn(1, 3, t, h * PATCH, w * PATCH, generator=generator, requires_grad=True)
+    features = encoder(clip).unflatten(1, GRID)[0][token]
+    # A plain sum would not do: after the last norm it is the same whatever the token holds.
+    (features * torch.randn(features.shape, generator=generator)).sum().backward()
+    return reduce(clip.grad.abs(), "1 C t (h p) (w q) -> t h w", "max", p=PATCH, q=PATCH) > 0
+
+
+def draw(path: str) -> None:
+    """All panels; a panel shows the frames from left to right, the token framed in black."""
+    shown = panels()
+    figure = Figure(figsize=(11, 0.95 * len(shown) / 2 + 0.1), layout="constrained")
+    for axes, panel in zip(figure.subplots(-(-len(shown) // 2), 2).flat, shown, strict=True):
+        _draw_panel(axes, panel)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_panel(axes, panel: Panel) -> None:
+    t, h, w = GRID
+    kinds = sum((number + 1) * seen(panel.encoder, part).int() for number, part in enumerate(panel.parts))
+    colours = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS], dtype=np.uint8)
+    image = np.full((h, t * (w + 1) - 1, 3), 255, dtype=np.uint8)
+    for slot, of_slot in enumerate(colours[kinds.numpy()]):
+        image[:, slot * (w + 1) : slot * (w + 1) + w] = of_slot
+    axes.imshow(image)
+    slot, row, column = TOKEN
+    axes.add_patch(Rectangle((slot * (w + 1) + column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", lw=1.5))
+    axes.set_axis_off()
+    axes.set_title(panel.title, fontsize=8, loc="left", pad=3)
+    labels = [part.label for part in panel.parts] + (["both"] if (kinds == 3).any() else [])
+    for number, label in enumerate(labels):
+        axes.text(
+            1 - 0.2 * (len(labels) - 1 - number), 1.06, label, color=COLOURS[number + 1], fontsize=7, ha="right",
+            transform=axes.transAxes,
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tubelet.report.attention_patterns", description=__doc__)
+    parser.add_argument("--out", default="docs/attention_patterns.png", help="the picture (default: %(default)s)")
+    out = parser.parse_args().out
+    draw(out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
