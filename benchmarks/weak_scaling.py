@@ -22,7 +22,7 @@ from tubelet.training import distributed
 from tubelet.training.launch import Package, load
 
 PRETRAINING = Package("app", key="app", module="train")
-# The demo's step, and one of ten times the parameters for as many clips a second.
+# A step of 0.1 s on one core with 0.6 million gradients to average, and one of 1.3 s with 2.6 million.
 CONFIGURATIONS = ("configs/pretrain/demo.yaml", "configs/pretrain/real.yaml")
 GOAL = 1.85
 
@@ -58,15 +58,9 @@ class Crew:
     """In `with Crew(groups, options) as crew:` waiting processes, of which each group of so many trains together."""
 
     def __init__(self, groups: Sequence[int], options: Options):
-        context = multiprocessing.get_context("spawn")
-        self.processes, self.ends = [], []
-        for size in groups:
-            address = distributed.free_address()
-            for rank in range(size):
-                end, other = context.Pipe()
-                arguments = (rank, size, address, options, other)
-                self.processes.append(context.Process(target=_member, args=arguments, daemon=True))
-                self.ends.append(end)
+        self.groups, self.options = groups, options
+        self.processes: list[Any] = []
+        self.ends: list[Connection] = []
 
     def train(self, steps: int) -> None:
         """Every process takes so many steps."""
@@ -76,13 +70,25 @@ class Crew:
             end.recv()
 
     def __enter__(self) -> "Crew":
-        for process in self.processes:
-            process.start()
+        context = multiprocessing.get_context("spawn")
+        for size in self.groups:
+            address = distributed.free_address()
+            for rank in range(size):
+                end, other = context.Pipe()
+                arguments = (rank, size, address, self.options, other)
+                self.processes.append(context.Process(target=_member, args=arguments, daemon=True))
+                self.processes[-1].start()
+                other.close()  # so that the end of a process is the end of its pipe
+                self.ends.append(end)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
         for end, process in zip(self.ends, self.processes, strict=True):
-            end.send(0)
+            if error is None:
+                end.send(0)
+            else:
+                process.terminate()
+        for process in self.processes:
             process.join()
 
 
