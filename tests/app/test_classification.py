@@ -3,14 +3,24 @@ import json
 from pathlib import Path
 
 import av
+import matplotlib.figure  # noqa: F401 - imported once for all processes, which are forked
 import numpy as np
 import pytest
+import timm
 import torch
+import torchmetrics.classification  # noqa: F401
 
 from app.classification import train as program
+from app.classification.mixing import PairMixing
+from app.classification.videos import Videos
+from tests.processes import run as run_on_processes
 from tubelet.config import ConfigError, check
+from tubelet.models import ModelConfig, build_encoder
 from tubelet.training import checkpoint
 from tubelet.training.distributed import World
+
+MULTISCALE = {"encoder": "multiscale", "model_name": "multiscale_tiny"}
+TIMESFORMER = {"encoder": "timesformer", "model_name": "timesformer_tiny"}
 
 
 @pytest.fixture(scope="module")
@@ -71,29 +81,191 @@ class Stopped(Exception):
     pass
 
 
+ALL_DRAWS = {
+    "data_aug": {},
+    "model": {
+        "model_name": "vit_tiny",
+        "encoder_args": {"embed_dim": 24, "depth": 2, "num_heads": 2, "drop_rate": 0.2},
+    },
+    "optimization": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "layer_decay": 0.7, "accumulation_steps": 2},
+}
+
+
 def test_going_on_after_a_stop_is_as_never_stopping(raw, tmp_path, monkeypatch):
-    sections = {"meta": {"save_every_minutes": 0.0}, "data_aug": {}}
-    run(raw, folder=str(tmp_path / "straight"), **sections)
-    save = checkpoint.save
+    raw["optimization"] |= ALL_DRAWS["optimization"] | {"num_epochs": 3}
+    sections = ALL_DRAWS | {"optimization": {}, "logging": {"checkpoint_every_steps": 1, "log_every": 1}}
+    straight = run(raw, folder=str(tmp_path / "straight"), **sections)
+    update = program.Training.update
 
-    def stop_after_three(folder, step, *rest, **more):
-        save(folder, step, *rest, **more)
-        if step == 3:
+    def stop_in_the_second_epoch(self):
+        if self.step == 5:
             raise Stopped
+        return update(self)
 
-    monkeypatch.setattr(checkpoint, "save", stop_after_three)
+    monkeypatch.setattr(program.Training, "update", stop_in_the_second_epoch)
     with pytest.raises(Stopped):
         run(raw, **sections)
-    monkeypatch.setattr(checkpoint, "save", save)
-    run(raw, **sections)
+    monkeypatch.setattr(program.Training, "update", update)
+    assert run(raw, **sections) == straight
+    ours, theirs = (last_state(folder) for folder in (raw["folder"], tmp_path / "straight"))
     for part in ("encoder", "classifier"):
-        ours, theirs = (
-            checkpoint.load_latest(Path(folder) / "checkpoints")[part]
-            for folder in (raw["folder"], tmp_path / "straight")
-        )
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
+    assert losses(raw["folder"]) == losses(tmp_path / "straight")
 
 
-def test_a_shape_that_cannot_be_cut_is_named(raw):
-    with pytest.raises(ConfigError, match="optimization.resolution.*40"):
-        run(raw, optimization={"resolution": 40})
+def last_state(folder):
+    return checkpoint.load_latest(Path(folder) / "checkpoints")
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines]
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.parametrize(("mixed", "global_batch", "videos"), [(False, 6, 7), (True, 12, 12)])
+def test_several_processes_do_what_one_does(raw, lists, mixed, global_batch, videos, tmp_path):
+    """With a broken video among them. Of three processes one or two have no part of an epoch's last batch."""
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for name, count in (("train", videos), ("val", 5)):
+        lines = (lists / f"{name}.csv").read_text().splitlines()[:count]
+        (tmp_path / f"{name}.csv").write_text("\n".join([*lines[:2], "broken.mp4 0", *lines[2:]]))
+        raw["data"][f"dataset_{name}"] = str(tmp_path / f"{name}.csv")
+    raw["data"] |= {"on_bad_video": "exclude", "num_views_per_segment": 2}
+    raw["optimization"]["num_epochs"] = 4
+    raw["logging"] = {"monitor_every": 3, "monitor_clips": 4}
+    if mixed:
+        raw["optimization"] |= {"mixup": 0.8, "cutmix": 1.0, "layer_decay": 0.7, "label_smoothing": 0.1}
+    found = {}
+    for processes in (1, 2, 3):
+        raw["folder"] = str(tmp_path / str(processes))
+        raw["optimization"]["batch_size"] = global_batch // processes
+        if mixed and processes == 3:
+            raw["optimization"]["accumulation_steps"] = 2
+        run_on_processes(program.main, check(raw, program.Options, "test.yaml"), processes)
+        results = json.loads((tmp_path / str(processes) / "results.json").read_text())
+        results["train_loss"] = pytest.approx(results["train_loss"], rel=1e-4)
+        found[processes] = results, losses(raw["folder"])
+    results, expected = found[1]
+    assert (results["num_train"], results["num_val"], len(results["excluded"]), len(expected)) == (videos, 5, 1, 8)
+    for processes in (2, 3):
+        assert found[processes][0] == results
+        assert found[processes][1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A run of app.vjepa, as far as it matters here."""
+    model = {"model_name": "vit_tiny", "encoder_args": {"embed_dim": 24, "depth": 2, "num_heads": 2}}
+    data = {"crop_size": 32, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
+    torch.manual_seed(0)
+    weights = build_encoder(ModelConfig(**model), **data).state_dict()
+    state = {"step": 1, "encoder": {}, "target_encoder": weights, "config": {"model": model, "data": data}}
+    checkpoint.save(tmp_path / "pretraining" / "checkpoints", 1, state, keep=1)
+    return tmp_path / "pretraining", weights
+
+
+def new_training(raw):
+    options = check(raw, program.Options, "test.yaml")
+    return program.Training(options, Videos(options, World()), World())
+
+
+def test_fine_tuning_starts_from_the_runs_weights_and_changes_them(raw, pretrained):
+    folder, weights = pretrained
+    del raw["model"], raw["data"]["patch_size"]
+    raw["pretrain"] = {"folder": str(folder)}
+    raw["optimization"] |= {"layer_decay": 0.5, "num_epochs": 2}
+    start = new_training(raw).classifier.encoder.state_dict()
+    assert start.keys() == weights.keys()
+    assert all(torch.equal(start[name], weights[name]) for name in weights)
+    run(raw)
+    learned = last_state(raw["folder"])["encoder"]
+
+    def change(name):
+        return float((learned[name] - weights[name]).abs().mean())
+
+    assert 0 < change("patch_embed.proj.weight") < change("blocks.0.mlp.fc1.weight") < change("blocks.1.mlp.fc1.weight")
+
+
+@pytest.mark.parametrize("encoder", ["timesformer", "vivit"])
+def test_an_image_vit_gives_its_weights(raw, encoder, tmp_path):
+    image = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7)
+    torch.save(image.state_dict(), tmp_path / "image.pth")
+    raw["model"] = {"encoder": encoder, "model_name": f"{encoder}_tiny"}
+    raw["image_vit"] = {"timm_name": "vit_tiny_patch16_224", "weights": str(tmp_path / "image.pth")}
+    video = new_training(raw).classifier.encoder
+    for name, weight in image.blocks[11].state_dict().items():
+        assert torch.equal(video.blocks[11].state_dict()[name], weight)
+    torch.testing.assert_close(video.patch_embed.proj.weight.sum(2), image.patch_embed.proj.weight)
+    raw["model"]["encoder_args"] = {"depth": 2}
+    with pytest.raises(ConfigError, match=r"\(192, 12, 3, 16\), this encoder's \(192, 2, 3, 16\)"):
+        new_training(raw)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_learns_about_the_same(raw, dtype, tmp_path):
+    full = run(raw)
+    half = run(raw, folder=str(tmp_path / "half"), meta={"dtype": dtype})
+    assert half["train_loss"] == pytest.approx(full["train_loss"], abs=0.1)
+
+
+def test_accumulated_parts_make_one_step(raw, tmp_path):
+    raw["optimization"]["num_epochs"] = 2
+    whole = run(raw, logging={"log_every": 1})
+    parts = run(raw, folder=str(tmp_path / "parts"), optimization={"accumulation_steps": 4})
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(raw["folder"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_mixed_labels_are_the_shares_of_the_pixels(mixup, cutmix):
+    """Sample i is all i: the mean of a mixed clip is the mean of what is in it."""
+    labels = torch.arange(6)
+    clips = labels.float().view(6, 1, 1, 1, 1, 1).expand(6, 2, 3, 4, 16, 16)
+    mixing = PairMixing(mixup, cutmix, num_classes=6, seed=3)
+    mixed, shares = mixing(clips, labels, 5, list(range(6)))
+    torch.testing.assert_close(shares.sum(1), torch.ones(6))
+    torch.testing.assert_close(mixed.mean((1, 2, 3, 4, 5)), shares @ labels.float())
+    assert (shares > 0).sum(1).max() == 2
+    assert not torch.equal(shares[0, :2].sort().values, shares[2, 2:4].sort().values)  # each pair has its own share
+    every_frame = mixed.flatten(1, 3)
+    assert torch.equal(every_frame, every_frame[:, :1].expand_as(every_frame))
+    # The second process's part, with a sample that could not be read.
+    part, part_shares = mixing(clips[[2, 4, 5]], labels[[2, 4, 5]], 5, [2, 4, 5])
+    assert torch.equal(part[1:], mixed[4:])
+    assert torch.equal(part_shares[1:], shares[4:])
+    assert torch.equal(part[0], clips[2])
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"optimization": {"resolution": 40}}, "optimization.resolution.*40"),
+        ({"optimization": {"warmup": 9.0}}, "warmup: 9.0 epochs of warm-up do not fit into 8"),
+        ({"optimization": {"accumulation_steps": 3}}, "accumulation_steps: 3 does not divide batch_size 4"),
+        ({"optimization": {"mixup": 0.8, "batch_size": 3}}, "mix pairs, 3 is odd"),
+        ({"optimization": {"layer_decay": 0.7}, "model": MULTISCALE}, "layer_decay: .* has no `blocks`"),
+        ({"pretrain": {"folder": "nowhere"}}, "remove `model`"),
+        ({"pretrain": {"folder": "nowhere"}, "model": None}, "data.patch_size.*has its own"),
+        ({"image_vit": {"weights": "nowhere.pth"}}, "VisionTransformer cannot start as an image ViT"),
+        ({"image_vit": {"weights": "nowhere.pth"}, "model": TIMESFORMER}, "nowhere.pth: no such file"),
+        ({"distributed": "fsdp"}, "take ddp"),
+        ({"data": {"fps": 2.0}}, "frame_step and fps given"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_computed(raw, sections, said):
+    for name, change in sections.items():
+        raw[name] = change if name in ("model", "distributed") else {**raw.get(name, {}), **change}
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        run(raw)
+    assert not Path(raw["folder"]).exists()
+
+
+def test_another_global_batch_is_refused(raw):
+    raw["optimization"]["num_epochs"] = 2
+    run(raw)
+    (Path(raw["folder"]) / "results.json").unlink()
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"take 4 videos; 1 process\(es\) with optimization.batch_size 2"
+    ):
+        run(raw, optimization={"batch_size": 2})
