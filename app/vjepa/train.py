@@ -25,6 +25,7 @@ from tubelet.training.distributed import World
 from tubelet.training.interruption import Interruption
 from tubelet.training.monitor import FeatureMonitor
 from tubelet.training.optim import adamw, set_hyperparameters
+from tubelet.training.updates import Updates
 
 PARTS = ("encoder", "target_encoder", "predictor")
 # Keys that may differ when a folder's run is continued: nothing that is learned depends on them.
@@ -115,10 +116,7 @@ class Pretraining:
             betas=options.optimization.betas,
             eps=options.optimization.eps,
         )
-        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # In every precision the scaler leaves out updates with non-finite gradients, without waiting for the device.
-        self.fp16 = options.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16 if self.fp16 else 1.0)
+        self.updates = Updates(self.optimizer, options.dtype, world.device)
 
     def set_hyperparameters(self) -> dict[str, float]:
         """Give the optimiser this step's learning rate and weight decay; returns them with the EMA momentum."""
@@ -138,18 +136,14 @@ class Pretraining:
             place = slice(int(chunk[0]), int(chunk[-1]) + 1)
             with parallel.gradients_averaged(self.model, now=part == parts - 1):
                 terms = self._losses(batch, place, clip_seeds[place])
-                self.scaler.scale(terms["loss"] / parts).backward()
+                self.updates.backward(terms["loss"] / parts)
             for name, term in terms.items():
                 losses[name] = losses.get(name, 0) + term.detach() / parts
         return losses
 
     def update(self) -> Tensor:
         """Clip, step, move the target encoder; an update with non-finite gradients is left out. Returns the norm."""
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = parallel.whole(torch.nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_grad(self.step)))
-        self.scaler.step(self.optimizer)
-        self.scaler.update(None if self.fp16 else 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
+        grad_norm = self.updates.apply(self.schedule.clip_grad(self.step))
         self.jepa.update_target(self.schedule.momentum(self.step))
         self.step += 1
         return grad_norm
@@ -161,22 +155,17 @@ class Pretraining:
             **{part: parallel.model_state(getattr(self.jepa, part)) for part in PARTS},
             "optimizer": parallel.optimizer_state(self.jepa, self.optimizer),
             "global_batch": self.global_batch,
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.updates.state_dict(),
             "config": self.options.model_dump(mode="json"),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; raises CheckpointError when it does not match the model or the global batch."""
-        if state["global_batch"] != self.global_batch:
-            raise checkpoint.CheckpointError(
-                f"the run's steps take {state['global_batch']} clips; {self.world.world_size} process(es) with "
-                f"data.batch_size {self.options.data.batch_size} make {self.global_batch}. "
-                "Change one of them, or start another run with init_from=…"
-            )
+        checkpoint.refuse_other_batch(state["global_batch"], self.global_batch, "data.batch_size")
         for part in PARTS:
             checkpoint.load_state(getattr(self.jepa, part), state[part], f"{part} of the checkpoint")
         parallel.load_optimizer_state(self.jepa, self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.updates.load_state_dict(state["scaler"])
         self.step = state["step"]
 
     def resume_or_start(self, checkpoints: Path) -> None:
@@ -196,11 +185,11 @@ class Pretraining:
                 checkpoint.load_state(getattr(self.jepa, part), weights[part], what)
 
     def _losses(self, batch: Batch, place: slice, clip_seeds: list[int]) -> dict[str, Tensor]:
-        aug, dtype = self.options.data_aug, self.options.dtype
+        aug = self.options.data_aug
         clips = to_float(batch.clips[place], aug.normalize_mean, aug.normalize_std)
         masks_context = [mask[place] for mask in batch.masks_context]
         masks_target = [mask[place] for mask in batch.masks_target]
-        with torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
+        with self.updates.autocast():
             return self.model(clips, masks_context, masks_target, clip_seeds)
 
 

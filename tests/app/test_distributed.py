@@ -76,5 +76,7 @@ def test_a_sharded_run_goes_on_with_other_numbers_of_processes(plain, tmp_path):
 
 def test_another_global_batch_is_refused(plain, tmp_path):
     run(plain, tmp_path, 1)
-    with pytest.raises(AssertionError, match="the run's steps take 8 clips; 1 process.* with data.batch_size 4 make 4"):
+    with pytest.raises(
+        AssertionError, match="run's steps take 8 samples, data.batch_size times .* is 4 here"
+    ):
         run(plain, tmp_path, 1, batch=4)

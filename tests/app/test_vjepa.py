@@ -184,7 +184,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(small):
     for parts in (1, 4):
         training = pretraining(path, f"optimization.accumulation_steps={parts}")
         losses = training.forward_backward(some_batch(training))
-        gradients.append([p.grad for p in training.trained] + [losses["loss"]])
+        gradients.append([p.grad for p in training.updates.trained] + [losses["loss"]])
     for whole, accumulated in zip(*gradients, strict=True):
         torch.testing.assert_close(accumulated, whole, rtol=1e-4, atol=1e-6)
 
@@ -192,13 +192,13 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(small):
 def test_update_with_non_finite_gradients_is_left_out(small):
     training = pretraining(small())
     training.forward_backward(some_batch(training))
-    training.trained[0].grad[0] = float("nan")
-    before = [p.detach().clone() for p in training.trained]
+    training.updates.trained[0].grad[0] = float("nan")
+    before = [p.detach().clone() for p in training.updates.trained]
     assert not torch.isfinite(training.update())
-    assert all(torch.equal(old, new) for old, new in zip(before, training.trained, strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, training.updates.trained, strict=True))
     training.forward_backward(some_batch(training))
     assert torch.isfinite(training.update())
-    assert any(not torch.equal(old, new) for old, new in zip(before, training.trained, strict=True))
+    assert any(not torch.equal(old, new) for old, new in zip(before, training.updates.trained, strict=True))
 
 
 def test_a_diverging_run_stops_with_a_message_and_good_weights(small, tmp_path):

@@ -233,3 +233,12 @@ def load_state(module: torch.nn.Module, state: dict[str, Any], what: str) -> Non
         raise CheckpointError("\n".join([f"{what} does not match the model:", *problems[:20], *more]))
     whole = not any(isinstance(tensor, DTensor) for tensor in state.values())
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=whole))
+
+
+def refuse_other_batch(then: int, now: int, key: str) -> None:
+    """Raises CheckpointError where the steps of all processes together take another number of samples than `then`."""
+    if then != now:
+        raise CheckpointError(
+            f"the run's steps take {then} samples, {key} times the number of processes is {now} here. Change one of "
+            "them, or choose another folder=…"
+        )
