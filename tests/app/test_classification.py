@@ -14,7 +14,7 @@ from app.classification import train as program
 from app.classification.mixing import PairMixing
 from app.classification.videos import Videos
 from tests.processes import run as run_on_processes
-from tubelet.config import ConfigError, check
+from tubelet.config import ConfigError, check, load
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.training import checkpoint
 from tubelet.training.distributed import World
@@ -269,3 +269,8 @@ def test_another_global_batch_is_refused(raw):
         checkpoint.CheckpointError, match=r"take 4 videos; 1 process\(es\) with optimization.batch_size 2"
     ):
         run(raw, optimization={"batch_size": 2})
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/supervised").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_configuration_is_accepted(path):
+    load(path, [], program.Options)

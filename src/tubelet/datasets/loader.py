@@ -176,6 +176,8 @@ class Loader:
                 batch_size=None,
                 sampler=steps,
                 num_workers=self.num_workers,
+                # Also in a process that was spawned itself, whose workers would else import everything anew each epoch.
+                multiprocessing_context="fork" if self.num_workers else None,
                 pin_memory=self.pin_memory,
                 timeout=self.timeout if self.num_workers else 0,
                 worker_init_fn=functools.partial(_start_worker, videos),
