@@ -37,7 +37,7 @@ def attention_under(
             return partial(_attend_in_windows, window=heads[0], grid=grid)
         return partial(_attend_in_windows_of_tubes, window=heads[0], grid=grid, keep=keep)
     if keep is None and like.is_cuda and head_dim >= 16:
-        return partial(_attend_by_blocks, block_mask=block_mask(heads, grid, block_size, like.device))
+        return partial(attend_by_blocks, block_mask=block_mask(heads, grid, block_size, like.device))
     return partial(F.scaled_dot_product_attention, attn_mask=boolean_mask(heads, grid, keep, like.device))
 
 
@@ -74,9 +74,10 @@ def block_mask(heads: tuple[Pattern, ...], grid: Grid, block_size: int, device: 
 _flex_attention = torch.compile(flex_attention)
 
 
-def _attend_by_blocks(
+def attend_by_blocks(
     q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, dropout_p: float = 0.0, scale: float | None = None
 ) -> Tensor:
+    """FlexAttention, [B, heads, N, d] each -> [B, heads, N, d]; ValueError for dropout, which it has not."""
     if dropout_p:
         raise ValueError("FlexAttention cannot drop attention weights; set attn_drop to 0")
     return _flex_attention(q, k, v, block_mask=block_mask, scale=scale)

@@ -186,7 +186,7 @@ def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: Rope
 def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     """Turn the channel pairs of x [B, N, 2, heads, width] by the tables' angles, in fp32; the result has x's type."""
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return (x * rope.cos + swapped * rope.sin).type_as(x)
+    return torch.addcmul(x * rope.cos, swapped, rope.sin).type_as(x)
 
 
 def _all_places(grid: Grid) -> Coordinates:
