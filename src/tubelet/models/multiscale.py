@@ -44,7 +44,9 @@ class MultiscaleTransformer(VideoEncoder):
     for both paths, and cross-attention both ways after every `lateral_every` blocks. At the end each token of the fast
     path, widened, reads the slow path: these are the returned tokens [B, N, embed_dim], one for each place of the whole
     grid. The slow path has a CLS token as well, so that there is something to read whichever tokens are kept; of kept
-    tokens it takes those of its time slots. Positions are fixed sin-cos. Raises ValueError for sizes that do not fit.
+    tokens it takes those of its time slots. How many these are is read back from the masks, which breaks
+    torch.compile's graph and waits for a GPU, unless `tube_masks` is set. Positions are fixed sin-cos. Raises
+    ValueError for sizes that do not fit.
 
     >>> encoder = MultiscaleTransformer(64, 16, 8, embed_dim=192, num_heads=3, fast_embed_dim=96, fast_num_heads=3)
     >>> clips = torch.randn(2, 3, 8, 64, 64)
