@@ -16,7 +16,8 @@ class VideoEncoder(nn.Module, ABC):
     time-major order. Then tokens keep a (time, place) grid, and attention within frames, places or windows needs no
     mask over all kept tokens. The numbers are the same. Other masks are an error then, on a GPU one that comes late.
 
-    torch.compile makes one graph of a pass, with or without masks, unless a subclass says otherwise. Raises ValueError for sizes that patches or tubelets do not fill, and for heads that do not divide the width.
+    torch.compile makes one graph of a pass, with or without masks, unless a subclass says otherwise. Raises
+    ValueError for sizes that patches or tubelets do not fill, and for heads that do not divide the width.
     """
 
     accepts_masks = True
