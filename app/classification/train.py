@@ -25,6 +25,7 @@ from tubelet.training.distributed import World
 from tubelet.training.interruption import Interruption
 from tubelet.training.optim import adamw, layer_decay, set_hyperparameters
 from tubelet.training.run_folder import refuse_other_configuration
+from tubelet.training.updates import Updates
 from tubelet.training.watchdog import Watchdog
 
 # Keys that may differ when a folder's run is continued: they change nothing that is learned.
@@ -94,9 +95,7 @@ class Training:
         self.optimizer = adamw(
             [self.classifier], lr=o.lr, weight_decay=o.weight_decay, betas=o.betas, eps=o.eps, lr_scales=scales
         )
-        # As in pretraining: the scaler leaves out updates with non-finite gradients, without waiting for the device.
-        self.fp16 = options.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16 if self.fp16 else 1.0)
+        self.updates = Updates(self.optimizer, options.dtype, world.device)
         self.sums = torch.zeros(3, device=world.device)
         """Over the steps of this epoch and the videos of all processes: losses, hits, videos."""
 
@@ -126,7 +125,7 @@ class Training:
             with parallel.gradients_averaged(self.model, now=part == len(places) - 1):
                 logits = self._forward(self.model, clips[place])[None]
                 part_loss = heads.loss(logits, targets[place], o.label_smoothing).sum() * share
-                self.scaler.scale(part_loss).backward()
+                self.updates.backward(part_loss)
             loss += part_loss.detach()
             hits += (heads.probabilities(logits.detach())[0].argmax(-1) == labels[place]).sum()
         own = torch.stack([loss * of_all / world.world_size, hits, torch.full_like(loss, len(batch))])
@@ -135,12 +134,7 @@ class Training:
 
     def update(self) -> Tensor:
         """Clip the gradients and take a step; an update with non-finite gradients is left out. Returns the norm."""
-        self.scaler.unscale_(self.optimizer)
-        limit = self.options.optimization.clip_grad or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.classifier.parameters(), limit)
-        self.scaler.step(self.optimizer)
-        self.scaler.update(None if self.fp16 else 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
+        grad_norm = self.updates.apply(self.options.optimization.clip_grad)
         self.step += 1
         return grad_norm
 
@@ -166,7 +160,7 @@ class Training:
             "encoder": self.classifier.encoder.state_dict(),
             "classifier": self.classifier.head.heads[0].state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.updates.state_dict(),
             "sums": self.sums,
             "excluded": dict(self.videos.excluded),
             "global_batch": self.videos.global_batch,
@@ -178,22 +172,16 @@ class Training:
         if path is None:
             return
         state = checkpoint.read(path)
-        if state["global_batch"] != self.videos.global_batch:
-            raise checkpoint.CheckpointError(
-                f"the run's steps take {state['global_batch']} videos; {self.world.world_size} process(es) with "
-                f"optimization.batch_size {self.options.optimization.batch_size} make {self.videos.global_batch}. "
-                "Change one of them, or choose another folder=…"
-            )
+        checkpoint.refuse_other_batch(state["global_batch"], self.videos.global_batch, "optimization.batch_size")
         checkpoint.load_state(self.classifier.encoder, state["encoder"], f"encoder of {path}")
         checkpoint.load_state(self.classifier.head.heads[0], state["classifier"], f"head of {path}")
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.updates.load_state_dict(state["scaler"])
         self.sums = state["sums"].to(self.world.device)
         self.step, self.videos.excluded = state["step"], state["excluded"]
 
     def _forward(self, model: torch.nn.Module, clips: Tensor) -> Tensor:
-        dtype = self.options.dtype
-        with torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
+        with self.updates.autocast():
             return model(clips)
 
     def _layer_decay(self) -> dict[torch.nn.Parameter, float]:

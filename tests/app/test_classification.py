@@ -265,9 +265,7 @@ def test_another_global_batch_is_refused(raw):
     raw["optimization"]["num_epochs"] = 2
     run(raw)
     (Path(raw["folder"]) / "results.json").unlink()
-    with pytest.raises(
-        checkpoint.CheckpointError, match=r"take 4 videos; 1 process\(es\) with optimization.batch_size 2"
-    ):
+    with pytest.raises(checkpoint.CheckpointError, match=r"take 4 samples, optimization.batch_size times .* is 2 here"):
         run(raw, optimization={"batch_size": 2})
 
 
