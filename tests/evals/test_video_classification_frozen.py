@@ -135,7 +135,7 @@ def test_a_finished_folder_is_read_and_another_probe_refused_there(raw, monkeypa
     assert run(raw) == first
     with pytest.raises(ConfigError, match="optimization.num_epochs: 3 there, 4 here"):
         run(raw, optimization={"num_epochs": 4})
-    with pytest.raises(ConfigError, match="trained on batches of 8 videos; here .* makes 4"):
+    with pytest.raises(checkpoint.CheckpointError, match="take 8 samples, optimization.batch_size .* is 4 here"):
         run(raw, optimization={"batch_size": 4})
     with pytest.raises(ConfigError, match="pretrain.init_seed"):
         run(raw, pretrain={"init_seed": 1})

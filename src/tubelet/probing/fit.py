@@ -146,7 +146,7 @@ class Fitter:
         if path is None:
             return _Progress(0, torch.zeros(2, len(optimizers), device=device))
         state = checkpoint.read(path)
-        refuse_other_batch(self.folder, state["global_batch"], self.global_batch)
+        checkpoint.refuse_other_batch(state["global_batch"], self.global_batch, "optimization.batch_size")
         if state["inputs"] != self.inputs:
             raise other_inputs(self.folder)
         checkpoint.load_state(heads, state["heads"], str(folder))
@@ -154,15 +154,6 @@ class Fitter:
             optimizer.load_state_dict(stored)
         self.features.excluded.update(state["excluded"])
         return _Progress(state["step"], state["sums"].to(device), state["seen"])
-
-
-def refuse_other_batch(folder: Path, there: int, here: int) -> None:
-    """Raises ConfigError when the probe in `folder` was trained on batches of another size."""
-    if there != here:
-        raise ConfigError(
-            f"{folder} holds a probe trained on batches of {there} videos; here optimization.batch_size times the "
-            f"number of processes makes {here}. Change one of them, or choose another folder=…"
-        )
 
 
 def other_inputs(folder: Path) -> ConfigError:

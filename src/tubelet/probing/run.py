@@ -18,9 +18,10 @@ from tubelet.probing import results, split
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder
 from tubelet.probing.features import Features
-from tubelet.probing.fit import Fitted, Fitter, other_inputs, refuse_other_batch
+from tubelet.probing.fit import Fitted, Fitter, other_inputs
 from tubelet.probing.options import ProbeOptions
 from tubelet.progress import progress
+from tubelet.training import checkpoint
 from tubelet.training.distributed import World
 from tubelet.training.run_folder import RunFolder, refuse_other_configuration
 from tubelet.training.watchdog import Watchdog
@@ -32,7 +33,7 @@ FREE = (
     "data.worker_timeout",
     "data.cache",
     "distributed.",
-    "optimization.batch_size",  # that of all processes together may not: see refuse_other_batch
+    "optimization.batch_size",  # that of all processes together may not: see checkpoint.refuse_other_batch
     "meta.save_every_minutes",
 )
 LAST_STAGE = "all"
@@ -130,7 +131,7 @@ class Probe:
         finished = self.folder / "results.json"
         if measured := self.world.from_main(lambda: _read(finished)):
             self._refuse_other_options()
-            refuse_other_batch(self.folder, measured["global_batch"], self.global_batch)
+            checkpoint.refuse_other_batch(measured["global_batch"], self.global_batch, "optimization.batch_size")
             if measured["inputs"] != self.inputs:
                 raise other_inputs(self.folder)
             return measured
