@@ -197,27 +197,34 @@ def against_peers(repeats: int) -> list[Row]:
         timing = in_turn(partial(_forward, ours, x), partial(_forward, peer, x), repeats)
         rows.append(_compared("performer-pytorch, 4096 tokens", timing, goal=1.5))
     if find_spec("timesformer_pytorch"):
-        from timesformer_pytorch import TimeSformer
+        for size in (128, 256):
+            rows += against_timesformer(frames=16, size=size, depth=2, repeats=repeats)
+    return rows
 
-        frames, size, depth = 16, 128, 2
-        x = torch.randn(2, frames, 3, size, size, device=device())
-        peer = TimeSformer(
-            dim=WIDTH,
-            num_frames=frames,
-            num_classes=10,
-            image_size=size,
-            patch_size=PATCH,
-            depth=depth,
-            heads=HEADS,
-            dim_head=WIDTH // HEADS,
-            rotary_emb=True,
+
+def against_timesformer(frames: int, size: int, depth: int, repeats: int) -> list[Row]:
+    """Softmax and additive attention against timesformer-pytorch, two clips."""
+    from timesformer_pytorch import TimeSformer
+
+    x = torch.randn(2, frames, 3, size, size, device=device())
+    peer = TimeSformer(
+        dim=WIDTH,
+        num_frames=frames,
+        num_classes=10,
+        image_size=size,
+        patch_size=PATCH,
+        depth=depth,
+        heads=HEADS,
+        dim_head=WIDTH // HEADS,
+        rotary_emb=True,
+    ).to(device())
+    rows = []
+    for mechanism in ("regular", "fastformer"):
+        ours = FastTimeSformer(
+            frames, 3, size, size, 10, WIDTH, PATCH, depth=depth, num_heads=HEADS, attn_mechanism=mechanism
         ).to(device())
-        for mechanism in ("regular", "fastformer"):
-            ours = FastTimeSformer(
-                frames, 3, size, size, 10, WIDTH, PATCH, depth=depth, num_heads=HEADS, attn_mechanism=mechanism
-            ).to(device())
-            timing = in_turn(partial(_forward, ours, x), partial(_forward, peer, x), repeats)
-            rows.append(_compared(f"timesformer-pytorch, ours {mechanism}, 2x{frames}x{size}", timing, goal=1.5))
+        timing = in_turn(partial(_forward, ours, x), partial(_forward, peer, x), repeats)
+        rows.append(_compared(f"timesformer-pytorch, ours {mechanism}, 2x{frames}x{size}", timing, goal=1.5))
     return rows
 
 
