@@ -158,6 +158,7 @@ class Training:
         return {
             "step": self.step,
             "encoder": self.classifier.encoder.state_dict(),
+            "config": self.classifier.encoder.built_from,  # what `hub` builds it from
             "classifier": self.classifier.head.heads[0].state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.updates.state_dict(),

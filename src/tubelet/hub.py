@@ -177,6 +177,8 @@ def read(path: str | Path) -> "Weights":
     content = checkpoint.read(file)
     names = [name for name in ("encoder", "target_encoder", "predictor") if name in content]
     parts = {name: _without_prefixes(content[name]) for name in names}
+    if "encoder" in parts:
+        parts.setdefault("target_encoder", parts["encoder"])  # supervised training has one encoder
     if not parts:
         raise checkpoint.CheckpointError(f"{file}: no encoder or predictor in it; it holds {', '.join(content)}")
     kind = OwnWeights if "config" in content else ReleasedWeights

@@ -14,6 +14,7 @@ from app.classification import train as program
 from app.classification.mixing import PairMixing
 from app.classification.videos import Videos
 from tests.processes import run as run_on_processes
+from tubelet import hub
 from tubelet.config import ConfigError, check, load
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.training import checkpoint
@@ -185,6 +186,13 @@ def test_fine_tuning_starts_from_the_runs_weights_and_changes_them(raw, pretrain
         return float((learned[name] - weights[name]).abs().mean())
 
     assert 0 < change("patch_embed.proj.weight") < change("blocks.0.mlp.fc1.weight") < change("blocks.1.mlp.fc1.weight")
+
+
+def test_a_trained_encoder_is_read_like_a_pretrained_one(raw, tmp_path):
+    run(raw, optimization={"num_epochs": 1, "warmup": 0})
+    weights = checkpoint.load_latest(tmp_path / "run/checkpoints")["encoder"]
+    for key in ("encoder", "target_encoder"):
+        torch.testing.assert_close(dict(hub.load_encoder(tmp_path / "run", key).state_dict()), dict(weights))
 
 
 @pytest.mark.parametrize("encoder", ["timesformer", "vivit"])

@@ -75,7 +75,10 @@ class ModelConfig(Config):
 def build_encoder(
     model: ModelConfig, *, crop_size: int | tuple[int, int], num_frames: int, patch_size: int, tubelet_size: int
 ) -> nn.Module:
-    """The encoder of the YAML section for clips of these sizes; ValueError where they do not go together."""
+    """The encoder of the YAML section for clips of these sizes; ValueError where they do not go together.
+
+    Its attribute `built_from` says the sections `model` and `data` that it was built from, to be kept in checkpoints.
+    """
     known = factories(model.encoder)
     if model.model_name not in known:
         raise ValueError(
@@ -101,9 +104,14 @@ def build_encoder(
             raise ValueError(f"{name}: {model.model_name} of models/{model.encoder}.py has no such option; remove it")
     given = {name: value for name, value in {**sizes, **options}.items() if name in accepted}
     try:
-        return factory(**given, **model.encoder_args)
+        encoder = factory(**given, **model.encoder_args)
     except TypeError as error:
         raise ValueError(f"encoder_args {model.encoder_args}: {error}") from error
+    encoder.built_from = {
+        "model": model.model_dump(mode="json"),
+        "data": {"crop_size": crop_size, **{name: sizes[name] for name in sizes if name != "img_size"}},
+    }
+    return encoder
 
 
 def build_predictor(
