@@ -1,7 +1,9 @@
 """Attention under the patterns of tubelet.layers.patterns, by the fastest way that gives their numbers."""
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tubelet.layers.attention import Attend
-from tubelet.layers.patterns import Pattern, Window
+from tubelet.layers.patterns import Lookahead, Lookback, Pattern, Window
 from tubelet.layers.positions import Grid, locate
 
 
@@ -23,14 +25,16 @@ def attention_under(
     head_dim: int,
     block_size: int = 128,
     tubes: bool = False,
+    frames: Sequence[int] | None = None,
 ) -> Attend:
     """Attention among all tokens of the grid, or among `keep` [B, K], on the device of `like`.
 
     `heads` holds a pattern for each head, or one for all of them; `tubes` says that `keep` holds the same places in
-    every time slot. Windows become clips of their own. Otherwise all tokens on CUDA take FlexAttention's kernel, which
-    leaves out blocks of `block_size` tokens, and everything else scaled_dot_product_attention with the predicate as a
-    mask: on the CPU FlexAttention has no backward pass, for kept tokens a block mask would have to be made anew at each
-    step, and for heads of less than 16 channels there is no kernel.
+    every time slot, `frames` how many tokens of each frame it holds, where they come frame by frame. Windows become
+    clips of their own. Otherwise all tokens on CUDA take FlexAttention's kernel, which leaves out blocks of
+    `block_size` tokens: on the CPU it has no backward pass, for kept tokens a block mask would have to be made anew at
+    each step, and for heads of less than 16 channels there is no kernel. Heads that look back or ahead then go frame by
+    frame, and everything else takes scaled_dot_product_attention with the predicate as a mask.
     """
     if len(heads) == 1 and isinstance(heads[0], Window) and (keep is None or tubes):
         if keep is None:
@@ -38,6 +42,10 @@ def attention_under(
         return partial(_attend_in_windows_of_tubes, window=heads[0], grid=grid, keep=keep)
     if keep is None and like.is_cuda and head_dim >= 16:
         return partial(attend_by_blocks, block_mask=block_mask(heads, grid, block_size, like.device))
+    if keep is None:
+        frames = [grid[1] * grid[2]] * grid[0]
+    if frames is not None and all(isinstance(pattern, Lookback | Lookahead) for pattern in heads):
+        return partial(attend_frame_by_frame, heads=heads, frames=frames)
     return partial(F.scaled_dot_product_attention, attn_mask=boolean_mask(heads, grid, keep, like.device))
 
 
@@ -81,6 +89,29 @@ def attend_by_blocks(
     if dropout_p:
         raise ValueError("FlexAttention cannot drop attention weights; set attn_drop to 0")
     return _flex_attention(q, k, v, block_mask=block_mask, scale=scale)
+
+
+def attend_frame_by_frame(
+    q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], frames: Sequence[int], **options
+) -> Tensor:
+    """[B, heads, N, d] each -> [B, heads, N, d]: `heads` of Lookback and Lookahead without a mask, and half the work.
+
+    `frames` holds the number of tokens of each frame, which come one after another. A frame's queries attend to the
+    keys up to its last token, or from its first one on.
+    """
+    parts, first_head = [], 0
+    for looks_back, run in itertools.groupby([isinstance(pattern, Lookback) for pattern in heads]):
+        own = slice(first_head, first_head := first_head + len(list(run)))
+        of_frames, first = [], 0
+        for size in frames:
+            last = first + size
+            seen = slice(0, last) if looks_back else slice(first, None)
+            of_frames.append(
+                F.scaled_dot_product_attention(q[:, own, first:last], k[:, own, seen], v[:, own, seen], **options)
+            )
+            first = last
+        parts.append(torch.cat(of_frames, dim=2))
+    return torch.cat(parts, dim=1)
 
 
 def _attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window: Window, grid: Grid, **options) -> Tensor:

@@ -1,5 +1,6 @@
 """FastBack: some heads look back in time, the others ahead, and a learned frame at either end gathers the clip."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tubelet.layers import MLP, Attention, PatchEmbed3D
 from tubelet.layers.attention import Attend
+from tubelet.layers.groups import grid_of_tubes
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.pattern_attention import attention_under
 from tubelet.layers.patterns import Lookahead, Lookback
@@ -54,9 +56,14 @@ class BidirectionalTemporalAttention(Attention):
         attend = self.attend_among(None, (x.shape[1], self.frame_size, 1), x)
         return super().forward(x.flatten(1, 2), attend=attend).view_as(x)
 
-    def attend_among(self, keep: Tensor | None, grid: Grid, like: Tensor) -> Attend:
-        """Attention of all tokens of the grid, or of `keep` [B, K]; to be shared by blocks with the same heads."""
-        return attention_under(self.heads, grid, keep, like, self.head_dim, self.block_size)
+    def attend_among(
+        self, keep: Tensor | None, grid: Grid, like: Tensor, frames: Sequence[int] | None = None
+    ) -> Attend:
+        """Attention of all tokens of the grid, or of `keep` [B, K]; to be shared by blocks with the same heads.
+
+        `frames` may say how many tokens of each frame are kept, where they come frame by frame.
+        """
+        return attention_under(self.heads, grid, keep, like, self.head_dim, self.block_size, frames=frames)
 
 
 class BTTransformerBlock(nn.Module):
@@ -193,11 +200,14 @@ class BTTransformer(VideoEncoder):
         x = self.positions.add(self.patch_embed(video, keep), keep, grid)
         first, last = self.cls_frames.resized(self.grid, grid)[:, None].expand(-1, len(x), -1, -1)
         x = torch.cat([first, x, last], dim=1)
+        frames = None
         if keep is not None:
+            if self.tube_masks:
+                frames = [h * w, *[grid_of_tubes(keep, grid)[1]] * t, h * w]
             # As indices of a clip that is longer by the two frames.
             frame = torch.arange(h * w, device=x.device).expand(len(x), -1)
             keep = torch.cat([frame, keep + h * w, frame + (t + 1) * h * w], dim=1)
-        attend = self.blocks[0].attn.attend_among(keep, (t + 2, h, w), x)
+        attend = self.blocks[0].attn.attend_among(keep, (t + 2, h, w), x, frames)
         for block in self.blocks:
             x = self.run(block, x, attend)
         first, x, last = self.norm(x).split([h * w, x.shape[1] - 2 * h * w, h * w], dim=1)
