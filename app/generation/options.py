@@ -11,9 +11,9 @@ from tubelet.datasets import DataConfig as ClipsConfig
 from tubelet.generation.imagination import DecoderConfig, PretrainConfig
 from tubelet.models import ModelConfig
 from tubelet.plugins import find
-from tubelet.training import schedules
 from tubelet.training.bookkeeping import LoggingConfig
 from tubelet.training.parallel import DistributedConfig
+from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 
 class DataConfig(Config):
@@ -72,23 +72,20 @@ class DataConfig(Config):
         return {name: getattr(self, name) for name in ("crop_size", "num_frames", "patch_size", "tubelet_size")}
 
 
-class OptimizationConfig(Config):
+class OptimizationConfig(RateConfig):
     """YAML section `optimization`."""
 
     steps: int = Field(10_000, ge=1)
     loss: Literal["l1", "l2"] = "l2"
     """l2 predicts the mean of all that may come, l1 the median, which is sharper and darker."""
-    warmup: int = Field(500, ge=0)
+    warmup: NotNegative = 500
     """Steps of linear warm-up of the learning rate."""
-    start_lr: float = Field(0.0, ge=0)
-    lr: float = Field(1e-3, gt=0)
-    final_lr: float = Field(1e-6, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
+    start_lr: NotNegative = 0.0
+    lr: Positive = 1e-3
+    final_lr: NotNegative = 1e-6
+    weight_decay: NotNegative = 0.05
     clip_grad: float = Field(1.0, gt=0)
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
-
-    def lr_at(self, step: int) -> float:
-        return schedules.warmup_cosine(step, self.warmup, self.steps, self.start_lr, self.lr, self.final_lr)
 
 
 class EvaluationConfig(Config):
@@ -110,7 +107,7 @@ class MetaConfig(Config):
     """YAML section `meta`."""
 
     seed: int = 0
-    dtype: Literal["bfloat16", "float32"] = "float32"
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     compile: bool = False
     """torch.compile what is trained."""
 

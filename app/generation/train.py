@@ -24,6 +24,7 @@ from tubelet.training.bookkeeping import Bookkeeping
 from tubelet.training.distributed import World
 from tubelet.training.interruption import Interruption
 from tubelet.training.optim import adamw, set_hyperparameters
+from tubelet.training.updates import Updates
 
 # Keys that may differ when a folder's run is continued: nothing that is learned depends on them.
 FREE = (
@@ -112,10 +113,11 @@ class Training:
         self.replica = parallel.spread(self.model, [self.trained], options.distributed, world, options.dtype)
         o = options.optimization
         self.optimizer = adamw([self.trained], lr=o.lr, weight_decay=o.weight_decay, betas=o.betas)
+        self.updates = Updates(self.optimizer, options.dtype, world.device)
 
     def set_learning_rate(self) -> float:
         """Give the optimiser this step's learning rate, and return it."""
-        lr = self.options.optimization.lr_at(self.step)
+        lr = self.options.optimization.learning_rate(self.step, 1, self.options.optimization.steps)
         set_hyperparameters(self.optimizer, lr=lr, weight_decay=self.options.optimization.weight_decay)
         return lr
 
@@ -124,21 +126,17 @@ class Training:
         torch.manual_seed(seed_for(self.options.meta.seed, self.step, self.world.rank, "dropout"))
         frames = to_frames(batch, self.options, self.world.device)
         seen, future = frames[:, :, : self.options.data.num_frames], frames[:, :, self.options.data.num_frames :]
-        dtype = self.options.dtype
-        with torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
+        with self.updates.autocast():
             predicted = self.replica(seen, future)
         error = {"l1": F.l1_loss, "l2": F.mse_loss}[self.options.optimization.loss]
         loss = error(predicted.float(), future)
-        loss.backward()
+        self.updates.backward(loss)
         return loss.detach()
 
     def update(self) -> Tensor:
         """Clip the gradients and take a step; returns their norm."""
-        grad_norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.options.optimization.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return grad_norm
+        return self.updates.apply(self.options.optimization.clip_grad)
 
     def state(self) -> dict[str, Any]:
         """Everything that the run needs to go on; what a pretraining left frozen is only recognised again."""
@@ -146,6 +144,7 @@ class Training:
             "step": self.step,
             "model": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.updates.state_dict(),
             "global_batch": self.global_batch,
             "frozen": self._frozen(),
             "config": self.options.model_dump(mode="json"),
@@ -153,11 +152,7 @@ class Training:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; raises CheckpointError when it does not match the model or the global batch."""
-        if state["global_batch"] != self.global_batch:
-            raise checkpoint.CheckpointError(
-                f"the run's steps take {state['global_batch']} clips; {self.world.world_size} process(es) with "
-                f"data.batch_size {self.options.data.batch_size} make {self.global_batch}. Change one of them"
-            )
+        checkpoint.refuse_other_batch(state["global_batch"], self.global_batch, "data.batch_size")
         if state["frozen"] != self._frozen():
             raise checkpoint.CheckpointError(
                 "pretrain.folder holds other weights than when this run began; name the checkpoint of then with "
@@ -165,6 +160,7 @@ class Training:
             )
         checkpoint.load_state(self.trained, state["model"], "model of the checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
+        self.updates.load_state_dict(state["scaler"])
         self.step = state["step"]
 
     def resume(self, checkpoints: Path) -> None:
