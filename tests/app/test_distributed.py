@@ -76,7 +76,5 @@ def test_a_sharded_run_goes_on_with_other_numbers_of_processes(plain, tmp_path):
 
 def test_another_global_batch_is_refused(plain, tmp_path):
     run(plain, tmp_path, 1)
-    with pytest.raises(
-        AssertionError, match="run's steps take 8 samples, data.batch_size times .* is 4 here"
-    ):
+    with pytest.raises(AssertionError, match="run's steps take 8 samples, data.batch_size times .* is 4 here"):
         run(plain, tmp_path, 1, batch=4)
