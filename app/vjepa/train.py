@@ -179,7 +179,10 @@ class Pretraining:
             shards = self.sharded and path.is_dir()
             self.load(checkpoint.read_shards(path, like=self.state()) if shards else checkpoint.read(path))
         elif self.options.init_from is not None:
-            weights = hub.read_parts(self.options.init_from)
+            try:
+                weights = hub.read_parts(self.options.init_from)
+            except checkpoint.CheckpointError as error:
+                raise ConfigError(f"init_from: {error}") from None
             for part in PARTS:
                 what = f"init_from: {self.options.init_from}: {part}"
                 checkpoint.load_state(getattr(self.jepa, part), weights[part], what)

@@ -14,7 +14,11 @@ import pydantic
 import yaml
 
 
-class ConfigError(Exception):
+class UserError(Exception):
+    """What the user can mend; the message says how. Programs end with it instead of a traceback."""
+
+
+class ConfigError(UserError):
     """A configuration that cannot be used. The message names the file, the path of the key, and the remedy."""
 
 

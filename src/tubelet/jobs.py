@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from tubelet import config
-from tubelet.config import ConfigError, Schema
+from tubelet.config import ConfigError, Schema, UserError
 from tubelet.progress import progress
 
 DONE = "done.json"
 LOG = "output.log"
 
 
-class JobFailed(Exception):
+class JobFailed(UserError):
     """A child ended with an error. The message holds its last lines and the command to run it alone."""
 
 
@@ -41,7 +41,7 @@ def main(program: str, description: str, schema: type[Schema], run: Callable[[Sc
     arguments = parser.parse_args()
     try:
         run(config.load(arguments.fname, arguments.overrides, schema))
-    except (ConfigError, JobFailed) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")

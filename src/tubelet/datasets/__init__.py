@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from tubelet.config import Config, Pair, Triple
+from tubelet.config import Config, Pair, Triple, UserError
 
 Decoder = Literal["decord", "pyav", "torchcodec"]
 
@@ -134,7 +134,7 @@ class AugConfig(Config):
         return self
 
 
-class VideoError(Exception):
+class VideoError(UserError):
     """A file that cannot be used as a clip; `filtered`: on the user's wish (too short, too long), not broken."""
 
     def __init__(self, path: str, reason: str, filtered: bool = False):

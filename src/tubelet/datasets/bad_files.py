@@ -3,12 +3,13 @@
 import warnings
 from pathlib import Path
 
+from tubelet.config import UserError
 from tubelet.datasets import BadFile, Batch
 
 FIRST_VERDICT = 100  # draws before the share of bad ones is judged; earlier, one file would be too much
 
 
-class TooManyBadFiles(Exception):
+class TooManyBadFiles(UserError):
     """More than `data.max_bad_share` of the draws met an unreadable video; the message lists the files."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import Field
 from torch import Tensor, nn
 
-from tubelet.config import Config
+from tubelet.config import Config, UserError
 from tubelet.datasets import Batch
 from tubelet.datasets.bad_files import BadFiles, TooManyBadFiles
 from tubelet.progress import progress
@@ -48,7 +48,7 @@ class Stateful(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
-class TrainingStopped(Exception):
+class TrainingStopped(UserError):
     """The run cannot usefully go on. The message says why and what to do; a good checkpoint has been written."""
 
 

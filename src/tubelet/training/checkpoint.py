@@ -21,11 +21,13 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from tubelet.config import UserError
+
 LATEST = "latest.pt"
 REST = "rest.pt"  # in a sharded checkpoint: what is no tensor
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used. The message names the file and what to do."""
 
 

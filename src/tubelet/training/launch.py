@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tubelet.config import Config, ConfigError, check, nearest, read
+from tubelet.config import Config, ConfigError, UserError, check, nearest, read
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run(package: Package, argv: list[str] | None = None) -> None:
     arguments = _arguments(package.name, argv)
     try:
         _start(load(package, arguments.fname, arguments.overrides), _devices(arguments))
-    except ConfigError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 
@@ -112,10 +112,12 @@ def _start(program: Program, devices: list[str]) -> None:
     elif len(devices) == 1:
         program.run(distributed.join(0, 1, devices[0], ""))
     else:
-        import torch.multiprocessing
+        from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
-        arguments = (program, devices, distributed.free_address())
-        torch.multiprocessing.spawn(_run_rank, arguments, nprocs=len(devices))
+        try:
+            spawn(_run_rank, (program, devices, distributed.free_address()), nprocs=len(devices))
+        except ProcessExitedException as error:  # it has said why
+            sys.exit(error.exit_code)
 
 
 def _run_rank(rank: int, program: Program, devices: list[str], address: str) -> None:
@@ -125,4 +127,7 @@ def _run_rank(rank: int, program: Program, devices: list[str], address: str) -> 
 
     if devices[rank] == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
-    program.run(distributed.join(rank, len(devices), devices[rank], address))
+    try:
+        program.run(distributed.join(rank, len(devices), devices[rank], address))
+    except UserError as error:
+        sys.exit(f"error: {error}")
