@@ -126,8 +126,10 @@ def test_one_folder_is_not_worked_on_twice(place):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_children(place, number):
     program = """
+        import signal
         from pathlib import Path
         from tubelet.jobs import Job, Pool
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         jobs = [Job(n, "s", ("worker", n, "60"), Path("out") / n, {}, 1.0) for n in "ab"]
         Pool(processes=2).run(jobs)
     """

@@ -15,7 +15,7 @@ from app.classification.model import Classifier
 from app.classification.options import Options
 from app.classification.videos import Videos
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch
+from tubelet.datasets import Batch, evenly
 from tubelet.datasets.bad_files import BadFiles
 from tubelet.probing import heads, results
 from tubelet.seeds import seed_for
@@ -62,7 +62,7 @@ def main(options: Options, world: World) -> None:
         sharded=False,
         timeout=options.distributed.timeout,
     )
-    looked_at = torch.linspace(0, len(videos.val) - 1, min(logging.monitor_clips, len(videos.val))).long()
+    looked_at = evenly(len(videos.val), logging.monitor_clips)
     with Interruption() as interruption, book:
         for batch, data_seconds in book.with_waiting_time(videos.steps(training.step)):
             lr = training.set_learning_rate()

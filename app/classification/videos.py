@@ -36,6 +36,7 @@ class Videos:
         self.steps_per_epoch = -(-len(self.chosen) // self.global_batch)
         self.last_step = o.num_epochs * self.steps_per_epoch
         self.excluded: dict[str, str] = {}
+        self._shuffled: tuple[int, Tensor] | None = None
 
     def steps(self, first: int) -> Iterator[Batch]:
         """This process's part of the steps from `first` to the last."""
@@ -80,9 +81,15 @@ class Videos:
     def _samples(self, step: int) -> tuple[Tensor, int]:
         """This process's samples of a step, and the first one's place in it. Pairs that are mixed are not parted."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = self.chosen[torch.randperm(len(self.chosen), generator=generator(self.seed, "order", epoch))]
-        batch = order.split(self.global_batch)[number]
+        batch = self._order(epoch)[number * self.global_batch : (number + 1) * self.global_batch]
         unit = 2 if self.options.optimization.mixes else 1
         units = torch.arange(-(-len(batch) // unit)).tensor_split(self.world.world_size)[self.world.rank]
         first = unit * int(units[0]) if len(units) else 0
         return batch[first : first + unit * len(units)], first
+
+    def _order(self, epoch: int) -> Tensor:
+        """The samples of an epoch, shuffled; kept until another epoch is asked for."""
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            places = torch.randperm(len(self.chosen), generator=generator(self.seed, "order", epoch))
+            self._shuffled = epoch, self.chosen[places]
+        return self._shuffled[1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from app.generation.options import Options
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch, Draw, Sample
+from tubelet.datasets import Batch, Draw, Sample, evenly
 from tubelet.datasets.loader import collate, make_eval_loader
 from tubelet.datasets.transforms import EvalTransform
 from tubelet.generation.forecasts import RULES, roll_out
@@ -31,8 +31,7 @@ class HeldOutClips:
         self._dataset = find("datasets", data.dataset_type).Dataset(
             data.clips(data.test, num_frames, at_random=False), EvalTransform(data.crop_size), on_error="exclude"
         )
-        number = min(number or len(self._dataset), len(self._dataset))
-        self.places = torch.linspace(0, len(self._dataset) - 1, number).long().tolist()
+        self.places = evenly(len(self._dataset), number or len(self._dataset)).tolist()
         self.refused = self._dataset.refused
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from app.vjepa.options import Options, Schedule
 from tubelet import hub, report
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch, Draw, to_float
+from tubelet.datasets import Batch, Draw, evenly, to_float
 from tubelet.datasets.bad_files import BadFiles
 from tubelet.datasets.loader import collate, make_train_loader
 from tubelet.datasets.streams import SampleStream
@@ -214,6 +214,6 @@ def feature_monitor(options: Options, world: World) -> FeatureMonitor | None:
     dataset = find("datasets", centred.dataset_type).Dataset(
         centred, EvalTransform(centred.crop_size), on_error="exclude"
     )
-    places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
+    places = evenly(len(dataset), count).tolist()
     clips = collate([dataset[Draw(0, 0, place, slot)] for slot, place in enumerate(places)], step=0)
     return FeatureMonitor(clips, options.data.batch_size, aug.normalize_mean, aug.normalize_std, world.device)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from app.study import plan as study_plan
@@ -88,7 +89,9 @@ def study_of(options: Options, name: str, path: Path) -> Study:
     """The study of one encoder; without pretraining and probes where it needs all tokens."""
     own = {"folder": f"{options.folder}/{name}", "pretrain": {"fname": str(path)}, "floors": None}
     raw = config.merge(config.merge(options.study, options.special.get(name, {})), own)
-    if not build(path).accepts_masks:
+    with torch.device("meta"):  # to ask it takes no weights
+        encoder = build(path)
+    if not encoder.accepts_masks:
         raw = config.merge(raw, {"pretrain": {"seeds": []}, "random": {"seeds": []}})
     return config.check(_fill(raw, options.folder), Study, path)
 

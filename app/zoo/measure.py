@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet import config
+from tubelet.datasets import DataConfig
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.training.run_folder import write_whole
 
@@ -23,18 +24,18 @@ BATCH_SIZE, REPEATS = 16, 5
 
 
 def build(fname: str | Path) -> nn.Module:
-    """The encoder of a pretraining's YAML. Raises ConfigError where the section `model` cannot be used."""
+    """The encoder of a pretraining's YAML. Raises ConfigError where its sections cannot be used."""
     raw = config.read(fname)
     model = config.check_part(raw["model"], ModelConfig, f"{fname}: model")
-    data = raw["data"]
-    names = ("crop_size", "patch_size", "tubelet_size")
-    return build_encoder(model, num_frames=data.get("num_frames", 16), **{name: data[name] for name in names})
+    data = config.check_part(raw["data"], DataConfig, f"{fname}: data")
+    names = ("crop_size", "num_frames", "patch_size", "tubelet_size")
+    return build_encoder(model, **{name: getattr(data, name) for name in names})
 
 
 def facts(fname: str | Path) -> dict[str, float]:
-    encoder, data = build(fname), config.read(fname)["data"]
-    side = data["crop_size"]
-    clips = torch.randn(BATCH_SIZE, 3, data.get("num_frames", 16), side, side)
+    encoder = build(fname)
+    data = encoder.built_from["data"]
+    clips = torch.randn(BATCH_SIZE, 3, data["num_frames"], data["crop_size"], data["crop_size"])
     return {
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "flops": flops(encoder, clips[:1]),

@@ -223,6 +223,11 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
+def evenly(length: int, number: int) -> torch.Tensor:
+    """At most `number` places of a set of `length` samples, from its first to its last, int64."""
+    return torch.linspace(0, length - 1, min(number, length)).long()
+
+
 def to_float(
     clips: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:

@@ -21,7 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tubelet.config import ConfigError
+from tubelet.config import ConfigError, UserError
 from tubelet.datasets import synthetic
 from tubelet.datasets.randomness import Purpose, generator
 from tubelet.progress import progress
@@ -160,7 +160,7 @@ def main() -> None:
         write_dataset(
             folder, synthetic.render_clip, Settings(**arguments), synthetic.MOTIONS, synthetic.APPEARANCES, processes
         )
-    except ConfigError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 

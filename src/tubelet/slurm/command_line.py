@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tubelet.config import ConfigError, check_part, dump, merge, read
+from tubelet.config import ConfigError, UserError, check_part, dump, merge, read
 from tubelet.slurm import cluster, snapshot, status
 from tubelet.slurm.options import SlurmConfig
 from tubelet.slurm.submit import Run, check_alike, read_jobs, script, submit
@@ -34,7 +34,7 @@ def run(package: Package, argv: list[str] | None = None, *, then: str | None = N
             print(status.cancel(Path(arguments.cancel)))
         else:
             _submit(package, arguments, then)
-    except ConfigError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 

@@ -60,13 +60,7 @@ class Watchdog:
     def __init__(self, world: World, timeout: float):
         self.world, self.timeout = world, timeout
         self.interval = min(INTERVAL, timeout / (2 * MISSED))
-        self._sign: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "beat": 0,
-            "doing": "starting",
-            "at": "",
-            "failed": None,
-        }
+        self._sign: dict[str, Any] = {**_UNSEEN, "host": socket.gethostname()}
         self._members: dict[int, _Member] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
