@@ -22,7 +22,7 @@ N = math.prod(GRID)
 # What of this a factory accepts makes it small, with windows and exchanges of paths that matter on the small grid.
 SMALL = {
     "depth": 2, "embed_dim": 48, "num_heads": 4, "window_size": (2, 3, 3), "fast_embed_dim": 24, "frame_stride": 2,
-    "lateral_every": 1,
+    "lateral_every": 1, "head_dim": 12,
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tubelet.models.pretrained import R3D, S3D, FramewiseViT, VideoSwin
 
 # How the library makes the model, our adapter of it, and a clip size that the library's own forward pass takes.
 LIBRARY = {
-    "video_swin_tiny": (lambda n: video.swin3d_t(num_classes=n), lambda **a: VideoSwin("swin3d_t", **a), (4, 64, 32)),
+    "video_swin_tiny": (lambda n: video.swin3d_t(num_classes=n), VideoSwin, (4, 64, 32)),
     "r3d_18": (lambda n: video.r3d_18(num_classes=n), R3D, (9, 32, 48)),
     "s3d": (lambda n: video.s3d(num_classes=n), S3D, (16, 224, 224)),
 }
@@ -42,6 +42,21 @@ def test_logits_equal_the_library_model_with_the_same_weights_from_a_file(name, 
     x = clips(1, *size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("video_swin_small", video.swin3d_s),
+        ("video_swin_base", video.swin3d_b),
+        ("mvit_v2_small", video.mvit_v2_s),
+    ],
+)
+def test_published_sizes_are_those_of_the_library(name, build):
+    with torch.device("meta"):
+        ours, theirs = make(name, num_classes=5).model, build(num_classes=5)
+    assert str(ours) == str(theirs)
+    ours.load_state_dict(theirs.state_dict(), assign=True)
 
 
 def test_mvit_at_another_size_equals_the_library_model_built_for_it():
@@ -123,9 +138,17 @@ def test_grid_is_that_of_the_features_for_all_sizes(name):
             assert tuple(model.features(x).shape[2:]) == model.grid_size(frames, height, width)
 
 
-@pytest.mark.parametrize("name", ["video_swin_tiny", "mvit_v2_small"])
-def test_grid_of_transformers_is_that_of_the_features(name):
-    model = make(name)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("video_swin_tiny", {}),
+        ("video_swin_tiny", {"patch": (2, 4, 2), "depths": (1, 1), "window_size": (2, 3, 3)}),
+        ("mvit_v2_small", {}),
+        ("mvit_v2_small", {"embed_dim": 32, "depths": (1, 2, 1)}),
+    ],
+)
+def test_grid_of_transformers_is_that_of_the_features(name, arguments):
+    model = make(name, **arguments)
     for frames, height, width in ((2, 4, 8), (6, 36, 68)):
         with torch.no_grad():
             tokens = model(clips(1, frames, height, width))
@@ -174,7 +197,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     ("name", "size", "message"),
     [
         ("video_swin_tiny", (3, 32, 32), "patches of 2x4x4"),
-        ("video_swin_tiny", (4, 30, 32), "crop to a multiple of 4"),
+        ("video_swin_tiny", (4, 30, 32), "take multiples of these"),
         ("s3d", (4, 32, 32), "at least 5 frames"),
         ("s3d", (8, 16, 32), "at least 5 frames of 17x17"),
         ("image_vit_tiny", (3, 32, 32), "take a multiple of the tubelet size"),
@@ -188,6 +211,11 @@ def test_clips_that_do_not_fit_are_refused(name, size, message):
         model(clips(1, *size))
     with pytest.raises(ValueError, match="takes clips"):
         model(clips()[:, :, 0])
+
+
+def test_heads_of_swin_divide_its_width():
+    with pytest.raises(ValueError, match="heads of width 32 do not divide the width 48"):
+        make("video_swin_tiny", embed_dim=48)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ the image ViTs alone: the others have strides of their own, see `grid_size`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +22,7 @@ from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torchvision.models import video
+from torchvision.models.video.mvit import MSBlockConfig
 
 from tubelet.config import nearest
 from tubelet.layers.checks import token_grid
@@ -106,20 +108,49 @@ class PretrainedEncoder(nn.Module, ABC):
 
 
 class VideoSwin(PretrainedEncoder):
-    """Video Swin (Liu et al. 2022); tokens of 2 frames x 32 x 32 pixels, patches of 2 x 4 x 4 must fill the clip."""
+    """Video Swin (Liu et al. 2022): windowed attention, and after every stage four neighbours become one token.
 
-    def __init__(self, name: str, num_classes: int = 0, weights: str | None = None):
-        model = getattr(video, name)(num_classes=max(num_classes, 1))
-        num_heads = model.features[-1][-1].attn.num_heads
-        super().__init__(model, model.num_features, num_heads, "head", num_classes, weights)
+    `patch` is frames x rows x columns; `depths` are the blocks of the stages, the first of width `embed_dim`, each
+    further one twice as wide. With the paper's four stages a token is 2 frames x 32 x 32 pixels.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        head_dim: int = 32,
+        window_size: Sequence[int] = (8, 7, 7),
+        patch: Sequence[int] = (2, 4, 4),
+        drop_path_rate: float = 0.1,
+        init_std: float = 0.02,
+        num_classes: int = 0,
+        weights: str | None = None,
+    ):
+        if embed_dim % head_dim:
+            raise ValueError(f"heads of width {head_dim} do not divide the width {embed_dim}; change head_dim")
+        num_heads = [embed_dim * 2**stage // head_dim for stage in range(len(depths))]
+        model = video.SwinTransformer3d(
+            list(patch),
+            embed_dim,
+            list(depths),
+            num_heads,
+            list(window_size),
+            stochastic_depth_prob=drop_path_rate,
+            num_classes=max(num_classes, 1),
+        )
+        _init_linear(model, init_std)
+        super().__init__(model, model.num_features, num_heads[-1], "head", num_classes, weights)
+        self.patch = tuple(patch)
+        self.merged = 2 ** (len(depths) - 1)
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        if num_frames % 2 or height % 4 or width % 4:
+        frames, rows, columns = self.patch
+        if num_frames % frames or height % rows or width % columns:
             raise ValueError(
-                f"{num_frames} frames of {height}x{width} pixels cannot be cut into Video Swin's patches of 2x4x4; "
-                "take an even number of frames and crop to a multiple of 4"
+                f"{num_frames} frames of {height}x{width} pixels cannot be cut into Video Swin's patches of "
+                f"{frames}x{rows}x{columns}; take multiples of these"
             )
-        return num_frames // 2, -(-height // 32), -(-width // 32)
+        return num_frames // frames, -(-height // (rows * self.merged)), -(-width // (columns * self.merged))
 
     def features(self, x: Tensor) -> Tensor:
         m = self.model
@@ -133,23 +164,45 @@ class VideoSwin(PretrainedEncoder):
 
 
 class MViT(PretrainedEncoder):
-    """MViT v2 (Li et al. 2022); tokens of 2 frames x 32 x 32 pixels.
+    """MViT v2 (Li et al. 2022); with four stages as in the paper a token is 2 frames x 32 x 32 pixels.
 
-    Built for 16 frames of 224 x 224 pixels as the library's weights are; for other clips its relative positions are
-    interpolated, which the library's own forward pass does not offer. The head reads the CLS token alone. What the last
-    block has for the queries of patches then changes no logit, as in the library, and is not trained.
+    `depths` are the blocks of the stages; the first stage has width `embed_dim` and one head, each further one twice
+    as many, and a quarter of the places. Built for 16 frames of 224 x 224 pixels as the library's weights are; for
+    other clips its relative positions are interpolated, which the library's own forward pass does not offer. The head
+    reads the CLS token alone. What the last block has for the queries of patches then changes no logit, as in the
+    library, and is not trained.
     """
 
-    def __init__(self, num_classes: int = 0, weights: str | None = None):
-        model = video.mvit_v2_s(num_classes=max(num_classes, 1))
+    def __init__(
+        self,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (1, 2, 11, 2),
+        drop_path_rate: float = 0.2,
+        init_std: float = 0.02,
+        num_classes: int = 0,
+        weights: str | None = None,
+    ):
+        model = video.MViT(
+            spatial_size=(224, 224),
+            temporal_size=16,
+            block_setting=_mvit_blocks(embed_dim, depths),
+            residual_pool=True,
+            residual_with_cls_embed=False,
+            rel_pos_embed=True,
+            proj_after_attn=True,
+            stochastic_depth_prob=drop_path_rate,
+            num_classes=max(num_classes, 1),
+        )
+        _init_linear(model, init_std)
         last = model.blocks[-1].attn
         super().__init__(model, last.output_dim, last.num_heads, "head", num_classes, weights)
+        self.stride = 4 * 2 ** (len(depths) - 1)
         if num_classes:
             for parameter in (last.rel_pos_t, last.rel_pos_h, last.rel_pos_w, last.pool_q.pool.weight):
                 parameter.requires_grad_(False)  # DistributedDataParallel waits for the gradient of what requires one
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        return -(-num_frames // 2), -(-height // 32), -(-width // 32)
+        return -(-num_frames // 2), -(-height // self.stride), -(-width // self.stride)
 
     def features(self, x: Tensor) -> Tensor:
         m = self.model
@@ -272,6 +325,35 @@ class FramewiseViT(PretrainedEncoder):
         return checkpoint_filter_fn(state, self.model)
 
 
+def _mvit_blocks(embed_dim: int, depths: Sequence[int]) -> list[MSBlockConfig]:
+    """A stage's first block halves rows and columns; keys are pooled to the same number in all stages."""
+    blocks, width = [], embed_dim
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            stride_q = 2 if stage > 0 and block == 0 else 1
+            stride_kv = 2 ** (len(depths) - 1 - stage)
+            blocks.append(
+                MSBlockConfig(
+                    num_heads=2**stage,
+                    input_channels=width,
+                    output_channels=embed_dim * 2**stage,
+                    kernel_q=[3, 3, 3],
+                    kernel_kv=[3, 3, 3],
+                    stride_q=[1, stride_q, stride_q],
+                    stride_kv=[1, stride_kv, stride_kv],
+                )
+            )
+            width = embed_dim * 2**stage
+    return blocks
+
+
+def _init_linear(model: nn.Module, std: float) -> None:
+    """What torchvision's transformers do with a deviation of 0.02, which is too little for narrow ones."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=std)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"weights {path}: no such file; save the library's weights there, nothing is downloaded")
@@ -286,9 +368,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-video_swin_tiny = partial(VideoSwin, "swin3d_t")
-video_swin_small = partial(VideoSwin, "swin3d_s")
-video_swin_base = partial(VideoSwin, "swin3d_b")
+video_swin_tiny = partial(VideoSwin)
+video_swin_small = partial(VideoSwin, depths=(2, 2, 18, 2))
+video_swin_base = partial(VideoSwin, embed_dim=128, depths=(2, 2, 18, 2))
 mvit_v2_small = partial(MViT)
 r3d_18 = partial(R3D)
 s3d = partial(S3D)
