@@ -46,7 +46,8 @@ def facts(fname: str | Path) -> dict[str, float]:
 
 def flops(encoder: nn.Module, clips: Tensor) -> int:
     """Of the matrix products of a forward pass; a multiplication and an addition are two."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    # Without no_grad, in which the counter stumbles over modules that return a parameter.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         encoder(clips)
     return counter.get_total_flops()
 

@@ -13,6 +13,7 @@ from tubelet import config
 from tubelet.config import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
+ENCODERS = sorted(path for path in REPOSITORY.glob("configs/zoo/*.yaml") if path.stem != "base")
 
 
 @pytest.fixture
@@ -72,6 +73,13 @@ def test_costs_of_a_vision_transformer_are_those_of_its_layers(monkeypatch):
     # Twice the clips, twice the activations, up to what does not grow with the batch (positions).
     one, two = (measure.kept_bytes(encoder, torch.randn(b, 3, 16, 32, 32)) for b in (8, 16))
     assert math.isclose(two / one, 2, rel_tol=0.02)
+
+
+@pytest.mark.parametrize("path", ENCODERS, ids=lambda path: path.stem)
+def test_every_encoder_can_be_measured(path, monkeypatch):
+    monkeypatch.setattr(measure, "BATCH_SIZE", 1)
+    monkeypatch.setattr(measure, "REPEATS", 1)
+    assert min(measure.facts(path).values()) > 0
 
 
 def test_table_has_a_dash_where_nothing_can_be_measured():
