@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from transformers import VJEPA2Model
 
 from tubelet import hub
@@ -105,6 +106,25 @@ def test_arguments_override_what_the_run_says(tmp_path):
     assert len(features) == 2
     torch.testing.assert_close(features[1], target(clips()))
     assert hub.load_encoder(tmp_path, use_activation_checkpointing=True).use_activation_checkpointing
+
+
+def test_encoder_args_extend_those_of_the_run(tmp_path):
+    encoder, target, _ = write_run(tmp_path)
+    loaded = hub.load_encoder(tmp_path, encoder_args={"out_layers": [1]}).eval()
+    torch.testing.assert_close(loaded(clips())[0], target(clips()))
+    built = hub.read(tmp_path).build_encoder({"encoder_args": {"drop_rate": 0.5}})
+    assert (len(built.blocks), built.blocks[0].mlp.drop.p) == (len(encoder.blocks), 0.5)
+
+
+def test_a_sharded_checkpoint_is_read_by_its_own_name_too(tmp_path):
+    _, target, predictor = write_run(tmp_path)
+    folder = tmp_path / "checkpoints"
+    tensors, rest = checkpoint.tensors_and_rest(checkpoint.load_latest(folder))
+    sharded = folder / "step-00000010.dcp"
+    dcp.save(tensors, checkpoint_id=sharded, no_dist=True)
+    checkpoint.write(sharded / checkpoint.REST, rest)
+    same_encoder(hub.load_encoder(sharded), target)
+    same_predictor(hub.load_predictor(sharded), predictor)
 
 
 @pytest.mark.parametrize("uniform_power", [False, True])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tubelet.config import ConfigError, check, nearest
+from tubelet.config import ConfigError, check, merge, nearest
 from tubelet.layers import MLP
 from tubelet.models import ModelConfig, build_encoder, build_predictor
 from tubelet.models.attentive_pooler import AttentiveClassifier
@@ -169,11 +169,12 @@ def read(path: str | Path) -> "Weights":
         parts = {"encoder": encoder, "target_encoder": encoder}
         parts["predictor"] = _from_transformers(tensors, "predictor")
         return TransformersWeights(path, parts, config)
-    if path.is_dir() and not (path / "checkpoints" / checkpoint.LATEST).exists():
+    is_folder = path.is_dir() and path.suffix != ".dcp"  # a sharded checkpoint is a folder, too
+    if is_folder and not (path / "checkpoints" / checkpoint.LATEST).exists():
         raise checkpoint.CheckpointError(
             f"{path}: neither a run folder (checkpoints/{checkpoint.LATEST}) nor a model folder (config.json)"
         )
-    file = path / "checkpoints" / checkpoint.LATEST if path.is_dir() else path
+    file = path / "checkpoints" / checkpoint.LATEST if is_folder else path
     content = checkpoint.read(file)
     names = [name for name in ("encoder", "target_encoder", "predictor") if name in content]
     parts = {name: _without_prefixes(content[name]) for name in names}
@@ -219,7 +220,12 @@ class Weights:
         """What the file says of the sections `model` and `data`."""
         raise NotImplementedError
 
+    def normalization(self) -> dict[str, tuple[float, ...]]:
+        """`normalize_mean` and `normalize_std` of the clips that the weights were trained on, where the file says."""
+        return {}
+
     def build_encoder(self, arguments: dict[str, Any]) -> nn.Module:
+        """A new encoder, as the file says and `arguments` of `load_encoder` change it; its weights are only drawn."""
         model, sizes = self._options(arguments)
         return build_encoder(model, **sizes)
 
@@ -233,13 +239,13 @@ class Weights:
         return build_predictor(model, encoder, **sizes, num_mask_tokens=max(1, num_mask_tokens))
 
     def _options(self, arguments: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-        """The section `model` and the sizes: what the file says, then `arguments`."""
+        """The section `model` and the sizes: what the file says, with `arguments` laid on it."""
         section, data = self.sections()
         sizes = {"img_size": 224, "num_frames": 16, "patch_size": 16, "tubelet_size": 2, **data}
         sizes |= {name: value for name, value in arguments.items() if name in sizes}
         fields = {name: value for name, value in arguments.items() if name in ModelConfig.model_fields}
         rest = {name: value for name, value in arguments.items() if name not in sizes and name not in fields}
-        raw = {**section, **fields}
+        raw = merge(section, fields)
         raw["encoder_args"] = {**raw.get("encoder_args", {}), **rest}
         model = check(raw, ModelConfig, self.path)
         return model, {"crop_size": sizes.pop("img_size"), **sizes}
@@ -252,6 +258,10 @@ class OwnWeights(Weights):
         data = self.config["data"]
         sizes = {"img_size": data["crop_size"]}
         return self.config["model"], sizes | {name: data[name] for name in ("num_frames", "patch_size", "tubelet_size")}
+
+    def normalization(self) -> dict[str, tuple[float, ...]]:
+        section = self.config.get("data_aug", {})
+        return {name: tuple(section[name]) for name in ("normalize_mean", "normalize_std") if name in section}
 
 
 class ReleasedWeights(Weights):
