@@ -33,6 +33,13 @@ def test_labels_are_the_class_folders_in_order(folder):
     assert found.labels == [0, 1, 1, 2, 2]
 
 
+def test_an_empty_class_folder_counts_a_hidden_one_does_not(folder):
+    for name in ("bee", ".cache"):
+        (folder / name).mkdir()
+    found = images(folder)
+    assert (found.classes, found.labels) == (["axe", "bee", "cat", "dog"], [0, 2, 2, 3, 3])
+
+
 def test_a_clip_shows_its_image_in_each_frame(folder):
     sample = images(folder, frames=4)[Draw(0, 0, 3, 0)]
     pixels = np.array(Image.open(folder / "dog" / "1.png"))

@@ -1,6 +1,5 @@
 """Clips of still images: folders `root/<class>/*.jpg` or lists `path label`. A clip shows its image T times."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from tubelet.datasets.sources import IMAGE_SUFFIXES, Source, read_source
 class Dataset(video_dataset.Dataset):
     """As `video_dataset.Dataset`; an image's label is the place of its class folder in the order of names.
 
-    classes: the class folders' names; all folders of `data.datasets` must have the same.
+    classes: the class folders' names, empty ones too; all folders of `data.datasets` must have the same.
     """
 
     def _read_source(self, entry: str) -> Source:
@@ -26,9 +25,9 @@ class Dataset(video_dataset.Dataset):
         if not root.is_dir():
             return source
         folders = [Path(path).relative_to(root).parts[0] for path in source.paths]
-        if any(folder == os.path.basename(path) for folder, path in zip(folders, source.paths, strict=True)):
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not set(folders) <= set(classes):
             return source  # images beside each other, without class folders
-        classes = sorted(set(folders))
         if self.classes not in ([], classes):
             raise ConfigError(f"data.datasets: '{entry}' has other class folders than the entries before it")
         self.classes = classes
