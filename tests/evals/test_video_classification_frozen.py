@@ -93,6 +93,16 @@ def test_tasks_on_the_same_videos_encode_them_once(raw, monkeypatch):
     assert (Path(raw["folder"]) / "linear" / "seed-0" / "probe.pt").is_file()
 
 
+def test_a_cache_has_no_features_of_other_colours(raw, monkeypatch, tmp_path):
+    encoded = []
+    encode = FrozenEncoder.__call__
+    monkeypatch.setattr(FrozenEncoder, "__call__", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    for number, colours in enumerate(({}, {"normalize_mean": [0.5, 0.5, 0.5]}, {"normalize_std": [0.1, 0.1, 0.1]}, {})):
+        data = {**colours, "cache_features": str(tmp_path / "features")}
+        run(raw, folder=str(tmp_path / str(number)), data=data)
+        assert sum(encoded) == min(number + 1, 3) * (18 + 12)
+
+
 def test_holdout_looks_at_validation_with_the_chosen_head_only(raw):
     results = run(raw, optimization={"select": "holdout", "holdout_folds": 2})
     validated = [head for head in results["heads"] if "val_top1" in head]

@@ -1,6 +1,7 @@
 """The frozen encoder of a probe."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,11 @@ def _pretrained(pretrain: PretrainConfig) -> nn.Module:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of class, weights and the attributes that shape the output without being weights."""
+    """A hash of class, weights and, of each encoder in it, the options: they shape the output without being weights."""
     digest = hashlib.sha256(repr(module).encode())
-    for name in ("num_heads", "embed_dim", "use_rope", "out_layers"):
-        digest.update(f"{name}={getattr(module, name, None)}".encode())
+    for part in module.modules():
+        if hasattr(part, "built_from"):
+            digest.update(json.dumps(part.built_from, sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())

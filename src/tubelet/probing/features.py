@@ -68,7 +68,9 @@ class Features:
         What the cache lacks is computed first. A sample belongs to one process, so that together they hold it once.
         """
         own = indices[self.world.rank :: self.world.world_size]
-        cache = FeatureCache(folder, f"{self.encoder.fingerprint} {self.encoder.dtype} {self.clips.how}")
+        encoder = self.encoder
+        how = f"{encoder.fingerprint} {encoder.dtype} {encoder.mean} {encoder.std} {self.clips.how}"
+        cache = FeatureCache(folder, how)
         self._complete(cache, [i for i in own.tolist() if self.clips.paths[i] not in cache], batch_size)
         if not self.readable(indices).any():
             raise ConfigError(f"{self.clips.source}: not one of the {len(indices)} videos can be read: {self.excluded}")
