@@ -19,6 +19,7 @@ from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder
 from tubelet.training import checkpoint
 from tubelet.training.distributed import World
+from tubelet.training.run_folder import read_log
 
 
 def options(raw, **sections):
@@ -135,8 +136,14 @@ def test_going_on_after_a_stop_is_as_never_stopping(raw, augmented, tmp_path, mo
     assert resumed["heads"] == straight["heads"]
     ours, theirs = (torch.load(Path(f) / "probe.pt")["classifier"] for f in (raw["folder"], tmp_path / "straight"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    log = [json.loads(line)["step"] for line in (Path(raw["folder"]) / "log.jsonl").read_text().splitlines()]
-    assert log == [1, 2, 3]
+    assert [line["step"] for line in read_log(Path(raw["folder"]))] == [1, 2, 3]
+
+
+def test_the_log_says_how_many_epochs_there_are(raw):
+    run(raw, optimization={"min_steps": 14})  # of three steps an epoch
+    assert [(line["step"], line["last_step"]) for line in read_log(Path(raw["folder"]))] == [
+        (epoch, 5) for epoch in range(1, 6)
+    ]
 
 
 def test_a_finished_folder_is_read_and_another_probe_refused_there(raw, monkeypatch):

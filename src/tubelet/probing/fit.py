@@ -76,8 +76,7 @@ class Fitter:
             for head, (lr, weight_decay) in zip(heads.heads, grid, strict=True)
         ]
         now = self._resume(stage, heads, optimizers)
-        steps = -(-len(indices) // self.global_batch)
-        epochs = o.epochs_of(steps)
+        steps, epochs = self._steps_per_epoch(len(indices)), self.epochs(len(indices))
         saved = time.monotonic()
         name = f"{self.folder.parent.name}/{self.folder.name}, {stage}"
         bar = progress(desc=name, total=epochs * steps, initial=now.step, unit="step", off=not world.is_main)
@@ -115,13 +114,20 @@ class Fitter:
     def epochs_done(self, stage: str, num_samples: int) -> int:
         """How many epochs of `stage`, on so many samples, an earlier run has saved."""
         saved = checkpoint.found(self._checkpoints(stage))
-        return int(saved[-1].stem.removeprefix("step-")) // -(-num_samples // self.global_batch) if saved else 0
+        return int(saved[-1].stem.removeprefix("step-")) // self._steps_per_epoch(num_samples) if saved else 0
+
+    def epochs(self, num_samples: int) -> int:
+        """How many epochs a fit on so many samples takes."""
+        return self.options.epochs_of(self._steps_per_epoch(num_samples))
 
     def read_out(self, heads: nn.Module, tokens: Tensor) -> Tensor:
         """Logits [G, B, P, num_classes] of tokens [B, segments, views, N, D]."""
         dtype = self.features.encoder.dtype
         with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
             return reading.read_out(heads, tokens, self.options.attend_across_segments)
+
+    def _steps_per_epoch(self, num_samples: int) -> int:
+        return -(-num_samples // self.global_batch)
 
     def _checkpoints(self, stage: str) -> Path:
         return self.folder / "checkpoints" / stage

@@ -169,12 +169,15 @@ class Probe:
             self._look_at_holdout(fitter, grid, rows)
             finalists = [max(finalists, key=lambda g: (rows[g]["holdout_top1"], -rows[g]["holdout_loss"]))]
 
+        usable = self._usable()
+        last_epoch = fitter.epochs(len(usable))
+
         def on_epoch(epoch: int, losses: list[float]) -> None:
             if log is not None:
                 train_loss = {f"train_loss/{g}": loss for g, loss in zip(finalists, losses, strict=True)}
-                log.log([{"step": epoch, "last_step": o.num_epochs, **train_loss}])
+                log.log([{"step": epoch, "last_step": last_epoch, **train_loss}])
 
-        fitted = fitter.fit(LAST_STAGE, [grid[g] for g in finalists], self._usable(), on_epoch)
+        fitted = fitter.fit(LAST_STAGE, [grid[g] for g in finalists], usable, on_epoch)
         if log is not None:
             log.close()
         validated = self._validate(fitter, fitted, self.val, torch.arange(len(self.val.clips)))
