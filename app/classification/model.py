@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from app.classification.options import ImageViTConfig, Options
 from tubelet.config import ConfigError
 from tubelet.models import ModelConfig, build_encoder
-from tubelet.models.attentive_pooler import AttentiveClassifier
 from tubelet.models.inflatable import InflatableEncoder
 from tubelet.models.pretrained import FramewiseViT
 from tubelet.probing import heads
@@ -26,12 +25,7 @@ class Classifier(nn.Module):
             width = self.encoder.embed_dim
             head = heads.LinearHead(torch.zeros(width), torch.ones(width), options.data.num_classes)
         else:
-            head = AttentiveClassifier(
-                embed_dim=self.encoder.embed_dim,
-                num_heads=options.classifier.num_heads or self.encoder.num_heads,
-                depth=options.classifier.num_probe_blocks,
-                num_classes=options.data.num_classes,
-            )
+            head = heads.attentive(options.classifier, self.encoder, options.data.num_classes)
         self.head = heads.Heads([head])
 
     def forward(self, clips: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tubelet.layers.block import CrossAttentionBlock
 from tubelet.models.attentive_pooler import AttentiveClassifier, AttentivePooler
+from tubelet.probing.options import ClassifierConfig
 from tubelet.seeds import seed_for
 
 
@@ -39,6 +40,16 @@ class Heads(nn.Module):
             pooled = pool_together([head.pooler for head in self.heads], tokens)
             return torch.stack([head.linear(x[:, 0]) for head, x in zip(self.heads, pooled, strict=True)])
         return torch.stack([head(tokens) for head in self.heads])
+
+
+def attentive(options: ClassifierConfig, encoder: nn.Module, num_classes: int) -> AttentiveClassifier:
+    """The head of the section `classifier` that reads the tokens of `encoder`."""
+    return AttentiveClassifier(
+        embed_dim=encoder.embed_dim,
+        num_heads=options.num_heads or encoder.num_heads,
+        depth=options.num_probe_blocks,
+        num_classes=num_classes,
+    )
 
 
 def build(make: Callable[[], nn.Module], count: int, seed: int) -> Heads:

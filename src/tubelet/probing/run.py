@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import ConfigError
-from tubelet.models.attentive_pooler import AttentiveClassifier
 from tubelet.probing import heads as reading
 from tubelet.probing import results, split
 from tubelet.probing.clips import LabelledClips
@@ -234,13 +233,7 @@ class Probe:
             some = self.chosen[:: -(-len(self.chosen) // STATISTICS)]
             mean, std = self.train.mean_and_std(some.split(self.global_batch), o.attend_across_segments)
             return lambda: reading.LinearHead(mean, std, num_classes)
-        width, num_heads = self.encoder.module.embed_dim, self.encoder.module.num_heads
-        return lambda: AttentiveClassifier(
-            embed_dim=width,
-            num_heads=self.options.classifier.num_heads or num_heads,
-            depth=self.options.classifier.num_probe_blocks,
-            num_classes=num_classes,
-        )
+        return lambda: reading.attentive(self.options.classifier, self.encoder.module, num_classes)
 
     def _look_at_holdout(self, fitter: Fitter, grid: list[tuple[float, float]], rows: list[dict[str, Any]]) -> None:
         """Into each head's row: its accuracy (percent) and loss on held-out training videos, averaged over folds."""
