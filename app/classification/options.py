@@ -9,7 +9,13 @@ from tubelet.config import Config, Pair
 from tubelet.datasets import AugConfig
 from tubelet.models import ModelConfig
 from tubelet.models.inflatable import TubeletInit
-from tubelet.probing.options import ClassifierConfig, LabelledDataConfig, PretrainConfig
+from tubelet.probing.options import (
+    ClassifierConfig,
+    LabelledDataConfig,
+    PretrainConfig,
+    refuse_second_head,
+    refuse_second_normalization,
+)
 from tubelet.training.bookkeeping import LoggingConfig
 from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
@@ -115,6 +121,9 @@ class Options(Config):
             )
         if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
             raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
+        if self.model is not None:
+            refuse_second_head(self.model.encoder_args, "model.encoder_args")
+        refuse_second_normalization(self.data, self.data_aug)
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind}: whole models are trained here; take ddp")
         return self

@@ -18,6 +18,7 @@ from tubelet.config import ConfigError
 from tubelet.datasets import Batch, evenly
 from tubelet.datasets.bad_files import BadFiles
 from tubelet.probing import heads, results
+from tubelet.probing.encoder import with_normalization
 from tubelet.seeds import seed_for
 from tubelet.training import checkpoint, parallel
 from tubelet.training.bookkeeping import Bookkeeping
@@ -33,7 +34,7 @@ FREE = (
     "folder",
     "logging.",
     "distributed.",
-    "optimization.batch_size",  # that of all processes together may not: see Training.load
+    "optimization.batch_size",  # that of all processes together may not: see Training.resume
     "data.num_workers",
     "data.worker_timeout",
     "data.cache",
@@ -42,6 +43,7 @@ FREE = (
 
 def main(options: Options, world: World) -> None:
     """Train to the last epoch, or continue the folder's run; then validate and write what a probe writes."""
+    options = world.from_main(lambda: with_normalization(options))
     folder, logging = Path(options.folder), options.logging
     world.from_main(lambda: refuse_other_configuration(folder, options, FREE))
     if world.from_main((folder / "results.json").is_file):
@@ -149,7 +151,8 @@ class Training:
                     yield heads.probabilities(self._forward(self.classifier, clips)[None]), labels, batch.indices
 
         self.classifier.eval()
-        validated = results.validate(predictions(), self.options.data.num_classes, self.world)
+        num_classes = self.options.data.num_classes
+        validated = results.validate(predictions(), num_classes, self.world, self.videos.val.source)
         self.classifier.train()
         return validated
 
@@ -158,7 +161,8 @@ class Training:
         return {
             "step": self.step,
             "encoder": self.classifier.encoder.state_dict(),
-            "config": self.classifier.encoder.built_from,  # what `hub` builds it from
+            # What `hub` builds it from, and says of the clips, as of a pretraining.
+            "config": {**self.classifier.encoder.built_from, "data_aug": self.options.data.normalization()},
             "classifier": self.classifier.head.heads[0].state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.updates.state_dict(),

@@ -9,7 +9,7 @@ from torch import Tensor
 from app.classification.options import Options
 from tubelet.datasets import Batch, to_float
 from tubelet.probing import split
-from tubelet.probing.clips import LabelledClips
+from tubelet.probing.clips import train_and_val
 from tubelet.probing.features import IGNORED
 from tubelet.seeds import generator
 from tubelet.training.distributed import World
@@ -19,18 +19,18 @@ from tubelet.training.watchdog import Watchdog
 class Videos:
     """Labelled videos to train on and to validate with.
 
-    The samples of a step depend on the seed and the step alone; each process has an equal part of them. excluded: path
-    -> reason, of the files that could not be read so far, by any process.
+    The samples of a step depend on the seed and the step alone; each process has an equal part of them. options: from
+    `with_normalization`. excluded: path -> reason, of the files that could not be read so far, by any process. lists: a
+    hash of all paths and labels.
     """
 
     def __init__(self, options: Options, world: World):
         self.options, self.world, self.seed = options, world, options.meta.seed
         data, o = options.data, options.optimization
-        side, views = o.resolution, data.num_views_per_segment
-        self.train = LabelledClips(
-            data, "dataset_train", resolution=side, augmentation=options.data_aug, seed=self.seed
+        self.train, self.val = train_and_val(
+            data, options.data_aug, resolution=o.resolution, seed=self.seed, world=world
         )
-        self.val = LabelledClips(data, "dataset_val", resolution=side, views=views)
+        self.lists = split.fingerprint(self.train.paths, self.train.labels, self.val.paths, self.val.labels)
         self.chosen = torch.tensor(split.few_per_class(self.train.labels, data.labels_per_class, self.seed))
         self.global_batch = o.batch_size * world.world_size
         self.steps_per_epoch = -(-len(self.chosen) // self.global_batch)

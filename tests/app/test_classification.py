@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchmetrics.classification  # noqa: F401
+from PIL import Image
 
 from app.classification import train as program
 from app.classification.mixing import PairMixing
@@ -16,7 +17,11 @@ from app.classification.videos import Videos
 from tests.processes import run as run_on_processes
 from tubelet import hub
 from tubelet.config import ConfigError, check, load
+from tubelet.config import read as load_yaml
 from tubelet.models import ModelConfig, build_encoder
+from tubelet.probing.encoder import load as load_pretrained
+from tubelet.probing.encoder import with_normalization
+from tubelet.probing.options import PretrainConfig
 from tubelet.training import checkpoint
 from tubelet.training.distributed import World
 
@@ -167,7 +172,7 @@ def pretrained(tmp_path):
 
 
 def new_training(raw):
-    options = check(raw, program.Options, "test.yaml")
+    options = with_normalization(check(raw, program.Options, "test.yaml"))
     return program.Training(options, Videos(options, World()), World())
 
 
@@ -189,10 +194,42 @@ def test_fine_tuning_starts_from_the_runs_weights_and_changes_them(raw, pretrain
 
 
 def test_a_trained_encoder_is_read_like_a_pretrained_one(raw, tmp_path):
-    run(raw, optimization={"num_epochs": 1, "warmup": 0})
+    run(raw, data={"normalize_mean": [0.5, 0.4, 0.3]}, optimization={"num_epochs": 1, "warmup": 0})
     weights = checkpoint.load_latest(tmp_path / "run/checkpoints")["encoder"]
     for key in ("encoder", "target_encoder"):
         torch.testing.assert_close(dict(hub.load_encoder(tmp_path / "run", key).state_dict()), dict(weights))
+    assert hub.read(tmp_path / "run").normalization()["normalize_mean"] == (0.5, 0.4, 0.3)
+    drawn = load_pretrained(PretrainConfig(folder=str(tmp_path / "run"), checkpoint="random"), 4, 32)
+    assert {name: x.shape for name, x in drawn.state_dict().items()} == {name: x.shape for name, x in weights.items()}
+
+
+def test_fine_tuning_normalises_clips_as_the_pretraining_did(raw, pretrained):
+    folder, _ = pretrained
+    state = last_state(folder)
+    grey = {"normalize_mean": (0.1, 0.2, 0.3), "normalize_std": (0.4, 0.5, 0.6)}
+    checkpoint.save(folder / "checkpoints", 2, {**state, "config": {**state["config"], "data_aug": grey}}, keep=1)
+    del raw["model"], raw["data"]["patch_size"]
+    run(raw, pretrain={"folder": str(folder)}, data_aug={"reprob": 0.5}, optimization={"num_epochs": 1, "warmup": 0})
+    said = load_yaml(Path(raw["folder"]) / "config.yaml")
+    for section in (said["data"], said["data_aug"], last_state(raw["folder"])["config"]["data_aug"]):
+        assert {name: tuple(section[name]) for name in grey} == grey
+
+
+def test_image_folders_of_other_classes_are_refused(raw, tmp_path):
+    for place in ("train/green", "train/red", "val/blue", "val/red"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / place / "0.png")
+    lists = {f"dataset_{name}": str(tmp_path / name) for name in ("train", "val")}
+    with pytest.raises(ConfigError, match=r"class folders \['green', 'red'\], data.dataset_val has \['blue', 'red'\]"):
+        run(raw, data={**lists, "dataset_type": "image_dataset"})
+
+
+def test_no_readable_validation_video_is_said_before_training(raw, monkeypatch, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "val.csv").write_text("broken.mp4 0\n")
+    monkeypatch.setattr(program.Training, "update", None)
+    with pytest.raises(ConfigError, match="data.dataset_val: .*not one of the 1 videos can be read"):
+        run(raw, data={"dataset_val": str(tmp_path / "val.csv"), "on_bad_video": "exclude"})
 
 
 @pytest.mark.parametrize("encoder", ["timesformer", "vivit"])
@@ -259,6 +296,8 @@ def test_mixed_labels_are_the_shares_of_the_pixels(mixup, cutmix):
         ({"image_vit": {"weights": "nowhere.pth"}, "model": TIMESFORMER}, "nowhere.pth: no such file"),
         ({"distributed": "fsdp"}, "take ddp"),
         ({"data": {"fps": 2.0}}, "frame_step and fps given"),
+        ({"data_aug": {"normalize_std": [1.0, 1.0, 1.0]}}, "data_aug.normalize_std: clips are normalised by data.norm"),
+        ({"model": TIMESFORMER | {"encoder_args": {"num_classes": 2}}}, "model.encoder_args.num_classes: .*remove it"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_computed(raw, sections, said):

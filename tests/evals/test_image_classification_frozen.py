@@ -32,3 +32,11 @@ def test_other_class_folders_in_validation_are_refused(raw, images, tmp_path):
         (tmp_path / "val" / name / "0.png").write_bytes((images / "val" / "red" / "0.png").read_bytes())
     with pytest.raises(ConfigError, match="class folders"):
         run(raw, images, dataset_val=str(tmp_path / "val"))
+
+
+def test_an_empty_class_folder_mends_that(raw, images, tmp_path):
+    """As the message says."""
+    for name in ("blue", "red"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    (tmp_path / "val" / "red" / "0.png").write_bytes((images / "val" / "red" / "0.png").read_bytes())
+    assert run(raw, images, dataset_val=str(tmp_path / "val"))["top1"] == 100

@@ -16,7 +16,8 @@ from tubelet.datasets import VideoError, culprits, video_dataset
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.probing import fit
 from tubelet.probing.clips import LabelledClips
-from tubelet.probing.encoder import FrozenEncoder
+from tubelet.probing.encoder import FrozenEncoder, with_normalization
+from tubelet.probing.results import validate
 from tubelet.training import checkpoint
 from tubelet.training.distributed import World
 from tubelet.training.run_folder import read_log
@@ -33,6 +34,10 @@ def run(raw, **sections):
     chosen = options(raw, **sections)
     program.main(chosen, World())
     return json.loads((Path(chosen.folder) / "results.json").read_text())
+
+
+def frozen(chosen):
+    return FrozenEncoder(with_normalization(chosen), torch.device("cpu"))
 
 
 def predictions(folder):
@@ -60,7 +65,7 @@ def test_results_and_predictions_say_the_same(raw, labelled):
 def test_the_probe_in_the_folder_is_the_one_that_predicted(raw):
     run(raw)
     chosen = options(raw)
-    encoder = FrozenEncoder(chosen, torch.device("cpu"))
+    encoder = frozen(chosen)
     probe = hub.load_probe(raw["folder"])
     val = LabelledClips(chosen.data, "dataset_val", resolution=32)
     for batch, row in zip(val.batches(torch.arange(12).split(1)), predictions(raw["folder"]), strict=True):
@@ -188,9 +193,20 @@ def test_an_unreadable_video_stops_the_probe_or_is_excluded_and_listed(raw, labe
     assert (results["num_train"], results["num_val"], len(predictions(tmp_path / "second"))) == (18, 12, 12)
 
 
+def test_no_readable_validation_video_is_said_before_training(raw, monkeypatch, tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.mp4").write_bytes(b"no video")
+    (tmp_path / "val.csv").write_text("0.mp4 0\n1.mp4 1\n")
+    monkeypatch.setattr(fit.Fitter, "fit", None)
+    with pytest.raises(ConfigError, match="data.dataset_val: .*val.csv: not one of the 2 videos can be read"):
+        run(raw, data={"dataset_val": str(tmp_path / "val.csv"), "on_bad_video": "exclude"})
+    with pytest.raises(ConfigError, match="data.dataset_val: not one"):
+        validate(iter([]), 3, World(), "data.dataset_val")
+
+
 def test_a_random_encoder_is_a_function_of_seed_and_scale(raw):
     def weights(**pretrain):
-        encoder = FrozenEncoder(options(raw, pretrain=pretrain), torch.device("cpu"))
+        encoder = frozen(options(raw, pretrain=pretrain))
         return encoder.fingerprint, encoder.module.blocks[0].attn.qkv.weight.std()
 
     fingerprint, std = weights()
@@ -216,15 +232,37 @@ def test_a_run_folder_gives_its_target_encoder_or_random_weights_of_its_architec
     folder, weights = run_folder
     for key, factor in (("target_encoder", 2), ("encoder", 1)):
         chosen = options({**raw, "pretrain": {"folder": str(folder), "checkpoint_key": key}})
-        loaded = FrozenEncoder(chosen, torch.device("cpu")).module
+        loaded = frozen(chosen).module
         assert torch.equal(loaded.blocks[0].attn.qkv.weight, factor * weights["blocks.0.attn.qkv.weight"])
         assert not loaded.training
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
     random = {"folder": str(folder), "checkpoint": "random"}
-    drawn = FrozenEncoder(options({**raw, "pretrain": random}), torch.device("cpu"))
-    same = FrozenEncoder(options(raw), torch.device("cpu"))
+    drawn, same = (frozen(options({**raw, "pretrain": pretrain})) for pretrain in (random, raw["pretrain"]))
     assert drawn.fingerprint == same.fingerprint
+    deeper = frozen(options({**raw, "pretrain": {**random, "encoder_args": {"depth": 2}}})).module
+    assert (deeper.embed_dim, len(deeper.blocks)) == (24, 2)
     assert run({**raw, "pretrain": {"folder": str(folder)}})["num_val"] == 12
+
+
+def test_clips_are_normalised_as_in_the_pretraining(raw, run_folder, tmp_path):
+    folder, _ = run_folder
+    grey = {"normalize_mean": (0.1, 0.2, 0.3), "normalize_std": (0.4, 0.5, 0.6)}
+    for pretrain in ({"folder": str(folder)}, {"folder": str(folder), "checkpoint": "random"}):
+        assert frozen(options({**raw, "pretrain": pretrain})).mean == (0.485, 0.456, 0.406)  # it does not say
+    state = checkpoint.load_latest(folder / "checkpoints")
+    state["config"]["data_aug"] = {"auto_augment": False, **grey}
+    checkpoint.save(folder / "checkpoints", 2, state, keep=1)
+    for pretrain in ({"folder": str(folder)}, {"folder": str(folder), "checkpoint": "random"}):
+        encoder = frozen(options({**raw, "pretrain": pretrain}))
+        assert (encoder.mean, encoder.std) == (grey["normalize_mean"], grey["normalize_std"])
+    assert frozen(options(raw)).mean == (0.485, 0.456, 0.406)
+    own = frozen(options({**raw, "pretrain": {"folder": str(folder)}}, data={"normalize_mean": [0.5, 0.5, 0.5]}))
+    assert (own.mean, own.std) == ((0.5, 0.5, 0.5), grey["normalize_std"])
+    tasks = {"augmented": {"data_aug": {"reprob": 0.5}}}
+    run({**raw, "pretrain": {"folder": str(folder)}}, tasks=tasks)
+    said = yaml.safe_load((Path(raw["folder"]) / "augmented" / "config.yaml").read_text())
+    for section in ("data", "data_aug"):
+        assert {name: tuple(said[section][name]) for name in grey} == grey
 
 
 def test_bfloat16_probes_about_the_same(raw, tmp_path):
@@ -262,6 +300,11 @@ def test_a_bright_task_is_learned(raw):
         ({"pretrain": {"model_name": None}}, "model_name: a random encoder needs an architecture"),
         ({"tasks": {"few": {"data": {"labels": 3}}}}, r"tasks.few.data.labels"),
         ({"tasks": {"other": {"pretrain": {"init_seed": 3}}}}, "all tasks probe one encoder"),
+        ({"tasks": {"other": {"data": {"normalize_std": [1.0, 1.0, 1.0]}}}}, "other.data.normalize_std: all tasks"),
+        ({"tasks": {"other": {"optimization": {"use_bfloat16": True}}}}, "other.optimization.use_bfloat16: all tasks"),
+        ({"tasks": {"a": {}, "b": {"optimization": {"resolution": 36}}}}, "tasks.b: .*resolution 36.*patch"),
+        ({"data_aug": {"normalize_mean": [0.0, 0.0, 0.0]}}, "data_aug.normalize_mean: clips are normalised by data.n"),
+        ({"pretrain": {"encoder_args": {"num_classes": 3}}}, "pretrain: encoder_args.num_classes: .*remove it"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_computed(raw, sections, said):

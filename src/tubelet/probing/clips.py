@@ -1,16 +1,44 @@
 """Labelled videos of one list, and batches of their clips by sample number."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from tubelet.config import check
+from tubelet.config import ConfigError, check
 from tubelet.datasets import AugConfig, Batch, DataConfig, Draw
 from tubelet.datasets.loader import Loader, collate
 from tubelet.datasets.transforms import EvalTransform, TrainTransform
 from tubelet.plugins import find
 from tubelet.probing.options import LabelledDataConfig
 from tubelet.probing.split import check_labels
+from tubelet.training.distributed import World
+
+
+def train_and_val(
+    data: LabelledDataConfig, augmentation: AugConfig | None, *, resolution: int, seed: int, world: World
+) -> tuple["LabelledClips", "LabelledClips"]:
+    """The samples of `data.dataset_train`, augmented, and those of `data.dataset_val`.
+
+    Raises ConfigError where either cannot be used, their classes differ, or no validation video can be read.
+    """
+    train = LabelledClips(data, "dataset_train", resolution=resolution, augmentation=augmentation, seed=seed)
+    val = LabelledClips(data, "dataset_val", resolution=resolution, views=data.num_views_per_segment)
+    if train.classes != val.classes:
+        raise ConfigError(
+            f"data.dataset_train has the class folders {train.classes}, data.dataset_val has {val.classes}; "
+            "both need the same, even if some are empty"
+        )
+    if world.is_main and (both := set(train.paths) & set(val.paths)):
+        warnings.warn(
+            f"{len(both)} videos are in data.dataset_train and in data.dataset_val, e.g. {min(both)}: "
+            "the accuracy on them says nothing about new videos",
+            stacklevel=2,
+        )
+    if data.on_bad_video == "exclude":  # else the first bad one is an error itself
+        world.from_main(val.refuse_all_unreadable)
+    return train, val
 
 
 class LabelledClips:
@@ -63,6 +91,11 @@ class LabelledClips:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def refuse_all_unreadable(self) -> None:
+        """Raises ConfigError where not one of the videos can be read; looks no further than the first that can."""
+        if not any(len(batch) for batch in self.batches(torch.arange(len(self)).split(1))):
+            raise ConfigError(f"{self.source}: not one of the {len(self)} videos can be read")
 
     def batches(self, batches: Sequence[Tensor], epoch: int = 0) -> Iterator[Batch]:
         """The clips of each tensor of sample numbers; those of unreadable files that are excluded are missing."""

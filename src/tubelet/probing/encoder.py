@@ -3,22 +3,43 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from tubelet import hub
-from tubelet.config import ConfigError, check, read
-from tubelet.datasets import to_float
+from tubelet.config import Config, ConfigError, check
+from tubelet.datasets import AugConfig, to_float
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.probing.options import RANDOM, PretrainConfig, ProbeOptions
 from tubelet.seeds import seed_for
 
+Labelled = TypeVar("Labelled", bound=Config)
+
+
+def with_normalization(options: Labelled) -> Labelled:
+    """The options of a probe or of supervised training with every colour's mean and standard deviation filled in.
+
+    What `data` leaves open is the pretraining's own where its file says it, else ImageNet's; `data_aug` gets the same.
+    """
+    values = options.data.normalization()
+    if None in values.values():
+        read = options.pretrain is not None and not _is_drawn_from_yaml(options.pretrain)
+        own = AugConfig().model_dump() | (hub.read(_path(options.pretrain)).normalization() if read else {})
+        values = {name: own[name] if value is None else value for name, value in values.items()}
+    changed = {"data": options.data.model_copy(update=values)}
+    if options.data_aug is not None:
+        changed["data_aug"] = options.data_aug.model_copy(update=values)
+    return options.model_copy(update=changed)
+
 
 class FrozenEncoder:
-    """uint8 clips to tokens, without gradients, dropout or augmentation of weights."""
+    """uint8 clips to tokens, without gradients, dropout or augmentation of weights.
+
+    options: as they come from `with_normalization`.
+    """
 
     def __init__(self, options: ProbeOptions, device: torch.device):
         self.device = device
@@ -43,11 +64,23 @@ def load(pretrain: PretrainConfig, frames: int, side: int) -> nn.Module:
         if pretrain.checkpoint == RANDOM:
             encoder = random_encoder(pretrain, side, frames)
         else:
-            encoder = _pretrained(pretrain)
+            encoder = hub.load_encoder(_path(pretrain), pretrain.checkpoint_key, **_given(pretrain))
+    except ValueError as error:
+        raise _misfit("", frames, side, error) from None
+    refuse_misfit(encoder, frames, side)
+    return encoder
+
+
+def refuse_misfit(encoder: nn.Module, frames: int, side: int, task: str = "") -> None:
+    """Raises ConfigError where clips of the sizes of `data` and `optimization` (of `task`) cannot be encoded."""
+    try:
         encoder.grid_size(frames, side, side)
     except ValueError as error:
-        raise ConfigError(f"data.frames_per_clip {frames}, optimization.resolution {side}: {error}") from None
-    return encoder
+        raise _misfit(f"tasks.{task}: " if task else "", frames, side, error) from None
+
+
+def _misfit(at: str, frames: int, side: int, error: ValueError) -> ConfigError:
+    return ConfigError(f"{at}data.frames_per_clip {frames}, optimization.resolution {side}: {error}")
 
 
 def random_encoder(pretrain: PretrainConfig, resolution: int, frames: int) -> nn.Module:
@@ -55,34 +88,32 @@ def random_encoder(pretrain: PretrainConfig, resolution: int, frames: int) -> nn
 
     Built for clips of `resolution` and `frames` where neither says for which.
     """
-    section, sizes = {}, {"crop_size": resolution, "num_frames": frames, "patch_size": 16, "tubelet_size": 2}
-    if pretrain.model_name is None:
-        run = read(Path(pretrain.folder) / "config.yaml")
-        section = run["model"]
-        sizes = {name: run["data"][name] for name in sizes}
     given = _given(pretrain)
-    for theirs, ours in (
-        ("img_size", "crop_size"),
-        *((name, name) for name in ("num_frames", "patch_size", "tubelet_size")),
-    ):
-        sizes[ours] = given.pop(theirs, sizes[ours])
     if pretrain.init_std is not None:
         given["init_std"] = pretrain.init_std
-    model = check(section | given, ModelConfig, "pretrain")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(pretrain.init_seed, "random encoder"))
-        return build_encoder(model, **sizes)
+        if not _is_drawn_from_yaml(pretrain):
+            return hub.read(_path(pretrain)).build_encoder(given)
+        sizes = {"img_size": resolution, "num_frames": frames, "patch_size": 16, "tubelet_size": 2}
+        sizes = {name: given.pop(name, size) for name, size in sizes.items()}
+        return build_encoder(check(given, ModelConfig, "pretrain"), crop_size=sizes.pop("img_size"), **sizes)
 
 
-def _pretrained(pretrain: PretrainConfig) -> nn.Module:
+def _is_drawn_from_yaml(pretrain: PretrainConfig) -> bool:
+    """Whether the YAML itself says the architecture of a random encoder, so that no file is read."""
+    return pretrain.checkpoint == RANDOM and pretrain.model_name is not None
+
+
+def _path(pretrain: PretrainConfig) -> Path:
     path = Path(pretrain.folder)
     if not path.exists():
         raise ConfigError(f"pretrain.folder: {path} does not exist; give the folder of a pretraining run or of weights")
-    if pretrain.checkpoint is not None:
+    if pretrain.checkpoint not in (None, RANDOM):
         path = path / pretrain.checkpoint
     if not path.exists():
         raise ConfigError(f"pretrain.checkpoint: {path} does not exist; leave it out for the newest of a run")
-    return hub.load_encoder(path, pretrain.checkpoint_key, **_given(pretrain))
+    return path
 
 
 def fingerprint(module: nn.Module) -> str:

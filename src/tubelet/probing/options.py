@@ -11,7 +11,9 @@ from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 RANDOM = "random"
+SHARED_BY_TASKS = (("data", "normalize_mean"), ("data", "normalize_std"), ("optimization", "use_bfloat16"))
 FRAME_RATES = ("frame_step", "fps", "clip_duration")
+NORMALIZATION = ("normalize_mean", "normalize_std")
 
 
 class LabelledDataConfig(Config):
@@ -42,8 +44,12 @@ class LabelledDataConfig(Config):
     """Seconds without a batch from a worker before the video it is stuck at counts as unreadable; 0: wait for ever."""
     cache: str | None = None
     """Folder for decoded videos, shared by workers and runs; for small sets of short videos."""
-    normalize_mean: Triple = (0.485, 0.456, 0.406)
-    normalize_std: Triple = (0.229, 0.224, 0.225)
+    normalize_mean: Triple | None = None
+    normalize_std: Triple | None = None
+    """Of the colours in 0..1. By default the pretraining's own where its file says them, else ImageNet's."""
+
+    def normalization(self) -> dict[str, tuple[float, float, float] | None]:
+        return {name: getattr(self, name) for name in NORMALIZATION}
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +64,13 @@ class LabelledDataConfig(Config):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} given; keep one of {', '.join(FRAME_RATES)}, the others null")
         return self
+
+
+def refuse_second_normalization(data: LabelledDataConfig, augmentation: AugConfig | None) -> None:
+    """Raises ValueError where `data_aug`, whose noise has the colours of `data`, says others."""
+    for name in NORMALIZATION if augmentation is not None else ():
+        if getattr(augmentation, name) not in (getattr(data, name), getattr(AugConfig(), name)):
+            raise ValueError(f"data_aug.{name}: clips are normalised by data.{name} here; set that, and remove this")
 
 
 class ProbeDataConfig(LabelledDataConfig):
@@ -130,6 +143,15 @@ class ClassifierConfig(Config):
     num_probe_blocks: int = Field(1, ge=1)
 
 
+def refuse_second_head(encoder_args: dict[str, Any], key: str) -> None:
+    """Raises ValueError where the encoder is asked for logits of its own."""
+    if encoder_args.get("num_classes"):
+        raise ValueError(
+            f"{key}.num_classes: the encoder gives tokens here, and the head that reads them has data.num_classes; "
+            "remove it"
+        )
+
+
 class PretrainConfig(Config):
     """YAML section `pretrain`: where the frozen encoder comes from.
 
@@ -167,6 +189,7 @@ class PretrainConfig(Config):
             raise ValueError("model_name: a random encoder needs an architecture: model_name, or the folder of a run")
         if self.init_std is not None and self.checkpoint != RANDOM:
             raise ValueError("init_std goes with checkpoint: random only; trained weights are not drawn")
+        refuse_second_head(self.encoder_args or {}, "encoder_args")
         return self
 
 
@@ -199,6 +222,7 @@ class ProbeOptions(Config):
     def _fits_together(self) -> "ProbeOptions":
         if self.data.cache_features and self.data_aug is not None:
             raise ValueError("data.cache_features keeps one version of each clip; remove data_aug or the cache")
+        refuse_second_normalization(self.data, self.data_aug)
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind}: a probe's encoder is not sharded; remove it")
         for name in self.tasks or {}:
@@ -218,10 +242,17 @@ class ProbeOptions(Config):
         if raw["pretrain"] != self.pretrain.model_dump():
             raise ValueError(f"tasks.{name}.pretrain: all tasks probe one encoder; use another file for another one")
         try:
-            return type(self).model_validate(raw)
+            task = type(self).model_validate(raw)
         except ValidationError as error:
             lines = [f"tasks.{name}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise ValueError("; ".join(lines)) from None
+        for section, key in SHARED_BY_TASKS:
+            if getattr(getattr(task, section), key) != getattr(getattr(self, section), key):
+                raise ValueError(
+                    f"tasks.{name}.{section}.{key}: all tasks probe one encoder, which sees clips in one way; set it "
+                    "for all of them, or use another file"
+                )
+        return task
 
     def with_seed(self, seed: int) -> "ProbeOptions":
         """The same with one of the seeds of `meta.seed`, in a folder of its own."""

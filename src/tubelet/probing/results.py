@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tubelet.config import ConfigError
 from tubelet.training.distributed import World
 from tubelet.training.run_folder import write_whole
 
@@ -30,10 +31,13 @@ class Validated:
     probabilities: Tensor
 
 
-def validate(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, world: World) -> Validated:
+def validate(
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, world: World, source: str
+) -> Validated:
     """batches: probabilities [G, B, num_classes], labels [B], indices [B] of this process's samples.
 
     Every process gets the figures of all samples, each of which is one process's: nothing is padded, nothing twice.
+    Raises ConfigError that names their `source` where no process has any.
     """
     top = min(TOP, num_classes)
     own = []
@@ -42,8 +46,10 @@ def validate(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int,
         losses = -probabilities[:, torch.arange(len(labels)), labels].clamp_min(1e-12).log()
         best, classes = probabilities.topk(top, dim=-1)
         own.append((indices, labels, losses.T, classes.transpose(0, 1), best.transpose(0, 1)))  # samples first
-    parts = zip(*(part for parts in world.each(own) for part in parts), strict=True)
-    indices, labels, losses, classes, best = (torch.cat(part) for part in parts)
+    everyone = [part for parts in world.each(own) for part in parts]
+    if not everyone:
+        raise ConfigError(f"{source}: not one of the videos can be read")
+    indices, labels, losses, classes, best = (torch.cat(part) for part in zip(*everyone, strict=True))
     order = indices.argsort()
     indices, labels, losses = indices[order], labels[order], losses[order].T
     classes, best = classes[order].transpose(0, 1), best[order].transpose(0, 1)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tubelet.config import ConfigError
 from tubelet.probing import heads as reading
 from tubelet.probing import results, split
-from tubelet.probing.clips import LabelledClips
-from tubelet.probing.encoder import FrozenEncoder
+from tubelet.probing.clips import LabelledClips, train_and_val
+from tubelet.probing.encoder import FrozenEncoder, refuse_misfit, with_normalization
 from tubelet.probing.features import Features
 from tubelet.probing.fit import Fitted, Fitter, other_inputs
 from tubelet.probing.options import ProbeOptions
@@ -46,7 +46,10 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
     All processes share the work and get the results, which are those of one process with the same global batch; the
     main one writes them. Returns what `results.json` in `options.folder` holds.
     """
-    tasks = {name: options.task(name) for name in options.tasks} if options.tasks else {"": options}
+    options = world.from_main(lambda: with_normalization(options))
+    tasks = {"": options}
+    if options.tasks:
+        tasks = {name: with_normalization(options.task(name)) for name in options.tasks}
     data_by_task = {name: _labelled(task, world) for name, task in tasks.items()}
     with Watchdog(world, options.distributed.timeout) as watchdog:
         encoder = FrozenEncoder(options, world.device)
@@ -54,6 +57,8 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
             raise ConfigError(
                 "pretrain: the processes have read different weights; name one file in pretrain.checkpoint"
             )
+        for name, task in tasks.items():
+            refuse_misfit(encoder.module, task.data.frames_per_clip, task.optimization.resolution, name)
         measured = {name: _all_seeds(task, encoder, *data_by_task[name], watchdog) for name, task in tasks.items()}
     if not options.tasks:
         return measured[""]
@@ -64,28 +69,10 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
 
 def _labelled(options: ProbeOptions, world: World) -> tuple[LabelledClips, LabelledClips]:
     """The training and validation videos, so that a fault in any list is an error before anything is computed."""
-    resolution, views = options.optimization.resolution, options.data.num_views_per_segment
-    train = LabelledClips(
-        options.data,
-        "dataset_train",
-        resolution=resolution,
-        augmentation=options.data_aug,
-        seed=options.seeds[0],
-    )
-    val = LabelledClips(options.data, "dataset_val", resolution=resolution, views=views)
-    if train.classes != val.classes:
-        raise ConfigError(
-            f"data.dataset_train has the class folders {train.classes}, data.dataset_val has {val.classes}; "
-            "both need the same, even if some are empty"
-        )
+    resolution, seed = options.optimization.resolution, options.seeds[0]
+    train, val = train_and_val(options.data, options.data_aug, resolution=resolution, seed=seed, world=world)
     for seed in options.seeds:
         split.few_per_class(train.labels, options.data.labels_per_class, seed)
-    if world.is_main and (both := set(train.paths) & set(val.paths)):
-        warnings.warn(
-            f"{len(both)} videos are in data.dataset_train and in data.dataset_val, e.g. {min(both)}: "
-            "the accuracy on them says nothing about new videos",
-            stacklevel=2,
-        )
     return train, val
 
 
@@ -268,7 +255,7 @@ class Probe:
                     probabilities = reading.probabilities(fitter.read_out(fitted.heads, batch.tokens))
                     yield probabilities, batch.labels, batch.indices
 
-        return results.validate(predictions(), self.options.data.num_classes, self.world)
+        return results.validate(predictions(), self.options.data.num_classes, self.world, features.clips.source)
 
     def _write(self, head: nn.Module, validated: results.Validated, column: int) -> None:
         config = self.options.model_dump(mode="json")
