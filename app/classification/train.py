@@ -46,9 +46,10 @@ def main(options: Options, world: World) -> None:
     options = world.from_main(lambda: with_normalization(options))
     folder, logging = Path(options.folder), options.logging
     world.from_main(lambda: refuse_other_configuration(folder, options, FREE))
-    if world.from_main((folder / "results.json").is_file):
-        return
     videos = Videos(options, world)
+    if measured := world.from_main(lambda: results.read_json(folder / "results.json")):
+        videos.refuse_others(measured)
+        return
     training = Training(options, videos, world)
     training.resume(folder / "checkpoints")
     book = Bookkeeping(
@@ -169,6 +170,7 @@ class Training:
             "sums": self.sums,
             "excluded": dict(self.videos.excluded),
             "global_batch": self.videos.global_batch,
+            "lists": self.videos.lists,
         }
 
     def resume(self, checkpoints: Path) -> None:
@@ -178,6 +180,7 @@ class Training:
             return
         state = checkpoint.read(path)
         checkpoint.refuse_other_batch(state["global_batch"], self.videos.global_batch, "optimization.batch_size")
+        self.videos.refuse_others(state)
         checkpoint.load_state(self.classifier.encoder, state["encoder"], f"encoder of {path}")
         checkpoint.load_state(self.classifier.head.heads[0], state["classifier"], f"head of {path}")
         self.optimizer.load_state_dict(state["optimizer"])
@@ -211,6 +214,7 @@ def write(folder: Path, training: Training, validated: results.Validated) -> Non
         "num_val": len(validated.labels),
         "num_classes": num_classes,
         "seed": training.seed,
+        "lists": videos.lists,
         "excluded": [{"path": path, "reason": reason} for path, reason in sorted(videos.excluded.items())],
     }
     results.write_json(folder / "results.json", measured)

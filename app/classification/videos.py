@@ -1,12 +1,14 @@
 """Which videos of which step are a process's, and how they enter the model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from app.classification.options import Options
+from tubelet.config import ConfigError
 from tubelet.datasets import Batch, to_float
 from tubelet.probing import split
 from tubelet.probing.clips import train_and_val
@@ -37,6 +39,14 @@ class Videos:
         self.last_step = o.num_epochs * self.steps_per_epoch
         self.excluded: dict[str, str] = {}
         self._shuffled: tuple[int, Tensor] | None = None
+
+    def refuse_others(self, kept: dict[str, Any]) -> None:
+        """Raises ConfigError where a checkpoint or results.json of the folder was made with other lists."""
+        if kept.get("lists", self.lists) != self.lists:  # folders from before the lists were kept have none
+            raise ConfigError(
+                f"{self.options.folder} holds a run on other videos or labels than data.dataset_train and "
+                "data.dataset_val name now; choose another folder=…, or remove that one"
+            )
 
     def steps(self, first: int) -> Iterator[Batch]:
         """This process's part of the steps from `first` to the last."""

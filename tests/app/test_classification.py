@@ -215,6 +215,21 @@ def test_fine_tuning_normalises_clips_as_the_pretraining_did(raw, pretrained):
         assert {name: tuple(section[name]) for name in grey} == grey
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_videos_or_labels_under_the_same_name_are_refused(raw, lists, finished, tmp_path):
+    raw["data"]["dataset_train"] = str(tmp_path / "train.csv")
+    raw["optimization"] |= {"num_epochs": 1, "warmup": 0}
+    lines = (lists / "train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    first = run(raw)
+    assert run(raw) == first
+    if not finished:
+        (Path(raw["folder"]) / "results.json").unlink()
+    (tmp_path / "train.csv").write_text("\n".join([lines[0][:-1] + "1", *lines[1:]]))
+    with pytest.raises(ConfigError, match="a run on other videos or labels"):
+        run(raw)
+
+
 def test_image_folders_of_other_classes_are_refused(raw, tmp_path):
     for place in ("train/green", "train/red", "val/blue", "val/red"):
         (tmp_path / place).mkdir(parents=True)

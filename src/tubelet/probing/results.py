@@ -127,3 +127,8 @@ def over_seeds(seeds: Sequence[int], each: Sequence[dict[str, Any]]) -> dict[str
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote; None where nothing is."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,6 +1,5 @@
 """A probe from its options to its results: choose videos, get features, train heads, name the best, validate."""
 
-import json
 import shutil
 import time
 import warnings
@@ -115,7 +114,7 @@ class Probe:
         Raises ConfigError when the folder holds a probe of other options, weights or labels.
         """
         finished = self.folder / "results.json"
-        if measured := self.world.from_main(lambda: _read(finished)):
+        if measured := self.world.from_main(lambda: results.read_json(finished)):
             self._refuse_other_options()
             checkpoint.refuse_other_batch(measured["global_batch"], self.global_batch, "optimization.batch_size")
             if measured["inputs"] != self.inputs:
@@ -275,10 +274,6 @@ class Probe:
             said = f"{len(excluded)} unreadable files were excluded; {self.folder}/results.json lists them"
             warnings.warn(said, stacklevel=2)
         return excluded
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
