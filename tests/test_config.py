@@ -45,7 +45,10 @@ BROKEN = [
     ("data.datasets_weights=[1.0, 2.0]", r"data: datasets_weights has 2 entries for 1 datasets"),
     ("data.decoder=ffmpeg", r"data\.decoder: .*'decord', 'pyav' or 'torchcodec'"),
     ("data.dataset_type=VideoDatset", r"'VideoDatset'.*Did you mean 'video_dataset'\?"),
-    ("data.mask_type=multiblok3d", r"'multiblok3d'.*Did you mean 'multiblock3d'\?"),
+    ("data.mask_type=multiblok3d", r"data\.mask_type: 'multiblok3d'.*Did you mean 'multiblock3d'\?"),
+    ("data.mask_type=default", r"data\.mask_type: 'default'.*Valid: multiblock3d, random_tube\."),
+    ("data.dataset_type=generated", r"data\.dataset_type: 'generated': no such file"),
+    ("meta.seed=-1", r"meta\.seed: .*greater than or equal to 0"),
     ("data_aug.random_resize_scale=[1.0, 0.3]", r"data_aug: random_resize_scale .*0 < low <= high"),
     ("mask=[]", r"mask: .*at least 1 item"),
     ("mask.0.num_block=3", r"mask\.0\.num_block: unknown key\. Did you mean 'num_blocks'\?"),
@@ -55,7 +58,8 @@ BROKEN = [
     ("model.encoder=vision_transformr", r"vision_transformr.*Did you mean 'vision_transformer'\?"),
     ("model.encoder_args={num_heads: 7}", r"7"),
     ("model.encoder_args={dept: 3}", r"encoder_args\.dept.*Did you mean 'depth'\?"),
-    ("model.pred_num_heads=7", r"7"),
+    ("model.pred_num_heads=7", r"model\.pred_num_heads: .*7 heads"),
+    ("model.encoder=jepa", r"model\.encoder: 'jepa'.*Valid: .*vision_transformer"),
     ("meta.dtype=fp8", r"meta\.dtype: .*'bfloat16', 'float16' or 'float32'"),
     ("loss.loss_exp=-1", r"loss\.loss_exp: .*greater than 0"),
     ("folder", r"an override is written key\.path=value"),
@@ -153,3 +157,37 @@ def test_a_folder_without_videos_is_refused(tmp_path):
     options = config.load(ROOT / "configs/pretrain/vitt16.yaml", overrides, options_of("vjepa"))
     with pytest.raises(ConfigError, match=r"data\.datasets: .*empty': no file of a known kind"):
         main(options, World())
+
+
+def test_an_override_of_one_mask_leaves_its_alias_alone():
+    masks = config.read("configs/pretrain/demo.yaml", ["mask.0.num_blocks=7"])["mask"]
+    assert masks[0]["num_blocks"] == 7
+    assert masks[1]["num_blocks"] != 7
+
+
+@pytest.mark.parametrize("name", ["motion", "my-task"])
+def test_unknown_keys_are_told_in_sections_with_names_of_the_users(name):
+    from app.study.options import Options as Study
+
+    task = {"train": "a.csv", "test": "b.csv", "num_classes": 3, "num_clases": 3}
+    with pytest.raises(ConfigError, match=rf"tasks\.{name}\.num_clases: unknown key\. Did you mean 'num_classes'"):
+        config.check(
+            {"folder": "x", "pretrain": {"fname": "f"}, "probe": {"fname": "g"}, "tasks": {name: task}}, Study, "f"
+        )
+
+
+def test_what_is_run_together_must_be_comparable():
+    few = ["folder=x", "data.datasets=[x]", "loss.cov_coeff=1.0", "optimization.accumulation_steps=24"]
+    with pytest.raises(ConfigError, match="data.batch_size, or lower optimization.accumulation_steps"):
+        config.load("configs/pretrain/base.yaml", few, options_of("vjepa"))
+    small = ["data.datasets=[x]", "data.batch_size=12"]
+    options = config.load("configs/pretrain/vjepa_vith16.yaml", small, options_of("vjepa"))
+    options.refuse_uneven_masks(2)
+    with pytest.raises(ConfigError, match="data.mask_batch_size: 24 does not divide the 12 samples of 1 process"):
+        options.refuse_uneven_masks(1)
+
+
+def test_an_encoder_whose_heads_divide_no_usual_predictor_can_be_probed():
+    from tubelet.models import ModelConfig
+
+    assert ModelConfig(model_name="vit_giant_xformers").model_name == "vit_giant_xformers"

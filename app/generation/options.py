@@ -10,7 +10,7 @@ from tubelet.datasets import AugConfig, Decoder
 from tubelet.datasets import DataConfig as ClipsConfig
 from tubelet.generation.imagination import DecoderConfig, PretrainConfig
 from tubelet.models import ModelConfig
-from tubelet.plugins import find
+from tubelet.plugins import name_of
 from tubelet.training.bookkeeping import LoggingConfig
 from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
@@ -19,7 +19,7 @@ from tubelet.training.schedules import NotNegative, Positive, RateConfig
 class DataConfig(Config):
     """YAML section `data`: clips of `num_frames` frames seen and the frames that follow them."""
 
-    dataset_type: str = "VideoDataset"
+    dataset_type: name_of("datasets", "Dataset") = "VideoDataset"
     """`VideoDataset` for folders and lists of video files, `moving_mnist`, `kth`."""
     train: list[str] = Field(min_length=1)
     test: list[str] = Field(min_length=1)
@@ -87,6 +87,11 @@ class OptimizationConfig(RateConfig):
     clip_grad: float = Field(1.0, gt=0)
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
 
+    @model_validator(mode="after")
+    def _warms_up_within(self) -> "OptimizationConfig":
+        self.refuse_longer_warmup(self.steps, "steps")
+        return self
+
 
 class EvaluationConfig(Config):
     """YAML section `evaluation`: what is measured and drawn after training. It may be changed and asked for again."""
@@ -106,7 +111,7 @@ class EvaluationConfig(Config):
 class MetaConfig(Config):
     """YAML section `meta`."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     compile: bool = False
     """torch.compile what is trained."""
@@ -140,7 +145,6 @@ class Options(Config):
             raise ValueError(f"data.channels: {self.data.channels}, but pretraining sees colours; set it to 3")
         if self.distributed.kind != "ddp":
             raise ValueError("distributed: frames are predicted by whole models; take ddp")
-        find("datasets", self.data.dataset_type)
         return self
 
     def frames_ahead(self) -> int:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from tubelet import config
 from tubelet.config import Config
+from tubelet.plugins import name_of
 
 
 class Task(Config):
@@ -70,7 +71,7 @@ class Options(Config):
     title: str = "Tubelet study"
     data: str | None = None
     """Folder of a set that is not ours; `lists` names the file of tubelet/datasets that writes its lists."""
-    lists: str | None = None
+    lists: name_of("datasets", "write_lists") | None = None
     folds: list[int] = Field([0], min_length=1)
     """Each fold is pretrained on its own, so that no test clip is ever seen."""
     clips: dict[str, int] | None = None
@@ -99,6 +100,9 @@ class Options(Config):
             raise ValueError("data and lists go together: the folder of the set, and the file that knows it")
         if self.headline is not None and self.headline not in self.tasks:
             raise ValueError(f"headline: '{self.headline}' is no task. {config.nearest(self.headline, self.tasks)}")
+        for name in self.supervised.per_task if self.supervised is not None else ():
+            if name not in self.tasks:
+                raise ValueError(f"supervised.per_task: '{name}' is no task. {config.nearest(name, self.tasks)}")
         return self
 
     def fill(self, text: str, fold: int) -> str:

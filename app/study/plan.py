@@ -136,7 +136,7 @@ def _probe_job(options: Options, fold: int, encoder: Encoder, after: tuple[str, 
     first = next(iter(changes["tasks"].values()))["data"]
     changes["data"] = {key: first[key] for key in ("dataset_train", "dataset_val", "num_classes")} | _cache(options)
     folder = probe_folder(options, fold, encoder)
-    return _yaml_job(options, "probe", f"probe-fold{fold}-{encoder.name}", options.probe, changes, folder, after)
+    return _yaml_job(options, "probe", f"probe-fold{fold}-{encoder.name}", fold, options.probe, changes, folder, after)
 
 
 def probe_folder(options: Options, fold: int, encoder: Encoder) -> Path:
@@ -182,7 +182,7 @@ def _supervised_job(options: Options, fold: int, seed: int, name: str, after: tu
         update={"overrides": options.supervised.overrides + options.supervised.per_task.get(name, [])}
     )
     job = f"supervised-fold{fold}-{name}-{seed}"
-    return _yaml_job(options, "supervised", job, program, changes, folder, after)
+    return _yaml_job(options, "supervised", job, fold, program, changes, folder, after)
 
 
 def supervised_folder(options: Options, fold: int, seed: int, name: str) -> Path:
@@ -202,7 +202,7 @@ def _floors_job(options: Options, fold: int, after: tuple[str, ...]) -> Job:
         "tasks": tasks,
         "seeds": options.probe.seeds,
     }
-    return _yaml_job(options, "floors", f"floors-fold{fold}", None, changes, floors_folder(options, fold), after)
+    return _yaml_job(options, "floors", f"floors-fold{fold}", fold, None, changes, floors_folder(options, fold), after)
 
 
 def floors_folder(options: Options, fold: int) -> Path:
@@ -213,6 +213,7 @@ def _yaml_job(
     options: Options,
     stage: Literal["probe", "supervised", "floors"],
     name: str,
+    fold: int,
     program: Program | None,
     changes: dict[str, Any],
     folder: Path,
@@ -225,7 +226,7 @@ def _yaml_job(
         changes = {"base": os.path.relpath(program.fname, fname.parent), **changes}
     fname.parent.mkdir(parents=True, exist_ok=True)
     fname.write_text(yaml.safe_dump(changes, sort_keys=False), encoding="utf-8")
-    overrides = [options.fill(change, 0) for change in program.overrides] if program is not None else []
+    overrides = [options.fill(change, fold) for change in program.overrides] if program is not None else []
     package = "app.main" if stage == "supervised" else "evals.main"
     return Job(
         name=name,

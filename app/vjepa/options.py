@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tubelet.config import Config, Pair, check_part
+from tubelet.config import Config, ConfigError, Pair, check_part
 from tubelet.datasets import AugConfig, DataConfig
-from tubelet.models import ModelConfig, build_encoder
+from tubelet.models import ModelConfig, build_encoder, build_predictor
 from tubelet.models.jepa import LossConfig
 from tubelet.plugins import find
 from tubelet.training import schedules
@@ -75,7 +75,7 @@ class Schedule:
 class MetaConfig(Config):
     """YAML section `meta`."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     compile: bool = False
     """torch.compile the encoders and the predictor."""
@@ -106,7 +106,7 @@ class Options(Config):
     def _masks_of_their_type(cls, masks: list[dict], info: ValidationInfo) -> list[dict]:
         if "data" not in info.data:  # `data` has errors of its own
             return masks
-        schema = find("masks", info.data["data"].mask_type).MaskConfig
+        schema = find("masks", info.data["data"].mask_type, "MaskConfig").MaskConfig
         return [check_part(mask, schema, f"mask.{i}").model_dump(mode="json") for i, mask in enumerate(masks)]
 
     @model_validator(mode="after")
@@ -119,17 +119,38 @@ class Options(Config):
             )
         if self.loss.inv_coeff > 0 and len(self.mask) < 2:
             raise ValueError("loss.inv_coeff compares a clip's features under two masks; give `mask` a second entry")
-        find("datasets", data.dataset_type)
+        clips = data.batch_size * data.num_clips // self.optimization.accumulation_steps
+        if clips < 2 and (self.loss.std_coeff or self.loss.cov_coeff):
+            raise ValueError(
+                "loss.std_coeff and loss.cov_coeff compare clips that are run together, and that is one: raise "
+                "data.batch_size, or lower optimization.accumulation_steps"
+            )
         self.mask_collator()
         with torch.device("meta"):
             encoder = build_encoder(self.model, **self.grid())
-        if not encoder.accepts_masks:
-            raise ValueError(f"model.encoder: {self.model.encoder} needs all tokens and cannot see a part of the video")
+            if not encoder.accepts_masks:
+                raise ValueError(
+                    f"model.encoder: {self.model.model_name} of {self.model.encoder} needs all tokens and cannot see a "
+                    "part of the video"
+                )
+            try:
+                build_predictor(self.model, encoder, **self.grid(), num_mask_tokens=len(self.mask))
+            except ValueError as error:
+                raise ValueError(f"model.pred_embed_dim, model.pred_num_heads: {error}") from None
         return self
+
+    def refuse_uneven_masks(self, processes: int) -> None:
+        """Raises ConfigError where masks that are cut together do not fill the global batch."""
+        together, batch = self.data.mask_batch_size, self.data.batch_size * processes
+        if together is not None and batch % together:
+            raise ConfigError(
+                f"data.mask_batch_size: {together} does not divide the {batch} samples of {processes} process(es) with "
+                f"data.batch_size {self.data.batch_size}; take a multiple of {self.data.batch_size} that does, or null"
+            )
 
     def mask_collator(self):
         """The collator of `data.mask_type`; an impossible mask is an error here, before any data is read."""
-        return find("masks", self.data.mask_type).MaskCollator(cfgs_mask=self.mask, **self.grid())
+        return find("masks", self.data.mask_type, "MaskCollator").MaskCollator(cfgs_mask=self.mask, **self.grid())
 
     def grid(self) -> dict[str, int]:
         """What makes the token grid: crop_size, num_frames, patch_size, tubelet_size."""

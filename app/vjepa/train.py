@@ -45,8 +45,9 @@ FREE = (
 
 def main(options: Options, world: World) -> None:
     """Train until the last epoch; a folder that holds this run already is continued where it stopped."""
+    options.refuse_uneven_masks(world.world_size)
     folder, data, seed = Path(options.folder), options.data, options.meta.seed
-    dataset = find("datasets", data.dataset_type).Dataset(
+    dataset = find("datasets", data.dataset_type, "Dataset").Dataset(
         data, TrainTransform(options.data_aug, data.crop_size), seed=seed, on_error="replace"
     )
     stream = SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
@@ -183,6 +184,11 @@ class Pretraining:
                 weights = hub.read_parts(self.options.init_from)
             except checkpoint.CheckpointError as error:
                 raise ConfigError(f"init_from: {error}") from None
+            if lacking := [part for part in PARTS if part not in weights]:
+                raise ConfigError(
+                    f"init_from: {self.options.init_from} has no {' and no '.join(lacking)}; give a run of app.vjepa, "
+                    "or a checkpoint of V-JEPA"
+                )
             for part in PARTS:
                 what = f"init_from: {self.options.init_from}: {part}"
                 checkpoint.load_state(getattr(self.jepa, part), weights[part], what)
@@ -211,7 +217,7 @@ def feature_monitor(options: Options, world: World) -> FeatureMonitor | None:
     if count == 0:
         return None
     centred = options.data.model_copy(update={"num_clips": 1, "random_clip_sampling": False})
-    dataset = find("datasets", centred.dataset_type).Dataset(
+    dataset = find("datasets", centred.dataset_type, "Dataset").Dataset(
         centred, EvalTransform(centred.crop_size), on_error="exclude"
     )
     places = evenly(len(dataset), count).tolist()

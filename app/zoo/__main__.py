@@ -79,9 +79,10 @@ def encoder_files(options: Options) -> dict[str, Path]:
     found = {path.stem: path for path in sorted(Path(options.encoders).glob("*.yaml")) if path.name != BASE}
     if not found:
         raise ConfigError(f"encoders: {options.encoders} holds no YAML of an encoder")
-    for name in options.only:
-        if name not in found:
-            raise ConfigError(f"only: no '{name}' in {options.encoders}. {config.nearest(name, found)}")
+    for key, names in (("only", options.only), ("special", options.special)):
+        for name in names:
+            if name not in found:
+                raise ConfigError(f"{key}: no '{name}' in {options.encoders}. {config.nearest(name, found)}")
     return {name: path for name, path in found.items() if not options.only or name in options.only}
 
 

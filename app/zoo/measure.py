@@ -7,6 +7,7 @@ training step (forward and backward, batches of 16).
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet import config
+from tubelet.config import UserError
 from tubelet.datasets import DataConfig
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.training.run_folder import write_whole
@@ -26,8 +28,8 @@ BATCH_SIZE, REPEATS = 16, 5
 def build(fname: str | Path) -> nn.Module:
     """The encoder of a pretraining's YAML. Raises ConfigError where its sections cannot be used."""
     raw = config.read(fname)
-    model = config.check_part(raw["model"], ModelConfig, f"{fname}: model")
-    data = config.check_part(raw["data"], DataConfig, f"{fname}: data")
+    model = config.check_part(raw.get("model", {}), ModelConfig, f"{fname}: model")
+    data = config.check_part(raw.get("data", {}), DataConfig, f"{fname}: data")
     names = ("crop_size", "num_frames", "patch_size", "tubelet_size")
     return build_encoder(model, **{name: getattr(data, name) for name in names})
 
@@ -85,7 +87,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    write_whole(arguments.folder / "facts.json", json.dumps(facts(arguments.fname), indent=1))
+    try:
+        write_whole(arguments.folder / "facts.json", json.dumps(facts(arguments.fname), indent=1))
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -100,10 +100,18 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(raw).__name__}")
+    raw = _unshared(raw)
     base = raw.pop("base", None)
     if base is None:
         return raw
     return merge(_read_with_bases(path.parent / base, (*seen, path.resolve())), raw)
+
+
+def _unshared(node: Any) -> Any:
+    """YAML's `*alias` is the very object of its `&anchor`; as copies, an override changes one of them alone."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -162,14 +170,14 @@ def _explain(error: Any, schema: type[Config], at: str) -> str:
 
 def _is_union_tag(part: Any) -> bool:
     """Pydantic puts the tried member of a union (`list[str]`, `function-after[...]`) into the location."""
-    return isinstance(part, str) and not re.fullmatch(r"\w+", part) or part in ("str", "int", "float", "bool", "none")
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool", "none"))
 
 
 def _schema_at(schema: type[Config], location: list) -> type[Config] | None:
     """The options class that stands at a key's path."""
     found: Any = schema
     for part in location:
-        if isinstance(part, int):
+        if part not in found.model_fields:  # a place in a list or dict of sections
             continue
         found = _config_in(found.model_fields[part].annotation)
         if found is None:

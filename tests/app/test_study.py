@@ -202,6 +202,18 @@ def test_options_that_cannot_work_are_refused(place):
         options("headline=motoin")
     with pytest.raises(ConfigError, match="data and lists go together"):
         options("data=/videos")
+    with pytest.raises(ConfigError, match="lists: 'kth': no such file in tubelet/datasets. Valid: ut_interaction"):
+        options("data=/videos", "lists=kth")
+    with pytest.raises(ConfigError, match="supervised.per_task: 'motoin' is no task"):
+        options("supervised.per_task={motoin: [a=1]}")
+
+
+def test_overrides_of_read_outs_know_their_fold(place):
+    changes = ["probe.overrides=['note=probe-{fold}']", "supervised.overrides=['note=supervised-{fold}']"]
+    jobs = {job.name: job.command for job in plan(options("folds=[3, 4]", *changes))}
+    for fold in (3, 4):
+        assert f"note=probe-{fold}" in jobs[f"probe-fold{fold}-pretrained-0"]
+        assert f"note=supervised-{fold}" in jobs[f"supervised-fold{fold}-motion-0"]
 
 
 def test_help_is_quick_and_errors_are_one_line(place):

@@ -234,6 +234,14 @@ def test_init_from_starts_a_new_run_from_the_weights(small, tmp_path):
         assert_same(getattr(training.jepa, part).state_dict(), final_state(tmp_path / "run")[part])
 
 
+def test_init_from_what_is_no_pretraining_is_refused(small, tmp_path):
+    training = pretraining(small())
+    torch.save({"encoder": training.jepa.encoder.state_dict()}, tmp_path / "encoder.pt")
+    training = pretraining(small(), f"init_from={tmp_path}/encoder.pt")
+    with pytest.raises(ConfigError, match="init_from: .*encoder.pt has no predictor; give a run of app.vjepa"):
+        training.resume_or_start(tmp_path / "none")
+
+
 def test_folder_of_another_configuration_is_refused(small, tmp_path):
     main(config.load(small(), [], Options), World())
     with pytest.raises(ConfigError, match=r"optimization.lr: 0.001 there, 0.002 here"):

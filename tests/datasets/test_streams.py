@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tubelet.config import ConfigError
 from tubelet.datasets.streams import SampleStream
 
 
@@ -50,7 +51,7 @@ def test_weights_are_met_exactly_in_each_pass():
 def test_a_weight_of_zero_leaves_a_source_out_and_one_too_small_is_refused():
     stream = SampleStream([4, 4], [1.0, 0.0], batch_size=8, seed=0)
     assert {draw.index for draw in flat(stream, range(5))} == {0, 1, 2, 3}
-    with pytest.raises(ValueError, match="would never be drawn"):
+    with pytest.raises(ConfigError, match="data.datasets_weights: .* would never be drawn"):
         SampleStream([4, 4], [1.0, 1e-3], batch_size=8, seed=0)
 
 

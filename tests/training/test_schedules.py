@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tubelet.training.schedules import cosine, linear, warmup_cosine
+from tubelet.training.schedules import RateConfig, cosine, linear, warmup_cosine
 
 
 def test_linear_and_cosine_meet_their_ends():
@@ -29,3 +29,10 @@ def test_warmup_cosine_against_torch():
 
 def test_no_warmup():
     assert warmup_cosine(0, 0, 10, 0.5, 1.0, 0.0) == 1.0
+
+
+def test_warm_up_ends_before_the_run():
+    rates = RateConfig(start_lr=0.0, lr=1.0, final_lr=0.0, warmup=20, weight_decay=0.0)
+    rates.refuse_longer_warmup(20, "steps")
+    with pytest.raises(ValueError, match="20.* steps of warm-up do not fit into 19 steps"):
+        rates.refuse_longer_warmup(19, "steps")

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 
 from tubelet.config import Config, Pair, Triple, UserError
+from tubelet.plugins import name_of
 
 Decoder = Literal["decord", "pyav", "torchcodec"]
 
@@ -25,8 +26,8 @@ class DataConfig(Config):
     """Folders (searched recursively), lists (`path label` a line) or single video files."""
     datasets_weights: list[float] | None = None
     """Share of the draws that each entry of `datasets` gets; None: every sample equally often."""
-    dataset_type: str = "VideoDataset"
-    mask_type: str = "multiblock3d"
+    dataset_type: name_of("datasets", "Dataset") = "VideoDataset"
+    mask_type: name_of("masks", "MaskCollator") = "multiblock3d"
 
     batch_size: int = Field(default=24, ge=1)
     """Samples of a step in one process."""
@@ -225,7 +226,7 @@ class Batch:
 
 def evenly(length: int, number: int) -> torch.Tensor:
     """At most `number` places of a set of `length` samples, from its first to its last, int64."""
-    return torch.linspace(0, length - 1, min(number, length)).long()
+    return torch.linspace(0, length - 1, min(number, length), dtype=torch.float64).long()
 
 
 def to_float(

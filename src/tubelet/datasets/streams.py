@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tubelet.config import ConfigError
 from tubelet.datasets import Draw
 from tubelet.datasets.randomness import Purpose, generator
 
@@ -14,7 +15,7 @@ class SampleStream:
     so that each sample of a source comes once before any comes again.
 
     dataset_sizes: samples of each source; a sample's index counts through all sources.
-    batch_size: of a step over all processes.
+    batch_size: of a step over all processes. Raises ConfigError where a weight is too small for a single draw.
     """
 
     def __init__(
@@ -61,5 +62,7 @@ def _shares(total: int, weights: list[float]) -> np.ndarray:
     shares = np.floor(exact).astype(np.int64)
     shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
     if any(w > 0 and share == 0 for w, share in zip(weights, shares, strict=True)):
-        raise ValueError(f"datasets_weights {weights}: a source would never be drawn among {total}; raise its weight")
+        raise ConfigError(
+            f"data.datasets_weights: with {weights} a source would never be drawn among {total}; raise its weight"
+        )
     return shares

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tubelet import plugins
-from tubelet.config import Config, ConfigError, Pair, nearest
+from tubelet.config import Config, Pair, nearest
 from tubelet.layers.positions import RopePairing
 from tubelet.models.predictor import NoiseSchedule, VisionTransformerPredictor
 
@@ -56,10 +56,10 @@ class ModelConfig(Config):
     @pydantic.field_validator("encoder")
     @classmethod
     def _file_exists(cls, encoder: str) -> str:
-        try:
-            plugins.find("models", encoder)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        file = plugins.snake_case(encoder)
+        if file not in plugins.available("models") or not factories(encoder):
+            files = [name for name in plugins.available("models") if factories(name)]
+            raise ValueError(f"'{encoder}': no encoder of that name in tubelet/models. {nearest(file, files)}")
         return encoder
 
     @pydantic.model_validator(mode="after")
@@ -67,8 +67,7 @@ class ModelConfig(Config):
         """Building on the meta device takes no memory, and runs the parts' own checks before any data is read."""
         sizes = {"crop_size": 32, "num_frames": 4, "patch_size": 16, "tubelet_size": 2}
         with torch.device("meta"):
-            encoder = build_encoder(self, **sizes)
-            build_predictor(self, encoder, **sizes, num_mask_tokens=1)
+            build_encoder(self, **sizes)
         return self
 
 
