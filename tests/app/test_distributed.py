@@ -11,6 +11,7 @@ from app.vjepa.options import Options
 from app.vjepa.train import main
 from tests.processes import run as run_on_processes
 from tubelet import config, hub
+from tubelet.datasets import bad_files
 from tubelet.training import checkpoint
 
 STEPS = 20
@@ -72,6 +73,17 @@ def test_a_sharded_run_goes_on_with_other_numbers_of_processes(plain, tmp_path):
         shutil.copytree(tmp_path / "4", folder, symlinks=True)
         assert run(plain, folder, processes, "distributed=fsdp") == pytest.approx(straight, rel=1e-4)
         assert whole_state(folder)["step"] == STEPS
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_too_many_unreadable_videos_stop_all_processes_with_the_list(plain, tmp_path, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/bad.mp4").write_bytes(b"no video")
+    sources = config.read(plain)["data"]["datasets"] + [str(tmp_path / "broken")]
+    monkeypatch.setattr(bad_files, "FIRST_VERDICT", 20)
+    with pytest.raises(AssertionError, match="(?s)draws met an unreadable video.*bad.mp4"):
+        run(plain, tmp_path / "run", 2, f"data.datasets={sources}", "data.datasets_weights=[0.8, 0.2]")
+    assert whole_state(tmp_path / "run")["step"] == 5
 
 
 def test_another_global_batch_is_refused(plain, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tubelet.config import ConfigError
-from tubelet.datasets import DataConfig, Draw
+from tubelet.datasets import DataConfig, Draw, VideoError
 from tubelet.datasets.kth import ACTIONS, Dataset, read_list
 from tubelet.datasets.transforms import EvalTransform
 
@@ -95,3 +95,11 @@ def test_other_folders_are_refused(tmp_path):
     (tmp_path / "00sequences.txt").write_text("person01_swimming_d1 frames 1-95\n")
     with pytest.raises(ConfigError, match="'person01_swimming_d1 frames 1-95': no action of boxing"):
         read_list(tmp_path)
+
+
+def test_an_unreadable_file_is_told_by_the_names_of_its_samples(tree):
+    samples = dataset(f"{tree}:train", filter_long_videos=1)
+    for index, path in enumerate(samples.paths):
+        with pytest.raises(VideoError) as told:
+            samples[Draw(0, 0, index, 0)]
+        assert (told.value.path, told.value.filtered) == (path, True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubelet.datasets import AugConfig, Batch, DataConfig
+from tubelet.datasets import AugConfig, Batch, DataConfig, VideoError, evenly
 from tubelet.datasets.loader import make_eval_loader, make_train_loader
 from tubelet.datasets.streams import SampleStream
 from tubelet.datasets.transforms import EvalTransform, TrainTransform
@@ -154,3 +154,19 @@ def test_evaluation_sees_each_sample_once_in_order(videos, workers):
     parts = [list(make_eval_loader(dataset, batch_size=4, rank=rank, world_size=4)) for rank in range(4)]
     seen = [index for part in parts for batch in part for index in batch.indices.tolist()]
     assert sorted(seen) == list(range(6))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_video_is_told_as_it_is(videos, broken_video, workers):
+    data = DataConfig(datasets=[str(videos), str(broken_video)], sampling_rate=2, num_frames=4, crop_size=32)
+    batches = make_eval_loader(Dataset(data, EvalTransform(32), on_error="raise"), batch_size=4, num_workers=workers)
+    began = time.monotonic()
+    with pytest.raises(VideoError, match="broken.mp4: cannot decode frames"):
+        list(batches)
+    assert time.monotonic() - began < 4  # no search for a worker that hangs
+
+
+def test_places_spread_over_a_set_lie_in_it():
+    assert evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly(3, 4).tolist() == [0, 1, 2]
+    assert evenly(22_000_000, 256)[-1] == 21_999_999

@@ -116,5 +116,7 @@ class TestBadFiles:
         few = self.batch(videos, broken_video, 15, 5)
         for _ in range(6):
             book.record(few)
+        book.judge(book.draws, book.bad_draws)
+        book.record(self.batch(videos, broken_video, 9, 6))
         with pytest.raises(TooManyBadFiles, match="(?s)36 of 135 draws .*max_bad_share 0.25.*broken.mp4"):
-            book.record(self.batch(videos, broken_video, 9, 6))
+            book.judge(book.draws, book.bad_draws)

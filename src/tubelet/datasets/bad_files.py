@@ -25,10 +25,7 @@ class BadFiles:
         self._listed = {line.split("\t")[0] for line in self._lines()}
 
     def record(self, batch: Batch) -> list[BadFile]:
-        """Takes a batch into account; returns the files seen bad for the first time, after a warning about each.
-
-        Raises TooManyBadFiles with the list once more than `max_share` of the draws were bad.
-        """
+        """Takes a batch into account; returns the files seen bad for the first time, after a warning about each."""
         new = []
         for file in batch.bad:
             if file.path not in self._listed:
@@ -41,13 +38,16 @@ class BadFiles:
         broken = sum(not file.filtered for file in batch.bad)
         self.bad_draws += broken
         self.draws += len(batch) + broken
-        if self.draws >= FIRST_VERDICT and self.bad_draws > self.max_share * self.draws:
+        return new
+
+    def judge(self, draws: int, bad_draws: int) -> None:
+        """Raises TooManyBadFiles with the list where more than `max_share` of the draws of all processes were bad."""
+        if draws >= FIRST_VERDICT and bad_draws > self.max_share * draws:
             listed = "".join(f"\n  {line}" for line in self._lines()[:50])
             raise TooManyBadFiles(
-                f"{self.bad_draws} of {self.draws} draws met an unreadable video, more than data.max_bad_share "
+                f"{bad_draws} of {draws} draws met an unreadable video, more than data.max_bad_share "
                 f"{self.max_share}; repair or remove these files (all of them in {self.path}):{listed}"
             )
-        return new
 
     def _lines(self) -> list[str]:
         if not self.path.exists():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,11 @@ class CachedVideo:
 
 
 def _write(path: Path, content: bytes | np.ndarray) -> None:
-    """Under another name first: processes that fill the same cache, and kills, must not leave half a file."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Under another name first: processes that fill the same cache, and kills, must not leave half a file.
+
+    Processes of several hosts may have the same number, so the name is a random one.
+    """
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     with unfinished.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)

@@ -64,7 +64,10 @@ class Dataset(video_dataset.Dataset):
     def _open(self, path: str) -> Video:
         file, _, numbers = path.rpartition("#")
         first, last = map(int, numbers.split("-"))
-        video = super()._open(file)
+        try:
+            video = super()._open(file)
+        except VideoError as error:  # of this sample: it goes by the name of its sequence
+            raise VideoError(path, error.reason, error.filtered) from error
         # Some ranges of the published list end a little after their file.
         last = min(last, video.num_frames)
         if last < first:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from tubelet.config import UserError
 from tubelet.datasets import Batch, Draw, Sample
 from tubelet.datasets.culprits import OpenVideos
 from tubelet.datasets.randomness import Purpose, generator
@@ -158,6 +159,8 @@ class Loader:
             batches = self._batches(self.steps[done:], videos)
             try:
                 for batch in batches:
+                    if isinstance(batch, UserError):
+                        raise batch
                     done += 1
                     yield batch
             except RuntimeError as error:
@@ -168,11 +171,11 @@ class Loader:
                 reason = f"its worker crashed or gave no answer: {str(error).splitlines()[0]}"
                 self.source.dataset.refused |= dict.fromkeys(culprits, reason)
 
-    def _batches(self, steps: range, videos: OpenVideos) -> Iterator[Batch]:
+    def _batches(self, steps: range, videos: OpenVideos) -> Iterator[Batch | UserError]:
         before = signal.getsignal(signal.SIGCHLD)
         batches = iter(
             DataLoader(
-                self.source,
+                _ErrorsAsValues(self.source),
                 batch_size=None,
                 sampler=steps,
                 num_workers=self.num_workers,
@@ -190,6 +193,19 @@ class Loader:
             # raised where the batch is asked for.
             signal.signal(signal.SIGCHLD, before)
         return batches
+
+
+class _ErrorsAsValues:
+    """What the user can mend comes out of a worker as it is: torch would make another error of it and its trace."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.source[step]
+        except UserError as error:
+            return error
 
 
 def _start_worker(videos: OpenVideos, worker: int) -> None:

@@ -26,7 +26,10 @@ def write_lists(source: Path, target: Path) -> None:
     if not table.is_file():
         raise ConfigError(f"{table} does not exist; give the folder of UT-Interaction that holds labels.csv")
     with open(table, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if missing := {"path", "label", "sequence", "fold10"} - set(reader.fieldnames or ()):
+            raise ConfigError(f"{table} has no column {', '.join(sorted(missing))}; it is not that of UT-Interaction")
+        rows = list(reader)
     unlabelled = sorted((source / "unlabelled").glob("*.mp4"))
     target.mkdir(parents=True, exist_ok=True)
     for fold in range(NUM_FOLDS):

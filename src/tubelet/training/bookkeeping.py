@@ -103,7 +103,7 @@ class Bookkeeping:
             yield batch, time.perf_counter() - asked
 
     def note_step(self, batch: Batch, numbers: dict[str, float], tensors: dict[str, Tensor]) -> None:
-        """Note an update for the log. Raises TooManyBadFiles when too many of the videos cannot be read."""
+        """Note an update for the log, and the videos that could not be read."""
         self.log.add({"step": self.training.step, "last_step": self.last_step, **numbers}, tensors)
         self.bar.update()
         self.bad_files.record(batch)
@@ -124,9 +124,15 @@ class Bookkeeping:
         warn_of_collapse(look, self.first_look)
 
     def write_log_if_due(self) -> None:
-        """Every `log_every` updates: read the device and write the lines. Raises TrainingStopped on a diverged run."""
+        """Every `log_every` updates: read the device and write the lines.
+
+        Raises TrainingStopped on a diverged run and TooManyBadFiles where too many videos cannot be read, in all
+        processes at the same step.
+        """
         if self._due(self.logging.log_every):
             self._write_log()
+            draws, bad_draws = zip(*self.world.each((self.bad_files.draws, self.bad_files.bad_draws)), strict=True)
+            self.bad_files.judge(sum(draws), sum(bad_draws))
         if sum(self.skipped) >= self.logging.max_nonfinite:
             raise TrainingStopped(
                 f"{sum(self.skipped)} of the last {len(self.skipped)} updates were skipped because the loss or its "
@@ -164,14 +170,15 @@ class Bookkeeping:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TrainingStopped | TooManyBadFiles):
+        stopped = isinstance(error, TrainingStopped | TooManyBadFiles)  # which all processes raise at the same step
+        if stopped:
             self.save()
         self.bar.close()
         if self.run is not None:
             self.run.close()
         self.saver.close()  # waits for what is being written
-        self.watchdog.__exit__(kind, error, trace)
-        if error is None or isinstance(error, TrainingStopped | TooManyBadFiles):
+        self.watchdog.__exit__(kind, None if stopped else error, trace)
+        if error is None or stopped:
             self.saver.finish()
 
     def _write_log(self) -> None:
