@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -186,6 +187,22 @@ def test_nodes_are_read_as_sinfo_writes_them(tmp_path, monkeypatch):
 def test_which_stopped_job_starts_again(number, state, reason, preempted, again):
     job = {"JobState": state, "Reason": reason, "PreemptTime": preempted}
     assert requeue.goes_on(number, job) is again
+
+
+def test_a_controller_that_does_not_answer_stops_no_job_that_was_warned(tmp_path, monkeypatch):
+    pretend(tmp_path, monkeypatch, scontrol="exit 1")
+    monkeypatch.setattr(requeue, "SECONDS_BETWEEN", 0.0)
+    known = requeue._known("12")
+    assert known == {}
+    assert requeue.goes_on(signal.SIGUSR2, known)
+    assert not requeue.goes_on(signal.SIGTERM, known)
+
+
+def test_an_empty_section_asks_for_the_usual(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {Path('configs/pretrain/debug.yaml').absolute()}\nslurm:\n")
+    run(PROGRAMS, ["--fname", str(path), "--dry-run", "--folder", str(tmp_path / "run")])
+    assert "#SBATCH --nodes=1" in capsys.readouterr().out
 
 
 def test_only_the_first_process_is_heard(tmp_path, monkeypatch):

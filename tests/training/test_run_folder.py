@@ -1,9 +1,10 @@
 import json
+import subprocess
 
 import pytest
 
 from tubelet.config import Config, ConfigError
-from tubelet.training.run_folder import RunFolder, read_log
+from tubelet.training.run_folder import RunFolder, git_state, read_log
 
 
 class Options(Config):
@@ -40,3 +41,21 @@ def test_another_configuration_is_refused_with_the_differing_keys(tmp_path):
     assert "lr: 1.0 there, 2.0 here" in str(error.value)
     assert "mask.0.scale: 0.5 there, 0.7 here" in str(error.value)
     assert "workers" not in str(error.value)
+
+
+def test_state_of_the_code_is_that_of_the_checkout_or_of_its_copy(tmp_path, monkeypatch):
+    def git(*words):
+        author = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True)
+
+    assert git_state(tmp_path) == "not a git checkout\n"
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("first\n")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    (tmp_path / "code.py").write_bytes(b"second \xff\n")  # no UTF-8
+    assert "+second" in git_state(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert "git is not installed" in git_state(tmp_path)
+    (tmp_path / "git.txt").write_text("as it was copied")
+    assert git_state(tmp_path) == "as it was copied"

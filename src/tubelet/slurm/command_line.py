@@ -15,7 +15,7 @@ import yaml
 from tubelet.config import ConfigError, UserError, check_part, dump, merge, read
 from tubelet.slurm import cluster, snapshot, status
 from tubelet.slurm.options import SlurmConfig
-from tubelet.slurm.submit import Run, check_alike, read_jobs, script, submit
+from tubelet.slurm.submit import Run, Submitted, check_alike, read_jobs, script, submit
 from tubelet.training.launch import Package, load
 from tubelet.training.run_folder import refuse_other_configuration
 
@@ -89,10 +89,15 @@ def _submit(package: Package, arguments: argparse.Namespace, then: str | None) -
     _refuse_queued(root)
     code = snapshot.take(root)
     submitted = submit(runs, root, code)
-    probing = [submit([probe], root, code, after=job.job)[0] for job, probe in zip(submitted, probes, strict=False)]
-    for job in [*submitted, *probing]:
-        print(f"{job.job}  {job.name}  {job.folder}" + (f"  after {job.after}" if job.after else ""))
+    _announce(submitted)
+    for job, probe in zip(submitted, probes, strict=False):
+        _announce(submit([probe], root, code, after=job.job))
     print(f"Watch: python -m {package.name}.main_distributed --status {root}   cancel: --cancel {root}")
+
+
+def _announce(submitted: list[Submitted]) -> None:
+    for job in submitted:
+        print(f"{job.job}  {job.name}  {job.folder}" + (f"  after {job.after}" if job.after else ""), flush=True)
 
 
 def _runs(package: Package, arguments: argparse.Namespace) -> tuple[Path, list[Run]]:
@@ -122,7 +127,7 @@ def _run(
 ) -> Run:
     """A run with its part of the cluster: what is `asked` wins over the file's section, that over the `default`."""
     program = load(package, fname, [*changes, f"folder={json.dumps(str(folder))}"])
-    own = read(fname, changes).get("slurm", {})
+    own = read(fname, changes).get("slurm") or {}
     slurm = check_part(merge(merge(default, own), asked), SlurmConfig, "slurm")
     minutes = _minutes_between_checkpoints(program.options.model_dump())
     if slurm.time - slurm.warn_seconds / 60 < minutes:
@@ -178,9 +183,8 @@ def _refuse_other_run(run: Run) -> None:
 
 def _refuse_queued(root: Path) -> None:
     for job in read_jobs(root):
-        state, _ = cluster.state(job.job)
-        if state in cluster.IN_QUEUE:
-            raise ConfigError(f"{root}: its job {job.job} is still in the queue ({state}); --cancel {root} removes it")
+        if status.is_queued(root, job):
+            raise ConfigError(f"{root}: its job {job.job} is still in the queue; --cancel {root} removes it")
 
 
 def _preview(root: Path, runs: list[Run], probes: list[Run]) -> str:

@@ -12,10 +12,13 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tubelet.slurm import cluster
 from tubelet.slurm.attempts import Attempt
+
+TRIES, SECONDS_BETWEEN = 5, 5.0
 
 
 def main(logs: Path, status: int, max_requeues: int) -> int:
@@ -26,7 +29,7 @@ def main(logs: Path, status: int, max_requeues: int) -> int:
     number = json.loads(attempt.ended.read_text(encoding="utf-8")).get("signal")
     if number is None:
         return status or 1
-    if not goes_on(number, cluster.show(attempt.job)):
+    if not goes_on(number, _known(attempt.job)):
         return status or 128 + number
     if attempt.number >= max_requeues:
         print(f"not started again: slurm.max_requeues={max_requeues}. The same command continues.", file=sys.stderr)
@@ -37,9 +40,20 @@ def main(logs: Path, status: int, max_requeues: int) -> int:
 
 def goes_on(number: int, job: dict[str, str]) -> bool:
     """Whether a job that signal `number` has stopped shall start again; `job` as `cluster.show` gives it."""
+    if not job:  # only the warning before the limit says by itself why it came
+        return number == signal.SIGUSR2
     if job["JobState"] == "RUNNING":  # nobody is ending it
         return number == signal.SIGUSR2 or job["PreemptTime"] != "None"
     return job["Reason"] == "TimeLimit"  # else someone has cancelled it
+
+
+def _known(job: str) -> dict[str, str]:
+    """What the controller knows; asked again while it does not answer, as it does when it is busy or starts anew."""
+    for _ in range(TRIES):
+        if known := cluster.show(job):
+            return known
+        time.sleep(SECONDS_BETWEEN)
+    return {}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def take(folder: Path) -> Path:
     of code that git does not know, and runs jobs from the current folder where that is no git checkout.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "git.txt", git_state())
+    write_whole(folder / "git.txt", git_state(Path.cwd()))
     write_whole(folder / "pip_freeze.txt", "".join(f"{line}\n" for line in _installed()))
     if _git("rev-parse", "--show-prefix") != "\n":
         said = f"{Path.cwd()} is not the top of a git checkout: there is no copy of the code, jobs run from here."
@@ -40,7 +40,9 @@ def _copy(names: list[str], folder: Path) -> Path:
 
 
 def _git(*words: str) -> str | None:
-    """What git says; None where it fails."""
+    """What git says; None where it fails, or is not there."""
+    if shutil.which("git") is None:
+        return None
     said = subprocess.run(["git", *words], capture_output=True, text=True)
     return None if said.returncode else said.stdout
 

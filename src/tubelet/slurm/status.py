@@ -27,7 +27,7 @@ def table(root: Path) -> str:
 
 def cancel(root: Path) -> str:
     """Cancel the folder's jobs that are still in the queue, and nothing else; says which."""
-    queued = [job.job for job in _jobs(root) if _is_queued(root, job)]
+    queued = [job.job for job in _jobs(root) if is_queued(root, job)]
     if queued:
         subprocess.run(["scancel", *queued], check=True)
     return f"cancelled: {' '.join(queued)}" if queued else "no job of this folder is in the queue"
@@ -41,7 +41,7 @@ def _jobs(root: Path) -> list[Submitted]:
     return jobs
 
 
-def _is_queued(root: Path, job: Submitted) -> bool:
+def is_queued(root: Path, job: Submitted) -> bool:
     """Numbers of jobs can be given anew when a cluster is set up again; the file that a job prints to cannot."""
     live = cluster.show(job.job)
     return bool(live) and live["JobState"] in cluster.IN_QUEUE and Path(live["StdOut"]).parent == logs(root)

@@ -63,6 +63,8 @@ class World:
 
     def max(self, number: int) -> int:
         """The largest `number` of all processes."""
+        if self.world_size == 1:
+            return number
         tensor = torch.tensor(number, device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
@@ -94,7 +96,7 @@ def join_from_environment(on_cpu: bool) -> World | None:
     SLURM_STEP_NUM_TASKS and SLURM_LOCALID, and the processes meet at the job's first node, at a port that its number
     gives (MASTER_ADDR and MASTER_PORT win). Raises ConfigError where there is no GPU.
     """
-    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if _by_torchrun():
         rank, size, local_rank, address = "RANK", "WORLD_SIZE", "LOCAL_RANK", "env://"
     elif "SLURM_STEP_NUM_TASKS" in os.environ:
         rank, size, local_rank, address = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", _slurm_address()
@@ -102,6 +104,15 @@ def join_from_environment(on_cpu: bool) -> World | None:
         return None
     rank, size, local_rank = (int(os.environ[name]) for name in (rank, size, local_rank))
     return join(rank, size, "cpu" if on_cpu else _own_gpu(local_rank), address)
+
+
+def size_from_environment() -> int:
+    """Processes that torchrun or srun has started, this one among them; 1 where neither has started it."""
+    return int(os.environ["WORLD_SIZE"] if _by_torchrun() else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def _by_torchrun() -> bool:
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def _own_gpu(local_rank: int) -> str:

@@ -6,6 +6,7 @@ program starts, so that `--help` answers at once.
 
 import argparse
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(package: Package, argv: list[str] | None = None) -> None:
     """Parse the command line and run the program that the YAML names."""
     arguments = _arguments(package.name, argv)
     try:
-        _start(load(package, arguments.fname, arguments.overrides), _devices(arguments))
+        _start(load(package, arguments.fname, arguments.overrides), arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -91,8 +92,8 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
 
     devices = arguments.devices or ["cuda:0" if torch.cuda.is_available() else "cpu"]
     for device in devices:
-        if device != "cpu" and not device.startswith("cuda"):
-            raise ConfigError(f"--devices {device}: expected cpu or cuda:0, cuda:1, …")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ConfigError(f"--devices {device}: expected cpu, or cuda:0 cuda:1 …, with spaces between them")
         index = torch.device(device).index or 0
         if device.startswith("cuda") and index >= torch.cuda.device_count():
             raise ConfigError(f"--devices {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
@@ -103,10 +104,16 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     return devices
 
 
-def _start(program: Program, devices: list[str]) -> None:
+def _start(program: Program, arguments: argparse.Namespace) -> None:
     from tubelet.training import distributed
 
-    world = distributed.join_from_environment(on_cpu=devices[0] == "cpu")
+    devices = _devices(arguments)
+    asked = arguments.devices is not None or arguments.processes > 1
+    # A shell on a node that srun has started is a place, too, of one process; there counts what is asked for.
+    if distributed.size_from_environment() > 1 or not asked:
+        world = distributed.join_from_environment(on_cpu=devices[0] == "cpu")
+    else:
+        world = None
     if world is not None:
         program.run(world)
     elif len(devices) == 1:

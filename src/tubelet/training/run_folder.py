@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from tubelet.config import Config, ConfigError, dump
+
+CODE = Path(__file__).resolve().parents[3]  # the checkout that runs, or its copy
 
 
 class RunFolder:
@@ -64,12 +67,22 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def git_state() -> str:
-    """Revision and uncommitted changes of the checkout, or a line that says there is none."""
-    if subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True).returncode:
+def git_state(code: Path = CODE) -> str:
+    """Revision and uncommitted changes of the checkout `code`, or a line that says there is none.
+
+    A copy of a checkout (`tubelet.slurm.snapshot`) has them in its file git.txt.
+    """
+    if (code / "git.txt").is_file():
+        return (code / "git.txt").read_text(encoding="utf-8")
+    if shutil.which("git") is None:
+        return "git is not installed here\n"
+
+    def say(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(code), *words], capture_output=True, text=True, errors="replace")
+
+    if say("rev-parse", "HEAD").returncode:
         return "not a git checkout\n"
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--short"], ["git", "diff", "HEAD"])
-    return "\n".join(subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
+    return "\n".join(say(*words).stdout for words in (("rev-parse", "HEAD"), ("status", "--short"), ("diff", "HEAD")))
 
 
 def refuse_other_configuration(path: Path, options: Config, free: tuple[str, ...]) -> None:
