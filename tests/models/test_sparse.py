@@ -138,6 +138,7 @@ def test_patterns_from_text():
     text = "TemporalWindow(1) & SpatialStride(2) | Window((2, 3, 3), (1, 1, 1)) & Lookback()"
     expected = TemporalWindow(1) & SpatialStride(2) | Window((2, 3, 3), (1, 1, 1)) & Lookback()
     assert parse_pattern(text) == expected
+    assert hash(parse_pattern("Window([2, 3, 3], [1, 1, 1])")) == hash(Window((2, 3, 3), (1, 1, 1)))
     a, b, c = (loop(PLAIN[p]) for p in (TemporalWindow(1), SpatialStride(2), Lookback()))
     mask = boolean_mask((parse_pattern("TemporalWindow(1) & (SpatialStride(2) | Lookback())"),), GRID)
     assert torch.equal(mask[0, 0], a & (b | c))

@@ -147,3 +147,11 @@ def test_masks_are_drawn_on_the_frames_that_their_tokens_cover():
     assert len(starts) == 1
     width = (picture.shape[1] - 100) / 3
     assert 100 + width - 3 <= starts[0] <= 100 + width + 3
+
+
+def test_study_without_pretraining_has_its_table(tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(STUDY))
+    report.write(tmp_path)
+    _, _, text = read_page(tmp_path)
+    assert "70.0" in text
+    assert "What is hidden" not in text

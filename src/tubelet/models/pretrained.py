@@ -245,11 +245,13 @@ class S3D(PretrainedEncoder):
     """Separable 3D Inception (Xie et al. 2018); positions of 8 frames x 32 x 32 pixels are the tokens.
 
     A clip has at least 5 frames of 17 x 17 pixels. Logits are averaged over windows of 2 x 7 x 7 positions as in the
-    library, and over smaller ones where there are fewer.
+    library, and over smaller ones where there are fewer. `norm_momentum` is the library's: batch normalisation follows
+    the data over thousands of steps, so a short training wants more.
     """
 
-    def __init__(self, num_classes: int = 0, weights: str | None = None):
-        model = video.s3d(num_classes=max(num_classes, 1))
+    def __init__(self, norm_momentum: float = 0.001, num_classes: int = 0, weights: str | None = None):
+        norm = partial(nn.BatchNorm3d, eps=0.001, momentum=norm_momentum)
+        model = video.S3D(max(num_classes, 1), norm_layer=norm)
         embed_dim = model.classifier[1].in_channels
         super().__init__(model, embed_dim, embed_dim // 64, "classifier", num_classes, weights)
 

@@ -14,7 +14,7 @@ TARGET_COLOUR = np.array([255, 122, 26])
 TARGET_COVER = 0.72
 DROPPED_LIGHT = 0.25
 
-COLOURS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a")
+COLOURS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b")
 MOST_POINTS = 600  # of a curve: more cannot be seen, and each makes the page larger
 
 
@@ -35,7 +35,14 @@ CURVES = (
         "loss",
         "Loss",
         "",
-        {"loss": "total", "loss_jepa": "prediction", "loss_std": "variance term", "loss_cov": "covariance term"},
+        {
+            "loss": "total",
+            "loss_jepa": "prediction",
+            "loss_std": "variance term",
+            "loss_inv": "invariance term",
+            "loss_cov": "covariance term",
+            "loss_reg": "hinge on predictions",
+        },
         "Look for: a prediction loss that falls and then levels off. It says nothing about collapse: features that "
         "have all become the same are easy to predict, so a loss near zero is bad news. With a moving target it may "
         "also rise while the features get better.",

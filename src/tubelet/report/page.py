@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from tubelet.config import ConfigError
 from tubelet.datasets import VideoError
 from tubelet.report import aggregate, clips, figures
 from tubelet.training.checkpoint import CheckpointError
-from tubelet.training.run_folder import read_log
+from tubelet.training.run_folder import read_log, write_whole
 
 STUDY = "study.json"  # the tables of a study, written by the program that ran it
 
@@ -47,14 +46,17 @@ class Picture:
 
 def write(folder: Path) -> Path:
     """See `tubelet.report.write`."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    log = read_log(folder)
     study = _read_study(folder)
-    curves = [_curves(folder, log, each) for each in figures.CURVES]
-    pictures = {"table": _table_picture(folder, study), "curves": curves, "clips": _clip_pictures(folder, config)}
-    report = {**study, "pretraining": summary(log), "pretraining_settings": config}
-    _write_whole(folder / "report.json", json.dumps(report, indent=1))
-    _write_whole(folder / "report.html", render(study.get("title", folder.name), report, pictures))
+    pictures = {"table": _table_picture(folder, study)}
+    report = study
+    if (folder / "config.yaml").is_file():  # else a study without pretraining
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        log = read_log(folder)
+        pictures["curves"] = [_curves(folder, log, each) for each in figures.CURVES]
+        pictures["clips"] = _clip_pictures(folder, config)
+        report = {**study, "pretraining": summary(log), "pretraining_settings": config}
+    write_whole(folder / "report.json", json.dumps(report, indent=1))
+    write_whole(folder / "report.html", render(study.get("title", folder.name), report, pictures))
     return folder / "report.html"
 
 
@@ -126,12 +128,6 @@ def _earlier(folder: Path, name: str, caption: str, why: str) -> Picture:
     return Picture(name, why, None)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
 # The page ---------------------------------------------------------------------------------------------------------
 
 
@@ -139,14 +135,7 @@ def render(title: str, report: dict[str, Any], pictures: dict[str, list[Picture]
     """The page as HTML; everything is in it, nothing is fetched."""
     parts = [
         *_study_part(report, pictures["table"]),
-        "<h2>Pretraining</h2>",
-        f"<p>{_escape(_sentence(report['pretraining']))}</p>",
-        '<div class="grid">' + "".join(_figure(p) for p in pictures["curves"] if p.png) + "</div>",
-        "".join(_figure(p) for p in pictures["curves"] if not p.png),
-        "<h2>What is hidden and what is seen</h2>",
-        _figure(pictures["clips"][0]),
-        "<h2>What the features show</h2>",
-        _figure(pictures["clips"][1]),
+        *(_pretraining_part(report, pictures) if "pretraining" in report else []),
         *_time_part(report.get("seconds", {})),
         "<h2>Settings</h2>",
         *_settings_part(report),
@@ -158,6 +147,19 @@ def render(title: str, report: dict[str, Any], pictures: dict[str, list[Picture]
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body><main>\n<h1>{name}</h1>\n{body}\n</main></body></html>\n"
     )
+
+
+def _pretraining_part(report: dict[str, Any], pictures: dict[str, list[Picture]]) -> list[str]:
+    return [
+        "<h2>Pretraining</h2>",
+        f"<p>{_escape(_sentence(report['pretraining']))}</p>",
+        '<div class="grid">' + "".join(_figure(p) for p in pictures["curves"] if p.png) + "</div>",
+        "".join(_figure(p) for p in pictures["curves"] if not p.png),
+        "<h2>What is hidden and what is seen</h2>",
+        _figure(pictures["clips"][0]),
+        "<h2>What the features show</h2>",
+        _figure(pictures["clips"][1]),
+    ]
 
 
 def _study_part(report: dict[str, Any], pictures: list[Picture]) -> list[str]:
@@ -245,7 +247,8 @@ def _time_part(seconds: dict[str, float]) -> list[str]:
 
 
 def _settings_part(report: dict[str, Any]) -> list[str]:
-    settings = {"Pretraining": report["pretraining_settings"], **report.get("settings", {})}
+    own = {"Pretraining": report["pretraining_settings"]} if "pretraining_settings" in report else {}
+    settings = {**own, **report.get("settings", {})}
     texts = {title: yaml.safe_dump(value, sort_keys=False) for title, value in settings.items()}
     return [
         f"<details><summary>{_escape(title)}</summary><pre>{_escape(text)}</pre></details>"
