@@ -83,7 +83,7 @@ class OptimizationConfig(RateConfig):
 class MetaConfig(Config):
     """YAML section `meta`."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Of the weights, the few-shot subset, the order of batches and the augmentation."""
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     compile: bool = False

@@ -134,7 +134,8 @@ def _probe_job(options: Options, fold: int, encoder: Encoder, after: tuple[str, 
         },
     }
     first = next(iter(changes["tasks"].values()))["data"]
-    changes["data"] = {key: first[key] for key in ("dataset_train", "dataset_val", "num_classes")} | _cache(options)
+    shared = {key: first[key] for key in ("dataset_train", "dataset_val", "num_classes")}
+    changes["data"] = shared | _cache(options) | _normalization(options)
     folder = probe_folder(options, fold, encoder)
     return _yaml_job(options, "probe", f"probe-fold{fold}-{encoder.name}", fold, options.probe, changes, folder, after)
 
@@ -166,17 +167,27 @@ def _cache(options: Options) -> dict[str, str]:
     return {} if options.cache is None else {"cache": options.fill(options.cache, options.folds[0])}
 
 
+def _pretraining(options: Options) -> dict[str, Any]:
+    """The pretraining's YAML, with the study's changes."""
+    return config.read(options.pretrain.fname, [options.fill(c, options.folds[0]) for c in options.pretrain.overrides])
+
+
+def _normalization(options: Options) -> dict[str, Any]:
+    """What the pretraining says of it, for random encoders and supervised training, too."""
+    own = _pretraining(options).get("data_aug") or {}
+    return {key: own[key] for key in ("normalize_mean", "normalize_std") if key in own}
+
+
 def _architecture(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     """The section `model` of the pretraining's YAML, and its sizes of patches."""
-    changes = [options.fill(change, options.folds[0]) for change in options.pretrain.overrides]
-    raw = config.read(options.pretrain.fname, changes)
+    raw = _pretraining(options)
     return raw.get("model", {}), {key: raw["data"][key] for key in ("patch_size", "tubelet_size") if key in raw["data"]}
 
 
 def _supervised_job(options: Options, fold: int, seed: int, name: str, after: tuple[str, ...]) -> Job:
     model, patches = _architecture(options)
     labelled = _labelled(options, fold, options.tasks[name])
-    changes = {"data": {**labelled, **patches}, "model": model, "meta": {"seed": seed}}
+    changes = {"data": {**labelled, **patches, **_normalization(options)}, "model": model, "meta": {"seed": seed}}
     folder = supervised_folder(options, fold, seed, name)
     program = options.supervised.model_copy(
         update={"overrides": options.supervised.overrides + options.supervised.per_task.get(name, [])}

@@ -310,7 +310,7 @@ def test_other_weights_than_at_the_start_are_refused(raw, imagine, pretrained):
         ({"pretrain": {"folder": "runs/x"}}, "give either `model`, .* or `pretrain`"),
         ({"model": None, "pretrain": {"folder": "runs/x"}}, "data.channels: 1, but pretraining sees colours"),
         ({"distributed": "fsdp"}, "take ddp"),
-        ({"data": {"dataset_type": "moving_mist"}}, "no file of that name in tubelet/datasets"),
+        ({"data": {"dataset_type": "moving_mist"}}, "data.dataset_type: 'moving_mist': no such file"),
         ({"data": {"num_frames": 1}}, "data.num_frames"),
         ({"optimization": {"loss": "l3"}}, "optimization.loss"),
         ({"data": {"train": ["nowhere.npy"]}}, "'nowhere.npy': no such file"),

@@ -153,6 +153,14 @@ def test_pretrained_probe_reads_its_own_run_and_random_one_the_architecture(plac
     assert (few["head"], few["data"]["labels_per_class"]) == ("linear", 10)
 
 
+def test_all_encoders_see_colours_as_the_pretrained_one_does(place):
+    colours = {"normalize_mean": [0.1, 0.1, 0.1], "normalize_std": [0.2, 0.2, 0.2]}
+    write(place / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "model": {}, "data": {}, "data_aug": colours})
+    jobs = {job.name: job for job in plan(options())}
+    for name in ("probe-fold0-pretrained-0", "probe-fold0-random-0.2-0", "supervised-fold0-motion-0"):
+        assert colours.items() <= jobs[name].settings["data"].items()
+
+
 def test_changed_probe_is_measured_again_but_nothing_is_pretrained_again(place):
     run(options())
     calls(place)

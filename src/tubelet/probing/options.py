@@ -2,11 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from tubelet.config import Config, Triple, merge
 from tubelet.datasets import AugConfig, Decoder
 from tubelet.layers.positions import RopePairing
+from tubelet.plugins import name_of
 from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
@@ -22,7 +23,7 @@ class LabelledDataConfig(Config):
     dataset_train: str
     """A list (`path label` a line) or, for `image_dataset`, a folder with one subfolder a class."""
     dataset_val: str
-    dataset_type: str = "VideoDataset"
+    dataset_type: name_of("datasets", "Dataset") = "VideoDataset"
     num_classes: int = Field(ge=2)
     frames_per_clip: int = Field(16, ge=1)
     num_segments: int = Field(1, ge=1)
@@ -179,7 +180,7 @@ class PretrainConfig(Config):
     use_activation_checkpointing: bool | None = None
     init_std: float | None = Field(None, gt=0)
     """Standard deviation of random weights."""
-    init_seed: int = 0
+    init_seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _says_enough(self) -> "PretrainConfig":
@@ -196,7 +197,7 @@ class PretrainConfig(Config):
 class MetaConfig(Config):
     """YAML section `meta`."""
 
-    seed: int | list[int] = 0
+    seed: NonNegativeInt | list[NonNegativeInt] = 0
     """Of the few-shot subset, the held-out part, the heads and the order of batches. A list runs each and averages."""
     save_every_minutes: float = Field(5.0, ge=0)
 
