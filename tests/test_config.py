@@ -57,6 +57,11 @@ BROKEN = [
     ("model.model_name=vit_larg", r"model_name 'vit_larg'.*Did you mean 'vit_large'\?"),
     ("model.encoder=vision_transformr", r"vision_transformr.*Did you mean 'vision_transformer'\?"),
     ("model.encoder_args={num_heads: 7}", r"7"),
+    (
+        "model={encoder: vivit, model_name: vivit_tiny, encoder_args: {num_classes: 5}}",
+        r"model\.encoder_args\.num_classes: .*last tokens.*remove it",
+    ),
+    ("model.encoder_args={out_layers: [1]}", r"model\.encoder_args\.out_layers: .*last tokens.*remove it"),
     ("model.encoder_args={dept: 3}", r"encoder_args\.dept.*Did you mean 'depth'\?"),
     ("model.pred_num_heads=7", r"model\.pred_num_heads: .*7 heads"),
     ("model.encoder=jepa", r"model\.encoder: 'jepa'.*Valid: .*vision_transformer"),

@@ -7,13 +7,12 @@ from pydantic import Field, model_validator
 
 from tubelet.config import Config, Pair
 from tubelet.datasets import AugConfig
-from tubelet.models import ModelConfig
+from tubelet.models import ModelConfig, refuse_other_output
 from tubelet.models.inflatable import TubeletInit
 from tubelet.probing.options import (
     ClassifierConfig,
     LabelledDataConfig,
     PretrainConfig,
-    refuse_second_head,
     refuse_second_normalization,
 )
 from tubelet.training.bookkeeping import LoggingConfig
@@ -122,7 +121,7 @@ class Options(Config):
         if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
             raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
         if self.model is not None:
-            refuse_second_head(self.model.encoder_args, "model.encoder_args")
+            refuse_other_output(self.model.encoder_args, "model.encoder_args")
         refuse_second_normalization(self.data, self.data_aug)
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind}: whole models are trained here; take ddp")

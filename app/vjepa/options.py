@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tubelet.config import Config, ConfigError, Pair, check_part
 from tubelet.datasets import AugConfig, DataConfig
-from tubelet.models import ModelConfig, build_encoder, build_predictor
+from tubelet.models import ModelConfig, build_encoder, build_predictor, refuse_other_output
 from tubelet.models.jepa import LossConfig
 from tubelet.plugins import find
 from tubelet.training import schedules
@@ -125,6 +125,7 @@ class Options(Config):
                 "loss.std_coeff and loss.cov_coeff compare clips that are run together, and that is one: raise "
                 "data.batch_size, or lower optimization.accumulation_steps"
             )
+        refuse_other_output(self.model.encoder_args, "model.encoder_args")
         self.mask_collator()
         with torch.device("meta"):
             encoder = build_encoder(self.model, **self.grid())

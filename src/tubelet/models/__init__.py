@@ -71,6 +71,13 @@ class ModelConfig(Config):
         return self
 
 
+def refuse_other_output(encoder_args: dict[str, Any], key: str) -> None:
+    """Raises ValueError where an encoder is asked for other things than its last tokens, which programs work with."""
+    for name, what in (("num_classes", "logits of its own"), ("out_layers", "the tokens of several layers")):
+        if encoder_args.get(name):
+            raise ValueError(f"{key}.{name}: the encoder gives its last tokens here, not {what}; remove it")
+
+
 def build_encoder(
     model: ModelConfig, *, crop_size: int | tuple[int, int], num_frames: int, patch_size: int, tubelet_size: int
 ) -> nn.Module:

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 from tubelet.config import Config, Triple, merge
 from tubelet.datasets import AugConfig, Decoder
 from tubelet.layers.positions import RopePairing
+from tubelet.models import refuse_other_output
 from tubelet.plugins import name_of
 from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
@@ -144,15 +145,6 @@ class ClassifierConfig(Config):
     num_probe_blocks: int = Field(1, ge=1)
 
 
-def refuse_second_head(encoder_args: dict[str, Any], key: str) -> None:
-    """Raises ValueError where the encoder is asked for logits of its own."""
-    if encoder_args.get("num_classes"):
-        raise ValueError(
-            f"{key}.num_classes: the encoder gives tokens here, and the head that reads them has data.num_classes; "
-            "remove it"
-        )
-
-
 class PretrainConfig(Config):
     """YAML section `pretrain`: where the frozen encoder comes from.
 
@@ -190,7 +182,7 @@ class PretrainConfig(Config):
             raise ValueError("model_name: a random encoder needs an architecture: model_name, or the folder of a run")
         if self.init_std is not None and self.checkpoint != RANDOM:
             raise ValueError("init_std goes with checkpoint: random only; trained weights are not drawn")
-        refuse_second_head(self.encoder_args or {}, "encoder_args")
+        refuse_other_output(self.encoder_args or {}, "encoder_args")
         return self
 
 
