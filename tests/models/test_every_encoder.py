@@ -242,7 +242,7 @@ def test_pretraining_takes_it_or_says_which_encoder_takes_no_masks(case, tmp_pat
     for keep in (masks(), [masks()]):
         with pytest.raises(ValueError, match=f"{type(encoder(case)).__name__} .*takes no masks"):
             encoder(case)(clips(), keep)
-    with pytest.raises(ConfigError, match=f"model.encoder: {file} needs all tokens"):
+    with pytest.raises(ConfigError, match=f"model.encoder: {name} of {file} needs all tokens"):
         check(raw, Options, "file.yaml")
 
 
