@@ -136,7 +136,18 @@ def render_clip(
     fy, fx = ((w - start)[..., None] for w, start in zip(where, low, strict=True))
     y0, x0 = (start % side for start in low)
     y1, x1 = ((start + 1) % side for start in low)
-    top = canvas[y0 * side + x0] * (1 - fx) + canvas[y0 * side + x1] * fx
-    bottom = canvas[y1 * side + x0] * (1 - fx) + canvas[y1 * side + x1] * fx
-    frames = top + fy * (bottom - top)
-    return np.clip(frames + _noise(rng, frames.shape) + 0.5, 0, 255).astype(np.uint8)
+    top = _between(canvas, y0 * side + x0, y0 * side + x1, fx)
+    bottom = _between(canvas, y1 * side + x0, y1 * side + x1, fx)
+    bottom -= top
+    bottom *= fy
+    top += bottom
+    top += _noise(rng, top.shape)
+    top += 0.5
+    return np.clip(top, 0, 255, out=top).astype(np.uint8)
+
+
+def _between(canvas: Array, left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], share: np.ndarray) -> np.ndarray:
+    """Colours [..., 3] of the pixels numbered `left` and `right`, mixed with the `share` [..., 1] of the right ones."""
+    mixed = canvas.take(left, axis=0) * (1 - share)
+    mixed += canvas.take(right, axis=0) * share
+    return mixed
