@@ -137,7 +137,7 @@ class Options(Config):
             try:
                 build_predictor(self.model, encoder, **self.grid(), num_mask_tokens=len(self.mask))
             except ValueError as error:
-                raise ValueError(f"model.pred_embed_dim, model.pred_num_heads: {error}") from None
+                raise ValueError(f"model: the predictor cannot be built: {error}") from None
         return self
 
     def refuse_uneven_masks(self, processes: int) -> None:

@@ -54,6 +54,8 @@ def accepted(case):
 def build(case, seed=0, *, crop_size=(HEIGHT, WIDTH), num_frames=FRAMES, **arguments):
     file, name, chosen = CASES[case]
     small = {option: value for option, value in SMALL.items() if option in accepted(case)}
+    if "num_heads" in small:  # which says the heads' width
+        small.pop("head_dim", None)
     in_section = {option: arguments.pop(option) for option in list(arguments) if option in ModelConfig.model_fields}
     model = ModelConfig(encoder=file, model_name=name, encoder_args={**small, **chosen, **arguments}, **in_section)
     torch.manual_seed(seed)

@@ -160,6 +160,7 @@ class Loader:
             try:
                 for batch in batches:
                     if isinstance(batch, UserError):
+                        videos.kill_workers()  # the error keeps this frame, and so them, for as long as it is looked at
                         raise batch
                     done += 1
                     yield batch
