@@ -89,7 +89,7 @@ LAYERS: dict[str, Callable[[Grid], Layer]] = {
 }
 
 
-def measure(clips: Sequence[tuple[int, int]], repeats: int, patience: float = 20.0) -> dict[str, Curve]:
+def measure(clips: Sequence[tuple[int, int]], repeats: int, patience: float = 2.0) -> dict[str, Curve]:
     """A curve for each of LAYERS; the layers take turns at each clip.
 
     A layer leaves once its next forward pass, if it grew with the square of the tokens, would take longer than

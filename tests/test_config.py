@@ -186,13 +186,15 @@ def test_unknown_keys_are_told_in_sections_with_names_of_the_users(name):
 
 def test_what_is_run_together_must_be_comparable():
     few = ["folder=x", "data.datasets=[x]", "loss.cov_coeff=1.0", "optimization.accumulation_steps=24"]
+    options = config.load("configs/pretrain/base.yaml", few, options_of("vjepa"))
+    options.refuse_misfit(2)
     with pytest.raises(ConfigError, match="data.batch_size, or lower optimization.accumulation_steps"):
-        config.load("configs/pretrain/base.yaml", few, options_of("vjepa"))
+        options.refuse_misfit(1)
     small = ["data.datasets=[x]", "data.batch_size=12"]
     options = config.load("configs/pretrain/vjepa_vith16.yaml", small, options_of("vjepa"))
-    options.refuse_uneven_masks(2)
+    options.refuse_misfit(2)
     with pytest.raises(ConfigError, match="data.mask_batch_size: 24 does not divide the 12 samples of 1 process"):
-        options.refuse_uneven_masks(1)
+        options.refuse_misfit(1)
 
 
 def test_an_encoder_whose_heads_divide_no_usual_predictor_can_be_probed():

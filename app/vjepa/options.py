@@ -119,12 +119,6 @@ class Options(Config):
             )
         if self.loss.inv_coeff > 0 and len(self.mask) < 2:
             raise ValueError("loss.inv_coeff compares a clip's features under two masks; give `mask` a second entry")
-        clips = data.batch_size * data.num_clips // self.optimization.accumulation_steps
-        if clips < 2 and (self.loss.std_coeff or self.loss.cov_coeff):
-            raise ValueError(
-                "loss.std_coeff and loss.cov_coeff compare clips that are run together, and that is one: raise "
-                "data.batch_size, or lower optimization.accumulation_steps"
-            )
         refuse_other_output(self.model.encoder_args, "model.encoder_args")
         self.mask_collator()
         with torch.device("meta"):
@@ -140,8 +134,14 @@ class Options(Config):
                 raise ValueError(f"model: the predictor cannot be built: {error}") from None
         return self
 
-    def refuse_uneven_masks(self, processes: int) -> None:
-        """Raises ConfigError where masks that are cut together do not fill the global batch."""
+    def refuse_misfit(self, processes: int) -> None:
+        """Raises ConfigError where so many processes see too few clips at once for the loss or for the masks."""
+        clips = self.data.batch_size * self.data.num_clips // self.optimization.accumulation_steps * processes
+        if clips < 2 and (self.loss.std_coeff or self.loss.cov_coeff):
+            raise ConfigError(
+                "loss.std_coeff and loss.cov_coeff compare clips that are run together, and that is one: raise "
+                "data.batch_size, or lower optimization.accumulation_steps"
+            )
         together, batch = self.data.mask_batch_size, self.data.batch_size * processes
         if together is not None and batch % together:
             raise ConfigError(

@@ -45,7 +45,7 @@ FREE = (
 
 def main(options: Options, world: World) -> None:
     """Train until the last epoch; a folder that holds this run already is continued where it stopped."""
-    options.refuse_uneven_masks(world.world_size)
+    options.refuse_misfit(world.world_size)
     folder, data, seed = Path(options.folder), options.data, options.meta.seed
     dataset = find("datasets", data.dataset_type, "Dataset").Dataset(
         data, TrainTransform(options.data_aug, data.crop_size), seed=seed, on_error="replace"
