@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 
-from tubelet.config import Config, ConfigError
-from tubelet.training.run_folder import RunFolder, git_state, read_log
+from tubelet.config import Config, ConfigError, dump
+from tubelet.training.run_folder import RunFolder, git_state, read_log, refuse_other_configuration
 
 
 class Options(Config):
@@ -41,6 +41,20 @@ def test_another_configuration_is_refused_with_the_differing_keys(tmp_path):
     assert "lr: 1.0 there, 2.0 here" in str(error.value)
     assert "mask.0.scale: 0.5 there, 0.7 here" in str(error.value)
     assert "workers" not in str(error.value)
+
+
+def test_what_a_submitted_job_left_open_is_no_other_configuration(tmp_path):
+    class Colours(Config):
+        normalize_mean: list[float] | None = None
+        other: int | None = None
+
+    open_, filled = Colours(), Colours(normalize_mean=[0.5])
+    for there, here in ((open_, filled), (filled, open_)):
+        (tmp_path / "config.yaml").write_text(dump(there))
+        refuse_other_configuration(tmp_path, here, ())
+    for here in (Colours(normalize_mean=[0.4]), Colours(other=1)):
+        with pytest.raises(ConfigError, match="another configuration"):
+            refuse_other_configuration(tmp_path, here, ())
 
 
 def test_state_of_the_code_is_that_of_the_checkout_or_of_its_copy(tmp_path, monkeypatch):

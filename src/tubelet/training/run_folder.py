@@ -95,13 +95,18 @@ def refuse_other_configuration(path: Path, options: Config, free: tuple[str, ...
     differing = [
         f"  {key}: {old.get(key)!r} there, {new.get(key)!r} here"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(free)
+        if old.get(key) != new.get(key) and not key.startswith(free) and not _filled_in(key, old.get(key), new.get(key))
     ]
     if differing:
         raise ConfigError(
             "\n".join([f"{path} holds a run of another configuration:", *differing])
             + "\nChoose another folder=…, or remove that one; to start from its weights, use init_from=…"
         )
+
+
+def _filled_in(key: str, old: Any, new: Any) -> bool:
+    """Whether a job's folder has as open what the program takes from its pretraining's file, or the other way round."""
+    return key.rpartition(".")[2] in ("normalize_mean", "normalize_std") and None in (old, new)
 
 
 def _leaves(node: Any, prefix: str = "") -> Any:
