@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 
@@ -62,6 +64,18 @@ checkpoint.save(Path({str(tmp_path)!r}), 2, {{"step": 2}}, keep=1)
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
     assert checkpoint.load_latest(tmp_path)["step"] == 1
     assert checkpoint.read(tmp_path / "latest.pt")["step"] == 1
+
+
+def test_a_full_disk_keeps_the_previous_one_and_nothing_of_the_new_one(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoint.save(tmp_path, 1, {"step": 1}, keep=2)
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, 2, {"step": 2}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "step-00000001.pt"]
+    assert checkpoint.load_latest(tmp_path) == {"step": 1}
 
 
 def test_mismatch_lists_what_does_not_fit():

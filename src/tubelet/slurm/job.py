@@ -38,8 +38,8 @@ class Job:
         attempt = Attempt.current(Path(self.logs))
 
         def tell(kind: Any, error: BaseException, trace: Any) -> None:
-            attempt.note_end(error="".join(traceback.format_exception(kind, error, trace)))
             sys.__excepthook__(kind, error, trace)
+            attempt.note_end(error="".join(traceback.format_exception(kind, error, trace)))
 
         # Python calls it at the end, the watchdog sooner: it ends a process that has failed before Python can.
         sys.excepthook = tell

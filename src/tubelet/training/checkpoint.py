@@ -45,23 +45,30 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a file and flush it to the disk."""
-    with open(path, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file and flush it to the disk.
+
+    Where that fails, nothing is left of it: what a full disk is to tell of it needs room, too.
+    """
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        remove(path)
+        raise
 
 
 def adopt(aside: Path, path: Path, keep: int) -> None:
     """Give a checkpoint that was written `aside` its name `path`; see `save`."""
-    _remove(path)
+    remove(path)
     os.replace(aside, path)
     link = path.with_name(LATEST + ".tmp")
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, path.with_name(LATEST))
     for old in found(path.parent)[:-keep]:
-        _remove(old)
+        remove(old)
 
 
 def found(folder: Path) -> list[Path]:
@@ -213,7 +220,8 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: damaged, or no checkpoint ({type(error).__name__}: {error})")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a checkpoint, or what there is of one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -62,9 +62,14 @@ class Saver:
         written = dcp.async_save(tensors, checkpoint_id=aside, process_group=self._group)
 
         def complete() -> None:
-            written.result()  # of the main process: only when all have written
-            if self.world.is_main:
-                checkpoint.adopt(aside, path, self.keep)
+            try:
+                written.result()  # of the main process: only when all have written, or one could not
+                if self.world.is_main:
+                    checkpoint.adopt(aside, path, self.keep)
+            except BaseException:
+                if self.world.is_main:
+                    checkpoint.remove(aside)  # see `checkpoint.write`
+                raise
 
         return self._thread.submit(complete)
 
