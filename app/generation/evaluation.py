@@ -28,7 +28,7 @@ class HeldOutClips:
 
     def __init__(self, options: Options, number: int | None, num_frames: int):
         data = options.data
-        self._dataset = find("datasets", data.dataset_type, "Dataset").Dataset(
+        self._dataset = find("datasets", data.dataset_type).Dataset(
             data.clips(data.test, num_frames, at_random=False), EvalTransform(data.crop_size), on_error="exclude"
         )
         self.places = evenly(len(self._dataset), number or len(self._dataset)).tolist()

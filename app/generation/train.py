@@ -50,7 +50,7 @@ def main(options: Options, world: World) -> None:
     augment = options.data_aug
     transform = EvalTransform(data.crop_size) if augment is None else TrainTransform(augment, data.crop_size)
     clips = data.clips(data.train, data.num_frames + data.num_target_frames, at_random=True)
-    dataset = find("datasets", data.dataset_type, "Dataset").Dataset(clips, transform, seed=seed, on_error="replace")
+    dataset = find("datasets", data.dataset_type).Dataset(clips, transform, seed=seed, on_error="replace")
     stream = SampleStream(dataset.sizes, None, data.batch_size * world.world_size, seed)
     held_out = HeldOutClips(options, options.evaluation.num_clips, data.num_frames + options.frames_ahead())
     held_out.first(1)  # that none can be used shall be known before training

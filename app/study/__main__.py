@@ -22,7 +22,7 @@ def run(options: Options) -> None:
     """Do what is not done yet, write the report, print the table."""
     folder = Path(options.folder)
     if options.lists is not None:
-        find("datasets", options.lists, "write_lists").write_lists(Path(options.data).absolute(), folder / "lists")
+        find("datasets", options.lists).write_lists(Path(options.data).absolute(), folder / "lists")
     planned = plan(options)
     print(f"{len(planned)} jobs, {options.processes} at a time with {options.threads} thread(s) each; logs in {folder}")
     seconds = jobs.Pool(options.processes, options.threads).run(planned)

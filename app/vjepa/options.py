@@ -106,7 +106,7 @@ class Options(Config):
     def _masks_of_their_type(cls, masks: list[dict], info: ValidationInfo) -> list[dict]:
         if "data" not in info.data:  # `data` has errors of its own
             return masks
-        schema = find("masks", info.data["data"].mask_type, "MaskConfig").MaskConfig
+        schema = find("masks", info.data["data"].mask_type).MaskConfig
         return [check_part(mask, schema, f"mask.{i}").model_dump(mode="json") for i, mask in enumerate(masks)]
 
     @model_validator(mode="after")
@@ -151,7 +151,7 @@ class Options(Config):
 
     def mask_collator(self):
         """The collator of `data.mask_type`; an impossible mask is an error here, before any data is read."""
-        return find("masks", self.data.mask_type, "MaskCollator").MaskCollator(cfgs_mask=self.mask, **self.grid())
+        return find("masks", self.data.mask_type).MaskCollator(cfgs_mask=self.mask, **self.grid())
 
     def grid(self) -> dict[str, int]:
         """What makes the token grid: crop_size, num_frames, patch_size, tubelet_size."""

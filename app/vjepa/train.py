@@ -47,7 +47,7 @@ def main(options: Options, world: World) -> None:
     """Train until the last epoch; a folder that holds this run already is continued where it stopped."""
     options.refuse_misfit(world.world_size)
     folder, data, seed = Path(options.folder), options.data, options.meta.seed
-    dataset = find("datasets", data.dataset_type, "Dataset").Dataset(
+    dataset = find("datasets", data.dataset_type).Dataset(
         data, TrainTransform(options.data_aug, data.crop_size), seed=seed, on_error="replace"
     )
     stream = SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
@@ -217,7 +217,7 @@ def feature_monitor(options: Options, world: World) -> FeatureMonitor | None:
     if count == 0:
         return None
     centred = options.data.model_copy(update={"num_clips": 1, "random_clip_sampling": False})
-    dataset = find("datasets", centred.dataset_type, "Dataset").Dataset(
+    dataset = find("datasets", centred.dataset_type).Dataset(
         centred, EvalTransform(centred.crop_size), on_error="exclude"
     )
     places = evenly(len(dataset), count).tolist()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tubelet.config import ConfigError, check, merge, nearest
+from tubelet.datasets import NORMALIZATION
 from tubelet.layers import MLP
 from tubelet.models import ModelConfig, build_encoder, build_predictor
 from tubelet.models.attentive_pooler import AttentiveClassifier
@@ -261,7 +262,7 @@ class OwnWeights(Weights):
 
     def normalization(self) -> dict[str, tuple[float, ...]]:
         section = self.config.get("data_aug", {})
-        return {name: tuple(section[name]) for name in ("normalize_mean", "normalize_std") if name in section}
+        return {name: tuple(section[name]) for name in NORMALIZATION if name in section}
 
 
 class ReleasedWeights(Weights):

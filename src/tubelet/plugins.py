@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -11,26 +12,27 @@ from pydantic import AfterValidator
 from tubelet.config import ConfigError, nearest
 
 
-def find(kind: str, name: str, provides: str | None = None) -> ModuleType:
+def find(kind: str, name: str) -> ModuleType:
     """The module `tubelet.<kind>.<name>`; `VideoDataset` and `video_dataset` name the same file.
 
-    Raises ConfigError with the nearest name when there is no such file, or none that has `provides`.
+    Raises ConfigError with the nearest name when there is no such file.
     """
     file = snake_case(name)
-    if file not in _having(provides, kind, [file] if file in available(kind) else []):
-        fitting = _having(provides, kind, available(kind))
-        raise ConfigError(f"'{name}': no such file in tubelet/{kind}. {nearest(file, fitting)}")
+    if file not in available(kind):
+        raise ConfigError(_unknown(kind, name, available(kind)))
     return _load(kind, file)
 
 
 def name_of(kind: str, provides: str) -> Any:
-    """The type of a YAML key that names a file as `find` does; what is wrong with the name is said of the key."""
+    """The type of a YAML key that names a file of tubelet/<kind> which has `provides`; `find` then finds it."""
+
+    def has_it(file: str) -> bool:
+        return hasattr(_load(kind, file), provides)
 
     def check(name: str) -> str:
-        try:
-            find(kind, name, provides)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        file = snake_case(name)
+        if file not in available(kind) or not has_it(file):
+            raise ValueError(_unknown(kind, name, filter(has_it, available(kind))))
         return name
 
     return Annotated[str, AfterValidator(check)]
@@ -42,8 +44,8 @@ def available(kind: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-def _having(provides: str | None, kind: str, files: list[str]) -> list[str]:
-    return [file for file in files if provides is None or hasattr(_load(kind, file), provides)]
+def _unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    return f"'{name}': no such file in tubelet/{kind}. {nearest(snake_case(name), valid)}"
 
 
 def _load(kind: str, file: str) -> ModuleType:

@@ -101,6 +101,9 @@ class DataConfig(Config):
         return max(1, round(value / unit)) * unit
 
 
+NORMALIZATION = ("normalize_mean", "normalize_std")
+
+
 class AugConfig(Config):
     """YAML section `data_aug`: what training does to a clip, the same to all its frames (but see `motion_shift`)."""
 

@@ -109,6 +109,8 @@ class Window(Pattern):
     shift: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
+        for name in ("size", "shift"):  # lists, as YAML has them, cannot be hashed
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         sizes = list(self.size)
         if len(sizes) != 3 or any(not isinstance(n, int) or n < 1 for n in sizes):
             raise ValueError(f"window size {sizes}: give three whole numbers (frames, rows, columns), each at least 1")
@@ -161,18 +163,13 @@ def parse_pattern(text: str) -> Pattern:
             case ast.BinOp(left, ast.BitOr(), right):
                 return build(left) | build(right)
             case ast.Call(ast.Name(name), arguments, []) if name in known:
-                return known[name](*(_number_or_numbers(argument) for argument in arguments))
+                return known[name](*(ast.literal_eval(argument) for argument in arguments))
         raise ValueError(f"'{ast.unparse(node)}' is none of {', '.join(known)}, combined with & and |")
 
     try:
         return build(ast.parse(text, mode="eval").body)
     except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"pattern '{text}': {error}") from error
-
-
-def _number_or_numbers(node: ast.expr) -> object:
-    value = ast.literal_eval(node)
-    return tuple(value) if isinstance(value, list) else value  # patterns are compared and hashed
 
 
 def _whole(pattern: Pattern, name: str, value: int, least: int) -> None:

@@ -331,21 +331,21 @@ def _mvit_blocks(embed_dim: int, depths: Sequence[int]) -> list[MSBlockConfig]:
     """A stage's first block halves rows and columns; keys are pooled to the same number in all stages."""
     blocks, width = [], embed_dim
     for stage, depth in enumerate(depths):
+        own_width, stride_kv = embed_dim * 2**stage, 2 ** (len(depths) - 1 - stage)
         for block in range(depth):
             stride_q = 2 if stage > 0 and block == 0 else 1
-            stride_kv = 2 ** (len(depths) - 1 - stage)
             blocks.append(
                 MSBlockConfig(
                     num_heads=2**stage,
                     input_channels=width,
-                    output_channels=embed_dim * 2**stage,
+                    output_channels=own_width,
                     kernel_q=[3, 3, 3],
                     kernel_kv=[3, 3, 3],
                     stride_q=[1, stride_q, stride_q],
                     stride_kv=[1, stride_kv, stride_kv],
                 )
             )
-            width = embed_dim * 2**stage
+            width = own_width
     return blocks
 
 

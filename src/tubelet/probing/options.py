@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from tubelet.config import Config, Triple, merge
-from tubelet.datasets import AugConfig, Decoder
+from tubelet.datasets import NORMALIZATION, AugConfig, Decoder
 from tubelet.layers.positions import RopePairing
 from tubelet.models import refuse_other_output
 from tubelet.plugins import name_of
@@ -13,9 +13,8 @@ from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 RANDOM = "random"
-SHARED_BY_TASKS = (("data", "normalize_mean"), ("data", "normalize_std"), ("optimization", "use_bfloat16"))
+SHARED_BY_TASKS = (*(("data", name) for name in NORMALIZATION), ("optimization", "use_bfloat16"))
 FRAME_RATES = ("frame_step", "fps", "clip_duration")
-NORMALIZATION = ("normalize_mean", "normalize_std")
 
 
 class LabelledDataConfig(Config):

@@ -96,9 +96,7 @@ def draw_features(clips: Clips, features: np.ndarray) -> Image.Image:
 def _read_frames(data: DataConfig) -> np.ndarray:
     """uint8 [NUMBER, T, H, W, C]: the first clips, of an order that is always the same, that can be read."""
     middle = data.model_copy(update={"random_clip_sampling": False, "num_clips": 1, "cache": None})
-    dataset = find("datasets", data.dataset_type, "Dataset").Dataset(
-        middle, EvalTransform(data.crop_size), on_error="exclude"
-    )
+    dataset = find("datasets", data.dataset_type).Dataset(middle, EvalTransform(data.crop_size), on_error="exclude")
     order = np.random.default_rng(0).permutation(len(dataset))[:TRIES]
     samples = []
     for index in order:
@@ -112,7 +110,7 @@ def _read_frames(data: DataConfig) -> np.ndarray:
 
 
 def _roles(masks: list, data: DataConfig, grid: Grid, number: int) -> tuple[np.ndarray, ...]:
-    collator = find("masks", data.mask_type, "MaskCollator").MaskCollator(
+    collator = find("masks", data.mask_type).MaskCollator(
         cfgs_mask=masks,
         crop_size=data.crop_size,
         num_frames=data.num_frames,

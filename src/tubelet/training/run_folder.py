@@ -12,6 +12,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from tubelet.config import Config, ConfigError, dump
+from tubelet.datasets import NORMALIZATION
 
 CODE = Path(__file__).resolve().parents[3]  # the checkout that runs, or its copy
 
@@ -106,7 +107,7 @@ def refuse_other_configuration(path: Path, options: Config, free: tuple[str, ...
 
 def _filled_in(key: str, old: Any, new: Any) -> bool:
     """Whether a job's folder has as open what the program takes from its pretraining's file, or the other way round."""
-    return key.rpartition(".")[2] in ("normalize_mean", "normalize_std") and None in (old, new)
+    return key.rpartition(".")[2] in NORMALIZATION and None in (old, new)
 
 
 def _leaves(node: Any, prefix: str = "") -> Any:
