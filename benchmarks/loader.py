@@ -32,16 +32,19 @@ NUM_FRAMES, FRAME_STEP, CROP_SIZE, BATCH_SIZE = 16, 4, 224, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def run(repeats: int = 7, num_videos: int = 24, num_workers: int | None = None) -> list[Row]:
-    """One pass over the videos in each turn; a worker for each core that this process may use, at most two."""
+def run(repeats: int = 7, num_videos: int = 24, passes: int = 3, num_workers: int | None = None) -> list[Row]:
+    """Some passes over the videos in each turn; a worker for each core that this process may use, at most two."""
     workers = min(2, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
     with tempfile.TemporaryDirectory() as folder:
         paths = [write_video(Path(folder) / f"{i}.mp4", seed=i) for i in range(num_videos)]
         loading = in_turn(
-            lambda: our_batches(paths, workers), lambda: peer_batches(paths, workers), repeats, seconds_after_first
+            lambda: our_batches(paths * passes, workers),
+            lambda: peer_batches(paths * passes, workers),
+            repeats,
+            seconds_after_first,
         )
         decoding = in_turn(lambda: decode(paths, "pyav"), lambda: decode(paths, "decord"), repeats)
-    clips = num_videos - BATCH_SIZE
+    clips = passes * num_videos - BATCH_SIZE
     return [
         Row(
             f"loader, {NUM_FRAMES} frames of 340x256 mp4 to {CROP_SIZE} px, {workers} worker(s)",

@@ -1,6 +1,8 @@
 """Batches from worker processes: the same ones whatever the number of workers, from any step on."""
 
+import ctypes
 import functools
+import platform
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,13 +10,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from tubelet.config import UserError
 from tubelet.datasets import Batch, Draw, Sample
 from tubelet.datasets.culprits import OpenVideos
 from tubelet.datasets.randomness import Purpose, generator
 from tubelet.datasets.streams import SampleStream
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 class SampleSource(Protocol):
@@ -89,7 +93,8 @@ def collate(samples: list[Sample], step: int) -> Batch:
     """Stack samples; those excluded are left out, what was bad is kept."""
     kept = [sample for sample in samples if not sample.excluded]
     return Batch(
-        clips=torch.cat([sample.clips for sample in kept]) if kept else torch.empty(0, dtype=torch.uint8),
+        # In a worker, default_collate writes to memory shared with the main process; a copy would go there otherwise.
+        clips=default_collate([s.clips for s in kept]).flatten(0, 1) if kept else torch.empty(0, dtype=torch.uint8),
         labels=torch.tensor([sample.label for sample in kept], dtype=torch.int64),
         indices=torch.tensor([sample.index for sample in kept], dtype=torch.int64),
         paths=tuple(sample.path for sample in kept),
@@ -213,4 +218,13 @@ def _start_worker(videos: OpenVideos, worker: int) -> None:
     """Ctrl-C and a cluster's warning reach every process; the main one wants its workers alive to finish its step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    _keep_freed_memory()
     videos.join(worker)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc hold on to what is freed: to get fresh pages for each clip takes as long as to resize it."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
