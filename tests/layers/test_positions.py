@@ -66,6 +66,17 @@ def test_interleaved_products_depend_on_distance_only_and_vjepa2_ones_do_not():
     assert errors["vjepa2"] > 1e-2
 
 
+@pytest.mark.parametrize("pairing", ["interleaved", "vjepa2"])
+def test_rotation_is_the_same_when_compiled(pairing):
+    """Compiled code takes the real numbers, other code complex ones."""
+    tables, weight = rope_tables(26, (2, 3, 4), pairing), torch.randn(2, 24, 2, 3, 26)
+    x = torch.randn(2, 24, 3, 3, 26)[:, :, :2].requires_grad_()
+    compiled = torch.compile(rotate, fullgraph=True, backend="eager")(x, tables)
+    torch.testing.assert_close(compiled, rotate(x, tables))
+    gradients = (torch.autograd.grad((y * weight).sum(), x) for y in (compiled, rotate(x, tables)))
+    torch.testing.assert_close(*gradients)
+
+
 def test_rotation_keeps_type_under_low_precision():
     assert rotate(torch.randn(1, 4, 2, 1, 12).bfloat16(), rope_tables(12, (1, 2, 2))).dtype == torch.bfloat16
 

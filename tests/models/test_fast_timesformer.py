@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.rotation import rotated
 from tubelet.layers.groups import Groups
 from tubelet.layers.mixing import MECHANISMS, orthogonal_features
-from tubelet.layers.positions import axial_rope, locate, rope_tables, rotate
+from tubelet.layers.positions import RopeTables, axial_rope, locate, rope_tables, rotate
 from tubelet.models import ModelConfig, build_encoder, factories
 from tubelet.models.fast_timesformer import (
     FastAttention,
@@ -63,10 +64,8 @@ def fastformer_by_loop(layer, x, rope):
             values = [w_query[rows] @ token for token in clip]
             queries, keys = values, [w_key[rows] @ token for token in clip]
             if rope is not None:
-                cos, sin = (table[0, :, 0, 0] for table in rope)
-                swap = [channel + 1 - 2 * (channel % 2) for channel in range(d)]
-                queries = [q * cos[i] + q[swap] * sin[i] for i, q in enumerate(queries)]
-                keys = [k * cos[i] + k[swap] * sin[i] for i, k in enumerate(keys)]
+                turn = rope.turn[0, :, 0, 0]
+                queries, keys = ([rotated(*pair) for pair in zip(z, turn, strict=True)] for z in (queries, keys))
             alpha = scores(layer.query_weight[head, 0], queries)
             global_query = sum(a * q for a, q in zip(alpha / alpha.sum(), queries, strict=True))
             products = [global_query * k for k in keys]
@@ -86,7 +85,7 @@ def test_fastformer_equals_the_equations(with_rope):
     torch.nn.init.normal_(layer.qkv.weight)
     rope = None
     if with_rope:
-        rope = type(tables := rope_tables(12, (1, 3, 3)))(*(table.double() for table in tables))
+        rope = rope_tables(12, (1, 3, 3)).each(torch.Tensor.double)
     x = random_tokens(2, 9, 24).double()
     expected = fastformer_by_loop(layer, x, rope)
     assert expected.std() > 0.1
@@ -229,8 +228,7 @@ def slow_tokens(model, video, keep):
                 mixed, place = torch.zeros_like(x), places[groups and groups.axis]
                 for group in place.unique():
                     members = place == group
-                    tables = type(rope)(*(table[:, members] for table in rope))
-                    mixed[:, members] = attention(norm(x[:, members]), tables)
+                    mixed[:, members] = attention(norm(x[:, members]), RopeTables(rope.turn[:, members]))
                 x = x + mixed
             x = x + block.mlp(block.norm(x))
         out.append(model.norm(x))

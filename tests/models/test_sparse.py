@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
+from tests.rotation import rotated
 from tubelet.layers.pattern_attention import block_mask, boolean_mask
 from tubelet.layers.patterns import (
     Lookahead,
@@ -87,8 +88,7 @@ def all_tokens_under(model, x, allowed, keep=None):
     for block, mask in zip(model.blocks, allowed, strict=True):
         q, k, v = block.attn.qkv(block.norm1(y)).unflatten(2, (3, 2, 24)).permute(2, 0, 3, 1, 4)
         if rope is not None:
-            cos, sin = (table[:, :, 0].transpose(1, 2) for table in rope)
-            q, k = (z * cos + torch.stack([z[..., 1::2], z[..., ::2]], -1).flatten(-2) * sin for z in (q, k))
+            q, k = (rotated(z, rope.turn[:, :, 0].transpose(1, 2)) for z in (q, k))
         weights = (q @ k.mT * 24**-0.5).exp() * mask * kept[:, None, None]
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
         y = y + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
+from tests.rotation import rotated
 from tubelet import hub
 from tubelet.config import ConfigError, check
 from tubelet.models import ModelConfig, build_encoder, build_predictor, factories
@@ -85,8 +86,7 @@ def test_masked_encoder_equals_full_encoder_with_restricted_attention(use_rope, 
     for block in model.blocks:
         q, k, v = block.attn.qkv(block.norm1(y)).view(2, 32, 3, 2, 24).permute(2, 0, 3, 1, 4)
         if rope is not None:
-            cos, sin = (table[:, :, 0].transpose(1, 2) for table in rope)
-            q, k = (z * cos + torch.stack([z[..., 1::2], z[..., ::2]], -1).flatten(-2) * sin for z in (q, k))
+            q, k = (rotated(z, rope.turn[:, :, 0].transpose(1, 2)) for z in (q, k))
         weights = (q @ k.mT * 24**-0.5 + restriction).softmax(-1)
         y = y + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
         y = y + block.mlp(block.norm2(y))

@@ -1,7 +1,7 @@
 """Where tokens stand in a grid (t, h, w), in time-major order: sin-cos and learned embeddings, rotary tables."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -80,9 +80,8 @@ class Positions(nn.Module):
         self.use_rope = use_rope
         self.rope_pairing = rope_pairing
         if use_rope:
-            cos, sin = rope_tables(self.head_dim, grid, rope_pairing)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
+            for name, table in rope_tables(self.head_dim, grid, rope_pairing)._asdict().items():
+                self.register_buffer(name, table, persistent=False)
         else:
             sincos = sincos_3d(embed_dim, grid, uniform_power) if is_video else sincos_2d(embed_dim, grid)
             self.register_buffer("pos_embed", sincos[None], persistent=False)
@@ -106,10 +105,10 @@ class Positions(nn.Module):
         """The rotary tables of all tokens, or of `indices` [B, K]; None where positions are embeddings."""
         if not self.use_rope:
             return None
-        cos, sin = self.cos, self.sin
+        tables = RopeTables(self.turn, self.mirror)
         if grid not in (None, self.grid):
-            cos, sin = (table.to(cos) for table in rope_tables(self.head_dim, grid, self.rope_pairing))
-        return RopeTables(cos, sin) if indices is None else RopeTables(cos[0, indices], sin[0, indices])
+            tables = rope_tables(self.head_dim, grid, self.rope_pairing).each(lambda table: table.to(self.turn))
+        return tables if indices is None else tables.each(lambda table: table[0, indices])
 
     def _interpolated(self, grid: Grid) -> torch.Tensor:
         volume = self.pos_embed.view(1, *self.grid, -1).permute(0, 4, 1, 2, 3)
@@ -147,10 +146,16 @@ def interpolated(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
 
 
 class RopeTables(NamedTuple):
-    """Cosine and signed sine of the tokens' angles, each [1 or B, N, 1, 1, head width], for [B, N, 2, heads, width]."""
+    """What turns the channel pairs (a, b) of tokens, taken as complex numbers z = a + ib: z · turn + conj(z) · mirror.
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    Real and imaginary parts, [1 or B, N, 1, 1, pairs, 2]. A rotation has no mirror.
+    """
+
+    turn: torch.Tensor
+    mirror: torch.Tensor | None = None
+
+    def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "RopeTables":
+        return RopeTables(function(self.turn), None if self.mirror is None else function(self.mirror))
 
 
 def rope_tables(head_dim: int, grid: Grid, pairing: RopePairing = "interleaved") -> RopeTables:
@@ -178,15 +183,42 @@ def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: Rope
     else:
         angles = [torch.cat([angle, angle], dim=-1) for angle in angles]
     angle = F.pad(torch.cat(angles, dim=-1), (0, head_dim - len(coordinates) * dim))[..., None, None, :]
-    sin = angle.sin()
-    sin[..., ::2] *= -1
-    return RopeTables(angle.cos().float(), sin.float())
+    unit = torch.polar(torch.ones_like(angle), angle)
+    # A pair (a, b) becomes a cos - b sin of the first channel's angle, and a sin + b cos of the second's.
+    first, second = unit[..., ::2], unit[..., 1::2]
+    turn = _parts((first + second) / 2)
+    return RopeTables(turn) if pairing == "interleaved" else RopeTables(turn, _parts((first - second).conj() / 2))
 
 
 def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     """Turn the channel pairs of x [B, N, 2, heads, width] by the tables' angles, in fp32; the result has x's type."""
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * rope.cos, swapped, rope.sin).type_as(x)
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    # Complex numbers are the fastest as they stand; compiled, the real ones become a single kernel.
+    turned = (_compiled_rotation if torch.compiler.is_compiling() else _complex_rotation)(pairs, rope)
+    return turned.flatten(-2).type_as(x)
+
+
+def _complex_rotation(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
+    z = torch.view_as_complex(pairs)
+    turned = z * torch.view_as_complex(rope.turn)
+    if rope.mirror is not None:
+        turned = torch.addcmul(turned, z.conj(), torch.view_as_complex(rope.mirror))
+    return torch.view_as_real(turned)
+
+
+def _compiled_rotation(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
+    def product(a: torch.Tensor, b: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        real, imaginary = factor.unbind(-1)
+        return torch.stack([a * real - b * imaginary, a * imaginary + b * real], dim=-1)
+
+    a, b = pairs.unbind(-1)
+    turned = product(a, b, rope.turn)
+    return turned if rope.mirror is None else turned + product(a, -b, rope.mirror)
+
+
+def _parts(z: torch.Tensor) -> torch.Tensor:
+    """Real and imaginary part in a last axis, float32."""
+    return torch.view_as_real(z.resolve_conj()).float()
 
 
 def _all_places(grid: Grid) -> Coordinates:
