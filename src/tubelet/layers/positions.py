@@ -178,16 +178,13 @@ def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: Rope
     dim = head_dim // len(coordinates) // 2 * 2
     omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device=coordinates[0].device) / (dim // 2))
     angles = [axis[..., None] * omega for axis in coordinates]
+    spare = (head_dim - len(coordinates) * dim) // 2
     if pairing == "interleaved":
-        angles = [angle.repeat_interleave(2, dim=-1) for angle in angles]
-    else:
-        angles = [torch.cat([angle, angle], dim=-1) for angle in angles]
-    angle = F.pad(torch.cat(angles, dim=-1), (0, head_dim - len(coordinates) * dim))[..., None, None, :]
-    unit = torch.polar(torch.ones_like(angle), angle)
+        return RopeTables(_parts(_unit_numbers(angles, spare)))
+    of_channels = [torch.cat([angle, angle], dim=-1) for angle in angles]
     # A pair (a, b) becomes a cos - b sin of the first channel's angle, and a sin + b cos of the second's.
-    first, second = unit[..., ::2], unit[..., 1::2]
-    turn = _parts((first + second) / 2)
-    return RopeTables(turn) if pairing == "interleaved" else RopeTables(turn, _parts((first - second).conj() / 2))
+    first, second = (_unit_numbers([angle[..., i::2] for angle in of_channels], spare) for i in (0, 1))
+    return RopeTables(_parts((first + second) / 2), _parts((first - second).conj() / 2))
 
 
 def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
@@ -214,6 +211,12 @@ def _compiled_rotation(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     a, b = pairs.unbind(-1)
     turned = product(a, b, rope.turn)
     return turned if rope.mirror is None else turned + product(a, -b, rope.mirror)
+
+
+def _unit_numbers(angles: list[torch.Tensor], spare: int) -> torch.Tensor:
+    """exp(i angle) of the pairs of each axis [1 or B, N, pairs], and `spare` ones, as [1 or B, N, 1, 1, all pairs]."""
+    angle = F.pad(torch.cat(angles, dim=-1), (0, spare))[..., None, None, :]
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 def _parts(z: torch.Tensor) -> torch.Tensor:
