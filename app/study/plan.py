@@ -1,6 +1,7 @@
 """The jobs of a study: programs of this repository, each a child process with a folder of its own."""
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,13 @@ from app.study.options import Options, Program, Task
 from tubelet import config
 from tubelet.jobs import Job
 
+PROGRAMS = (
+    "app.vjepa.train",
+    "app.classification.train",
+    "evals.video_classification_frozen.eval",
+    "evals.floors.eval",
+    "tubelet.report.page",
+)
 HEADS = {"probe": "attentive", "linear": "linear"}  # the report's word, and the YAML's
 ENCODER_KEYS = (
     "encoder",
@@ -94,6 +102,12 @@ def clips_job(folder: str, clips: dict[str, int], processes: int) -> Job:
         keep=True,
         slots=processes,
     )
+
+
+def report_job(folder: Path) -> Job:
+    """Writes the pages from what is in the study's folder, each time anew."""
+    command = ("tubelet.report", "--folder", str(folder))
+    return Job("report", "report", command, folder / "report", settings={"time": time.time()}, seconds=10)
 
 
 def _pretrain_job(options: Options, fold: int, seed: int, after: tuple[str, ...]) -> Job:

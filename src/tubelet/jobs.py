@@ -8,15 +8,18 @@ import argparse
 import contextlib
 import fcntl
 import json
+import multiprocessing.forkserver
 import os
+import runpy
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from tubelet.progress import progress
 
 DONE = "done.json"
 LOG = "output.log"
+
+_CHILDREN = multiprocessing.get_context("forkserver")
 
 
 class JobFailed(UserError):
@@ -74,17 +79,21 @@ class Job:
 @dataclass
 class _Running:
     job: Job
-    process: subprocess.Popen
+    process: BaseProcess
     began: float
     elapsed: float = 0.0
 
 
 @dataclass
 class Pool:
-    """Runs jobs, `processes` at a time with `threads` threads each."""
+    """Runs jobs, `processes` at a time with `threads` threads each.
+
+    Jobs are forks of a process that has imported the modules `preload`: torch alone takes seconds, each time.
+    """
 
     processes: int = 2
     threads: int = 1
+    preload: tuple[str, ...] = ()
     grace_seconds: float = 60.0
     """How long a child that is told to end may take, e.g. to save a checkpoint, before it is killed."""
     _running: list[_Running] = field(default_factory=list, repr=False)
@@ -121,9 +130,12 @@ class Pool:
                 waiting.remove(job)
                 self._running.append(_Running(job, self._start(job), time.time()))
 
-    def _start(self, job: Job) -> subprocess.Popen:
+    def _start(self, job: Job) -> BaseProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        _CHILDREN.set_forkserver_preload(list(self.preload))
+        with _environment(environment):  # libraries look at it when they are loaded
+            multiprocessing.forkserver.ensure_running()
         with open(job.folder / LOG, "ab") as log:
             # The lock belongs to the open file, which the child keeps: it lasts as long as the child or its children.
             try:
@@ -132,19 +144,17 @@ class Pool:
                 raise JobFailed(f"{job.name}: an earlier start of it is still running; it holds {log.name}") from None
             log.write(f"\n$ {job.shell(self.threads)}\n".encode())
             log.flush()
-            command = [sys.executable, "-m", *job.command]
-            # A session of its own: Ctrl-C reaches the study alone, which then ends its children in order.
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+            process = _CHILDREN.Process(target=_run, args=(job.command, _Inherited(log.fileno()), environment))
+            process.start()
+        return process
 
     def _collect(self) -> list[_Running]:
         for running in self._running:
             running.elapsed = time.time() - running.began
-        finished = [running for running in self._running if running.process.poll() is not None]
+        finished = [running for running in self._running if running.process.exitcode is not None]
         self._running = [running for running in self._running if running not in finished]
         for running in finished:
-            if running.process.returncode != 0:
+            if running.process.exitcode != 0:
                 raise JobFailed(_explain(running, self.threads))
             _mark_done(running)
         return finished
@@ -154,11 +164,10 @@ class Pool:
             _signal_group(running.process, signal.SIGTERM)
         until = time.monotonic() + self.grace_seconds
         for running in self._running:
-            try:
-                running.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            running.process.join(max(0.0, until - time.monotonic()))
+            if running.process.exitcode is None:
                 _signal_group(running.process, signal.SIGKILL)
-                running.process.wait()
+                running.process.join()
         self._running = []
 
 
@@ -274,7 +283,7 @@ def _plain(value: Any) -> Any:
 def _explain(running: _Running, threads: int) -> str:
     path = running.job.folder / LOG
     lines = path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    code = running.process.returncode
+    code = running.process.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     last = "\n".join(f"    {line}" for line in lines[-15:])
     return (
@@ -282,9 +291,51 @@ def _explain(running: _Running, threads: int) -> str:
     )
 
 
-def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+@dataclass
+class _Inherited:
+    """An open file that is handed to a child."""
+
+    descriptor: int
+
+    def __reduce__(self) -> tuple:
+        return _inherited, (DupFd(self.descriptor),)
+
+
+def _inherited(copy: Any) -> _Inherited:
+    return _Inherited(copy.detach())
+
+
+def _run(command: tuple[str, ...], log: _Inherited, environment: dict[str, str]) -> None:
+    """What a child does: `python -m <command>`, with its output in the file `log`."""
+    os.setsid()  # a session of its own: Ctrl-C reaches the study alone, which then ends its children in order
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log.descriptor, stream.fileno())
+        stream.reconfigure(line_buffering=True)
+    os.close(log.descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path.insert(0, os.getcwd())
+    sys.argv = list(command)
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+
+
+def _signal_group(process: BaseProcess, number: signal.Signals) -> None:
+    try:
         os.killpg(process.pid, number)
+    except ProcessLookupError:  # it has ended, or is no group yet
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+@contextlib.contextmanager
+def _environment(changed: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
