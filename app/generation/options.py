@@ -48,7 +48,7 @@ class DataConfig(Config):
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """Training stops when more than this share of the draws met an unreadable video."""
     cache: str | None = None
-    """Folder for decoded videos (uint8 .npy), shared by workers and runs; for small sets of short videos."""
+    """Folder for decoded videos (uint8), shared by workers and runs; for small sets of short videos."""
 
     def clips(self, entries: list[str], num_frames: int, *, at_random: bool) -> ClipsConfig:
         """What a data set is told: clips of `num_frames` frames in all; videos that are shorter are left out."""

@@ -63,7 +63,7 @@ class DataConfig(Config):
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Training stops when more than this share of the draws met an unreadable video."""
     cache: str | None = None
-    """Folder for decoded videos (uint8 .npy), shared by workers and runs; for small sets of short videos."""
+    """Folder for decoded videos (uint8), shared by workers and runs; for small sets of short videos."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":

@@ -1,18 +1,18 @@
 """Decoded videos on disk: for small sets of short videos, where opening and decoding would cost more than training."""
 
 import hashlib
-import json
 import os
 import uuid
-from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from tubelet.datasets.decoders import open_video, read_frames
 
 
 class CachedVideo:
-    """All frames of a video as uint8 .npy in `folder`, decoded once, then mapped into memory: a `Video` like any other.
+    """All frames of a video in `folder`, uint8, decoded once, then read from there: a `Video` like any other.
 
     Processes and runs share the files, and the system drops them from memory when it must. A file belongs to a video's
     path, size, time of change, and the decoder; it appears under its name only when it is complete.
@@ -21,30 +21,27 @@ class CachedVideo:
     def __init__(self, path: str, decoder: str, folder: str):
         status = os.stat(path)
         identity = f"{os.path.abspath(path)}|{status.st_size}|{status.st_mtime_ns}|{decoder}"
-        stem = Path(folder) / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
-        pixels, facts = stem.with_suffix(".npy"), stem.with_suffix(".json")
-        if not pixels.exists():
-            video = open_video(path, decoder)
-            frames = read_frames(video, np.arange(video.num_frames), path)
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            _write(facts, json.dumps({"video": path, "fps": video.fps}).encode())
-            _write(pixels, frames)
-        self._frames = np.load(pixels, mmap_mode="r")
-        self.num_frames, self.fps = len(self._frames), json.loads(facts.read_bytes())["fps"]
+        name = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
+        cached = os.path.join(folder, f"{name}.safetensors")
+        if not os.path.exists(cached):
+            _decode(path, decoder, cached)
+        file = safe_open(cached, framework="np")
+        self._frames, self.fps = file.get_slice("frames"), float(file.metadata()["fps"])
+        self.num_frames = self._frames.get_shape()[0]
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
-        return np.asarray(self._frames[indices])
+        first, last = int(indices[0]), int(indices[-1])
+        return self._frames[first : last + 1][indices - first]
 
 
-def _write(path: Path, content: bytes | np.ndarray) -> None:
+def _decode(path: str, decoder: str, cached: str) -> None:
     """Under another name first: processes that fill the same cache, and kills, must not leave half a file.
 
     Processes of several hosts may have the same number, so the name is a random one.
     """
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    with unfinished.open("wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            np.save(file, content)
-    unfinished.replace(path)
+    video = open_video(path, decoder)
+    frames = read_frames(video, np.arange(video.num_frames), path)
+    os.makedirs(os.path.dirname(cached), exist_ok=True)
+    unfinished = f"{cached}.{uuid.uuid4().hex}.part"
+    save_file({"frames": frames}, unfinished, metadata={"fps": repr(video.fps)})
+    os.replace(unfinished, cached)
