@@ -132,7 +132,7 @@ class Pool:
 
     def _start(self, job: Job) -> BaseProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         _CHILDREN.set_forkserver_preload(list(self.preload))
         with _environment(environment):  # libraries look at it when they are loaded
             multiprocessing.forkserver.ensure_running()
