@@ -10,9 +10,10 @@ import json
 from pathlib import Path
 
 from app.study.options import Options
-from app.study.plan import PROGRAMS, plan, report_job
+from app.study.plan import PROGRAMS, plan
 from app.study.results import summarise
 from tubelet import jobs
+from tubelet import report as pages
 from tubelet.plugins import find
 from tubelet.report import aggregate
 
@@ -24,15 +25,14 @@ def run(options: Options) -> None:
         find("datasets", options.lists).write_lists(Path(options.data).absolute(), folder / "lists")
     planned = plan(options)
     print(f"{len(planned)} jobs, {options.processes} at a time with {options.threads} thread(s) each; logs in {folder}")
-    pool = jobs.Pool(options.processes, options.threads, PROGRAMS)
-    seconds = pool.run(planned)
+    seconds = jobs.Pool(options.processes, options.threads, PROGRAMS).run(planned)
     report = {**summarise(options), "seconds": {stage: round(value, 1) for stage, value in seconds.items()}}
     (folder / "study.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    pool.run([report_job(folder)])
+    page = pages.write(folder)
     print(f"\n{aggregate.text_table(report)}\n")
     print("\n".join([*report["verdict"], *(f"- {note}" for note in report["notes"])]))
     total = datetime.timedelta(seconds=round(sum(seconds.values())))
-    print(f"\n{folder / 'report.html'} (all jobs together took {total} of one process)")
+    print(f"\n{page} (all jobs together took {total} of one process)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The jobs of a study: programs of this repository, each a child process with a folder of its own."""
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,12 +101,6 @@ def clips_job(folder: str, clips: dict[str, int], processes: int) -> Job:
         keep=True,
         slots=processes,
     )
-
-
-def report_job(folder: Path) -> Job:
-    """Writes the pages from what is in the study's folder, each time anew."""
-    command = ("tubelet.report", "--folder", str(folder))
-    return Job("report", "report", command, folder / "report", settings={"time": time.time()}, seconds=10)
 
 
 def _pretrain_job(options: Options, fold: int, seed: int, after: tuple[str, ...]) -> Job:

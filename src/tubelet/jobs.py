@@ -7,8 +7,9 @@ on, unless its settings have changed or something that it was made from has been
 import argparse
 import contextlib
 import fcntl
+import importlib
 import json
-import multiprocessing.forkserver
+import multiprocessing
 import os
 import runpy
 import shlex
@@ -19,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tubelet.progress import progress
 DONE = "done.json"
 LOG = "output.log"
 
-_CHILDREN = multiprocessing.get_context("forkserver")
+_CHILDREN = multiprocessing.get_context("fork")
 
 
 class JobFailed(UserError):
@@ -88,7 +88,7 @@ class _Running:
 class Pool:
     """Runs jobs, `processes` at a time with `threads` threads each.
 
-    Jobs are forks of a process that has imported the modules `preload`: torch alone takes seconds, each time.
+    Jobs are forks of this process, which imports the modules `preload` first: torch alone takes seconds, each time.
     """
 
     processes: int = 2
@@ -109,6 +109,10 @@ class Pool:
             if job.name not in done:
                 _clear(job)
         waiting = [job for job in jobs if job.name not in done]
+        if waiting:
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)  # libraries look at it when they are loaded
+            for module in self.preload:
+                importlib.import_module(module)
         clock = _Clock(jobs, done, self.processes)
         with _sigterm_as_ctrl_c(), progress(desc="study", total=clock.total, initial=clock.passed, unit="s") as bar:
             try:
@@ -132,10 +136,6 @@ class Pool:
 
     def _start(self, job: Job) -> BaseProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
-        _CHILDREN.set_forkserver_preload(list(self.preload))
-        with _environment(environment):  # libraries look at it when they are loaded
-            multiprocessing.forkserver.ensure_running()
         with open(job.folder / LOG, "ab") as log:
             # The lock belongs to the open file, which the child keeps: it lasts as long as the child or its children.
             try:
@@ -144,7 +144,7 @@ class Pool:
                 raise JobFailed(f"{job.name}: an earlier start of it is still running; it holds {log.name}") from None
             log.write(f"\n$ {job.shell(self.threads)}\n".encode())
             log.flush()
-            process = _CHILDREN.Process(target=_run, args=(job.command, _Inherited(log.fileno()), environment))
+            process = _CHILDREN.Process(target=_run, args=(job.command, log.fileno(), self.threads))
             process.start()
         return process
 
@@ -291,31 +291,20 @@ def _explain(running: _Running, threads: int) -> str:
     )
 
 
-@dataclass
-class _Inherited:
-    """An open file that is handed to a child."""
-
-    descriptor: int
-
-    def __reduce__(self) -> tuple:
-        return _inherited, (DupFd(self.descriptor),)
-
-
-def _inherited(copy: Any) -> _Inherited:
-    return _Inherited(copy.detach())
-
-
-def _run(command: tuple[str, ...], log: _Inherited, environment: dict[str, str]) -> None:
-    """What a child does: `python -m <command>`, with its output in the file `log`."""
+def _run(command: tuple[str, ...], log: int, threads: int) -> None:
+    """What a child does: `python -m <command>`, with its output in the open file `log`."""
     os.setsid()  # a session of its own: Ctrl-C reaches the study alone, which then ends its children in order
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(log.descriptor, stream.fileno())
-        stream.reconfigure(line_buffering=True)
-    os.close(log.descriptor)
-    os.environ.clear()
-    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor, source in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
+        os.dup2(source, descriptor)
+    sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)  # it has read the environment already
     sys.path.insert(0, os.getcwd())
     sys.argv = list(command)
+    sys.modules.pop(command[0], None)  # preloaded, it would be a second copy of itself
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
@@ -325,17 +314,6 @@ def _signal_group(process: BaseProcess, number: signal.Signals) -> None:
     except ProcessLookupError:  # it has ended, or is no group yet
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
-
-
-@contextlib.contextmanager
-def _environment(changed: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextlib.contextmanager

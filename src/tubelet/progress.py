@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+tqdm.monitor_interval = 0  # no thread of its own: jobs and data workers are forks of this process
 LOG_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_fmt}]{postfix}\n"
 
 
@@ -28,7 +29,7 @@ def progress(
         disable=off,
         dynamic_ncols=terminal,
         mininterval=0.2 if terminal else 30,
-        maxinterval=1 if terminal else 60,
+        miniters=1,
         smoothing=0.1,
         bar_format=None if terminal else LOG_LINE,
     )
