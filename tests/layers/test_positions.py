@@ -77,8 +77,16 @@ def test_rotation_is_the_same_when_compiled(pairing):
     torch.testing.assert_close(*gradients)
 
 
-def test_rotation_keeps_type_under_low_precision():
-    assert rotate(torch.randn(1, 4, 2, 1, 12).bfloat16(), rope_tables(12, (1, 2, 2))).dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pairing", ["interleaved", "vjepa2"])
+def test_rotation_keeps_type_under_low_precision_and_in_a_model_that_was_cast(dtype, pairing):
+    positions = Positions(24, 2, (1, 2, 2), use_rope=True, rope_pairing=pairing)
+    x = torch.randn(1, 4, 2, 1, 12)
+    expected = rotate(x, positions.rope())
+    assert rotate(x.to(dtype), positions.rope()).dtype == dtype
+    cast = rotate(x.to(dtype), positions.to(dtype).rope())
+    assert cast.dtype == dtype
+    torch.testing.assert_close(cast.float(), expected, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("head_dim", [4, 15])

@@ -190,6 +190,7 @@ def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: Rope
 def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     """Turn the channel pairs of x [B, N, 2, heads, width] by the tables' angles, in fp32; the result has x's type."""
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    rope = rope.each(lambda table: table.to(pairs.dtype))  # a model may have been cast as a whole
     # Complex numbers are the fastest as they stand; compiled, the real ones become a single kernel.
     turned = (_compiled_rotation if torch.compiler.is_compiling() else _complex_rotation)(pairs, rope)
     return turned.flatten(-2).type_as(x)
