@@ -89,6 +89,8 @@ def test_a_rotation_noted_in_the_file_is_applied(decoder, make_video, tmp_path):
     turned.write_bytes(content)
     frames = read_frames(open_video(str(turned), decoder), np.arange(4), str(turned))
     np.testing.assert_array_equal(frames, np.rot90(upright, k=-1, axes=(1, 2)))
+    cached = CachedVideo(str(turned), decoder, str(tmp_path / "cache"))
+    np.testing.assert_array_equal(read_frames(cached, np.arange(4), str(turned)), frames)
 
 
 def test_what_cannot_be_decoded_is_a_video_error(decoder, broken_video, tmp_path):

@@ -1,12 +1,13 @@
 """Decoded videos on disk: for small sets of short videos, where opening and decoding would cost more than training."""
 
+import contextlib
 import hashlib
 import os
 import uuid
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from tubelet.datasets.decoders import open_video, read_frames
 
@@ -42,6 +43,14 @@ def _decode(path: str, decoder: str, cached: str) -> None:
     video = open_video(path, decoder)
     frames = read_frames(video, np.arange(video.num_frames), path)
     os.makedirs(os.path.dirname(cached), exist_ok=True)
+    # An upright video's frames are rotated views, whose bytes lie in another order.
+    content = save({"frames": np.ascontiguousarray(frames)}, metadata={"fps": repr(video.fps)})
     unfinished = f"{cached}.{uuid.uuid4().hex}.part"
-    save_file({"frames": frames}, unfinished, metadata={"fps": repr(video.fps)})
-    os.replace(unfinished, cached)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+        os.replace(unfinished, cached)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise
