@@ -63,6 +63,8 @@ class World:
 
     def max(self, number: int) -> int:
         """The largest `number` of all processes."""
+        if self.world_size == 1:
+            return number
         tensor = torch.tensor(number, device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)

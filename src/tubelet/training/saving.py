@@ -1,5 +1,6 @@
 """Checkpoints that are written while training goes on."""
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -68,7 +69,8 @@ class Saver:
                     checkpoint.adopt(aside, path, self.keep)
             except BaseException:
                 if self.world.is_main:
-                    checkpoint.remove(aside)  # see `checkpoint.write`
+                    with contextlib.suppress(OSError):  # what went wrong first is what counts; see `checkpoint.write`
+                        checkpoint.remove(aside)
                 raise
 
         return self._thread.submit(complete)
