@@ -1,5 +1,6 @@
 """A checkpoint holds the state as it was when it was begun, whatever training does meanwhile."""
 
+import pytest
 import torch
 
 from tubelet.training import checkpoint
@@ -25,3 +26,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
         assert (saved["step"], saved["grows"].shape, saved["grows"].dtype) == (step, (shape,), dtype)
         for tensor in (saved["model"]["weight"], *saved["moments"], saved["grows"]):
             assert (tensor == step).all()
+
+
+def test_error_of_a_checkpoint_says_what_went_wrong_first(tmp_path, monkeypatch):
+    def full_disk(*_):
+        try:
+            raise OSError("No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    saver = Saver(tmp_path, keep=3, world=World(), sharded=False)
+    saver.start(1, dict)
+    with pytest.raises(checkpoint.CheckpointError, match=r"could not be written \(No space left on device\)"):
+        saver.finish()
+    saver.close()

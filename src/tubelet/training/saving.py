@@ -46,8 +46,8 @@ class Saver:
             writing.result()
         except Exception as error:
             raise checkpoint.CheckpointError(
-                f"{self.folder}: a checkpoint could not be written ({error}). Those before it are whole: make room, "
-                "and start the same command again"
+                f"{self.folder}: a checkpoint could not be written ({_first(error)}). Those before it are whole: make "
+                "room, and start the same command again"
             ) from error
 
     def close(self) -> None:
@@ -74,6 +74,13 @@ class Saver:
                 raise
 
         return self._thread.submit(complete)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first: of a full disk, torch's writer says afterwards that its positions are unexpected."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _on_host(state: Any, place: Any) -> Any:
