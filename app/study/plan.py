@@ -1,7 +1,7 @@
 """The jobs of a study: programs of this repository, each a child process with a folder of its own."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,8 @@ def plan(options: Options) -> list[Job]:
     ]
     own = [job for fold in options.folds for job in _jobs_of_fold(options, fold, after)]
     probes = [_probe_job(options, fold, encoder) for encoder in pretrained_encoders(options) for fold in options.folds]
-    return [*clips, *pretrainings, *own, *probes]
+    rest = sorted([*own, *probes], key=lambda job: -job.seconds)  # the short ones fill up what is left at the end
+    return [*clips, *pretrainings, *rest]
 
 
 def _jobs_of_fold(options: Options, fold: int, after: tuple[str, ...]) -> list[Job]:
@@ -200,7 +201,8 @@ def _supervised_job(options: Options, fold: int, seed: int, name: str, after: tu
         update={"overrides": options.supervised.overrides + options.supervised.per_task.get(name, [])}
     )
     job = f"supervised-fold{fold}-{name}-{seed}"
-    return _yaml_job(options, "supervised", job, fold, program, changes, folder, after)
+    made = _yaml_job(options, "supervised", job, fold, program, changes, folder, after)
+    return made if labelled["labels_per_class"] is None else replace(made, seconds=made.seconds / 3)
 
 
 def supervised_folder(options: Options, fold: int, seed: int, name: str) -> Path:
