@@ -201,8 +201,10 @@ def _supervised_job(options: Options, fold: int, seed: int, name: str, after: tu
         update={"overrides": options.supervised.overrides + options.supervised.per_task.get(name, [])}
     )
     job = f"supervised-fold{fold}-{name}-{seed}"
-    made = _yaml_job(options, "supervised", job, fold, program, changes, folder, after)
-    return made if labelled["labels_per_class"] is None else replace(made, seconds=made.seconds / 3)
+    planned = _yaml_job(options, "supervised", job, fold, program, changes, folder, after)
+    if labelled["labels_per_class"] is not None:  # few labels, few steps
+        planned = replace(planned, seconds=planned.seconds / 3)
+    return planned
 
 
 def supervised_folder(options: Options, fold: int, seed: int, name: str) -> Path:

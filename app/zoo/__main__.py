@@ -65,7 +65,7 @@ def run(options: Options) -> None:
     studies = {name: study_of(options, name, path) for name, path in files.items()}
     planned = plan(options, files, studies)
     print(f"{len(files)} encoders, {len(planned)} jobs, {options.processes} at a time; logs in {folder}")
-    jobs.Pool(options.processes, options.threads, (*study_plan.PROGRAMS, "app.zoo.measure")).run(planned)
+    jobs.Pool(options.processes, options.threads, study_plan.PROGRAMS).run(planned)
     found = {name: row(options, name, study) for name, study in studies.items()}
     floors = summarise(floors_study(options))["probe"]
     (folder / "zoo.json").write_text(json.dumps({"encoders": found, "floors": floors}, indent=1), encoding="utf-8")

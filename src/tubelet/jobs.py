@@ -304,7 +304,7 @@ def _run(command: tuple[str, ...], log: int, threads: int) -> None:
         torch.set_num_threads(threads)  # it has read the environment already
     sys.path.insert(0, os.getcwd())
     sys.argv = list(command)
-    sys.modules.pop(command[0], None)  # preloaded, it would be a second copy of itself
+    sys.modules.pop(command[0], None)  # the one that this process may have imported is no program that runs
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 

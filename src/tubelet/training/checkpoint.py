@@ -55,7 +55,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        remove(path)
+        path.unlink(missing_ok=True)
         raise
 
 
