@@ -1,6 +1,6 @@
 """Train: `python -m app.main --fname configs/pretrain/<name>.yaml [--devices cpu | cuda:0 …] [key.path=value …]`."""
 
-from tubelet.training.launch import Package, run
+from tubelet.runtime.launch import Package, run
 
 PROGRAMS = Package("app", key="app", module="train")
 

@@ -36,7 +36,7 @@ WIDTH, HEADS, PATCH = 128, 4, 16
 CLIPS = ((4, 64), (16, 64), (16, 128), (32, 128), (16, 256), (32, 256), (16, 512), (32, 512), (64, 512))
 FITTED = (1_000, 33_000)  # tokens between which the exponent is fitted
 # A masked product of all pairs keeps its mask, one byte a pair.
-MOST_MASKED_TOKENS = 16_384
+MAX_MASKED_TOKENS = 16_384
 
 # A layer for clips of this grid: tokens [1, N, WIDTH] -> the same.
 Layer = Callable[[Tensor], Tensor]
@@ -102,7 +102,7 @@ def measure(clips: Sequence[tuple[int, int]], repeats: int, patience: float = 2.
         x = torch.randn(1, tokens, WIDTH, device=device())
         layers = {}
         for name, build in LAYERS.items():
-            if _next_forward(curves[name], tokens) <= patience and (name != "sparse" or tokens <= MOST_MASKED_TOKENS):
+            if _next_forward(curves[name], tokens) <= patience and (name != "sparse" or tokens <= MAX_MASKED_TOKENS):
                 layers[name] = build(grid)
         turns = {name: [] for name in layers}
         for layer in layers.values():

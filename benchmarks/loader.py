@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import Row, in_turn, seconds
-from tubelet.datasets import AugConfig, DataConfig, Decoder, to_float
-from tubelet.datasets.decoders import open_video
-from tubelet.datasets.loader import make_train_loader
-from tubelet.datasets.streams import SampleStream
-from tubelet.datasets.transforms import TrainTransform
-from tubelet.datasets.video_dataset import Dataset
+from tubelet.data import AugConfig, DataConfig, Decoder, to_float
+from tubelet.data.decoders import open_video
+from tubelet.data.loader import make_train_loader
+from tubelet.data.streams import SampleStream
+from tubelet.data.transforms import TrainTransform
+from tubelet.data.video_dataset import Dataset
 
 NUM_FRAMES, FRAME_STEP, CROP_SIZE, BATCH_SIZE = 16, 4, 224, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -20,10 +20,10 @@ from app.vjepa.train import build_jepa
 from benchmarks import costs
 from benchmarks.costs import FP32, Flops, Strategy, Tokens
 from tubelet.config import ConfigError
-from tubelet.datasets.randomness import Purpose, generator
+from tubelet.data.randomness import Purpose, generator
 from tubelet.models.jepa import JEPA
 from tubelet.models.vision_transformer import VisionTransformer
-from tubelet.training.launch import Package, load
+from tubelet.runtime.launch import Package, load
 
 PRETRAINING = Package("app", key="app", module="train")
 STEPS_SAMPLED = 32

@@ -24,7 +24,7 @@ from benchmarks.masks import MASKS
 from tubelet.masks.multiblock3d import MaskCollator
 from tubelet.models import ModelConfig, build_encoder, build_predictor
 from tubelet.models.jepa import JEPA, LossConfig
-from tubelet.training.optim import adamw
+from tubelet.training.optimizer import adamw
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_GRAD, MOMENTUM = 1e-4, 0.04, 10.0, 0.998
 

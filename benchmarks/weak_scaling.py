@@ -16,10 +16,10 @@ import torch
 from app.vjepa.options import Options, Schedule
 from app.vjepa.train import Pretraining
 from benchmarks.harness import Row, in_turn, seconds
-from tubelet.datasets import Batch
-from tubelet.datasets.randomness import Purpose, generator
-from tubelet.training import distributed
-from tubelet.training.launch import Package, load
+from tubelet.data import Batch
+from tubelet.data.randomness import Purpose, generator
+from tubelet.runtime import distributed
+from tubelet.runtime.launch import Package, load
 
 PRETRAINING = Package("app", key="app", module="train")
 # A step of 0.1 s on one core with 0.6 million gradients to average, and one of 1.3 s with 2.6 million.
@@ -94,7 +94,7 @@ class Crew:
 
 def _member(rank: int, size: int, address: str, options: Options, orders: Connection) -> None:
     torch.set_num_threads(1)
-    training = Pretraining(options, Schedule(options.optimization, 1), distributed.join(rank, size, "cpu", address))
+    training = Pretraining(options, Schedule(options.optimization, 1), distributed.init(rank, size, "cpu", address))
     batch = make_batch(options)
 
     while steps := orders.recv():
@@ -103,7 +103,7 @@ def _member(rank: int, size: int, address: str, options: Options, orders: Connec
             training.forward_backward(batch)
             training.update()
         orders.send("done")
-    distributed.leave()
+    distributed.shutdown()
 
 
 def make_batch(options: Options) -> Batch:

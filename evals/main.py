@@ -1,6 +1,6 @@
 """Measure a frozen encoder: `python -m evals.main --fname configs/evals/<name>.yaml [key.path=value …]`."""
 
-from tubelet.training.launch import Package, run
+from tubelet.runtime.launch import Package, run
 
 PROGRAMS = Package("evals", key="eval_name", module="eval")
 

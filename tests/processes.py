@@ -5,7 +5,7 @@ import traceback
 
 import torch
 
-from tubelet.training import distributed
+from tubelet.runtime import distributed
 
 
 def run(main, options, processes):
@@ -26,9 +26,9 @@ def run(main, options, processes):
 def be_member(rank, processes, address, main, options, errors):
     torch.set_num_threads(1)
     try:
-        main(options, distributed.join(rank, processes, "cpu", address))
+        main(options, distributed.init(rank, processes, "cpu", address))
     except BaseException:
         errors.put(traceback.format_exc())
         raise
     finally:
-        distributed.leave()
+        distributed.shutdown()

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "src" / "tubelet"
 # Rooms of the library that the files of a room must not import.
 FORBIDDEN = {
-    "layers": {"models", "masks", "datasets", "training", "probing", "report", "hub"},
-    "models": {"masks", "datasets", "training", "probing", "report"},
-    "masks": {"layers", "models", "datasets", "training", "probing", "report", "hub"},
-    "datasets": {"layers", "models", "masks", "training", "probing", "report", "hub"},
+    "layers": {"models", "masks", "data", "training", "probing", "report", "hub"},
+    "models": {"masks", "data", "training", "probing", "report"},
+    "masks": {"layers", "models", "data", "training", "probing", "report", "hub"},
+    "data": {"layers", "models", "masks", "training", "probing", "report", "hub"},
     "training": {"layers", "models", "masks", "probing", "report", "hub"},
 }
 

@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor
 from torchvision.transforms import v2
 
-from tubelet.seeds import seed_for
+from tubelet.runtime.seeds import seed_for
 
 
 class PairMixing:

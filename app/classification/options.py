@@ -6,17 +6,17 @@ import torch
 from pydantic import Field, model_validator
 
 from tubelet.config import Config, Pair
-from tubelet.datasets import AugConfig
-from tubelet.models import ModelConfig, refuse_other_output
+from tubelet.data import AugConfig
+from tubelet.models import ModelConfig, check_returns_tokens
 from tubelet.models.inflatable import TubeletInit
 from tubelet.probing.options import (
     ClassifierConfig,
     LabelledDataConfig,
     PretrainConfig,
-    refuse_second_normalization,
+    check_one_normalization,
 )
+from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training.bookkeeping import LoggingConfig
-from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 
@@ -65,7 +65,7 @@ class OptimizationConfig(RateConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "OptimizationConfig":
-        self.refuse_longer_warmup(self.num_epochs)
+        self.check_warmup(self.num_epochs)
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"accumulation_steps: {self.accumulation_steps} does not divide batch_size {self.batch_size}"
@@ -121,8 +121,8 @@ class Options(Config):
         if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
             raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
         if self.model is not None:
-            refuse_other_output(self.model.encoder_args, "model.encoder_args")
-        refuse_second_normalization(self.data, self.data_aug)
+            check_returns_tokens(self.model.encoder_args, "model.encoder_args")
+        check_one_normalization(self.data, self.data_aug)
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind}: whole models are trained here; take ddp")
         return self

@@ -15,19 +15,19 @@ from app.classification.model import Classifier
 from app.classification.options import Options
 from app.classification.videos import Videos
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch, evenly
-from tubelet.datasets.bad_files import BadFiles
+from tubelet.data import Batch, evenly_spaced
+from tubelet.data.bad_files import BadFiles
 from tubelet.probing import heads, results
 from tubelet.probing.encoder import with_normalization
-from tubelet.seeds import seed_for
-from tubelet.training import checkpoint, parallel
+from tubelet.runtime import checkpoint, parallelize
+from tubelet.runtime.distributed import World
+from tubelet.runtime.run_folder import check_same_configuration
+from tubelet.runtime.seeds import seed_for
+from tubelet.runtime.signals import SignalHandler
+from tubelet.runtime.watchdog import Watchdog
 from tubelet.training.bookkeeping import Bookkeeping
-from tubelet.training.distributed import World
-from tubelet.training.interruption import Interruption
-from tubelet.training.optim import adamw, layer_decay, set_hyperparameters
-from tubelet.training.run_folder import refuse_other_configuration
+from tubelet.training.optimizer import adamw, layer_decay, set_hyperparameters
 from tubelet.training.updates import Updates
-from tubelet.training.watchdog import Watchdog
 
 # Keys that may differ when a folder's run is continued: they change nothing that is learned.
 FREE = (
@@ -43,12 +43,12 @@ FREE = (
 
 def main(options: Options, world: World) -> None:
     """Train to the last epoch, or continue the folder's run; then validate and write what a probe writes."""
-    options = world.from_main(lambda: with_normalization(options))
+    options = world.broadcast_from_rank0(lambda: with_normalization(options))
     folder, logging = Path(options.folder), options.logging
-    world.from_main(lambda: refuse_other_configuration(folder, options, FREE))
+    world.broadcast_from_rank0(lambda: check_same_configuration(folder, options, FREE))
     videos = Videos(options, world)
-    if measured := world.from_main(lambda: results.read_json(folder / "results.json")):
-        videos.refuse_others(measured)
+    if measured := world.broadcast_from_rank0(lambda: results.read_json(folder / "results.json")):
+        videos.check_same_lists(measured)
         return
     training = Training(options, videos, world)
     training.resume(folder / "checkpoints")
@@ -65,8 +65,8 @@ def main(options: Options, world: World) -> None:
         sharded=False,
         timeout=options.distributed.timeout,
     )
-    looked_at = evenly(len(videos.val), logging.monitor_clips)
-    with Interruption() as interruption, book:
+    looked_at = evenly_spaced(len(videos.val), logging.monitor_clips)
+    with SignalHandler() as interruption, book:
         for batch, data_seconds in book.with_waiting_time(videos.steps(training.step)):
             lr = training.set_learning_rate()
             measured = training.forward_backward(batch)
@@ -92,7 +92,7 @@ class Training:
             self.classifier = Classifier(options).to(world.device)
         if options.meta.compile:
             self.classifier.encoder.compile()
-        self.model = parallel.spread(self.classifier, [], options.distributed, world, options.dtype)
+        self.model = parallelize.parallelize(self.classifier, [], options.distributed, world, options.dtype)
         self.mixing = PairMixing(o.mixup, o.cutmix, options.data.num_classes, self.seed) if o.mixes else None
         scales = self._layer_decay() if o.layer_decay < 1 else {}
         self.optimizer = adamw(
@@ -125,7 +125,7 @@ class Training:
         for part, place in enumerate(places):
             # Gradients are the processes' mean: each part counts by its share of the videos.
             share = len(place) * world.world_size / max(1, of_all)
-            with parallel.gradients_averaged(self.model, now=part == len(places) - 1):
+            with parallelize.gradient_sync(self.model, now=part == len(places) - 1):
                 logits = self._forward(self.model, clips[place])[None]
                 part_loss = heads.loss(logits, targets[place], o.label_smoothing).sum() * share
                 self.updates.backward(part_loss)
@@ -175,12 +175,12 @@ class Training:
 
     def resume(self, checkpoints: Path) -> None:
         """Go on from the newest checkpoint where there is one; CheckpointError where it does not match."""
-        path = self.world.from_main(lambda: checkpoint.newest(checkpoints))
+        path = self.world.broadcast_from_rank0(lambda: checkpoint.newest(checkpoints))
         if path is None:
             return
         state = checkpoint.read(path)
-        checkpoint.refuse_other_batch(state["global_batch"], self.videos.global_batch, "optimization.batch_size")
-        self.videos.refuse_others(state)
+        checkpoint.check_same_batch_size(state["global_batch"], self.videos.global_batch, "optimization.batch_size")
+        self.videos.check_same_lists(state)
         checkpoint.load_state(self.classifier.encoder, state["encoder"], f"encoder of {path}")
         checkpoint.load_state(self.classifier.head.heads[0], state["classifier"], f"head of {path}")
         self.optimizer.load_state_dict(state["optimizer"])

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from app.classification.options import Options
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch, to_float
+from tubelet.data import Batch, to_float
 from tubelet.probing import split
 from tubelet.probing.clips import train_and_val
 from tubelet.probing.features import IGNORED
-from tubelet.seeds import generator
-from tubelet.training.distributed import World
-from tubelet.training.watchdog import Watchdog
+from tubelet.runtime.distributed import World
+from tubelet.runtime.seeds import generator
+from tubelet.runtime.watchdog import Watchdog
 
 
 class Videos:
@@ -40,7 +40,7 @@ class Videos:
         self.excluded: dict[str, str] = {}
         self._shuffled: tuple[int, Tensor] | None = None
 
-    def refuse_others(self, kept: dict[str, Any]) -> None:
+    def check_same_lists(self, kept: dict[str, Any]) -> None:
         """Raises ConfigError where a checkpoint or results.json of the folder was made with other lists."""
         if kept.get("lists", self.lists) != self.lists:  # folders from before the lists were kept have none
             raise ConfigError(
@@ -71,7 +71,7 @@ class Videos:
 
     def count(self, batch: Batch) -> int:
         """How many videos all processes have in their parts of a batch; what they could not read is noted."""
-        everyone = self.world.each((len(batch), {bad.path: bad.reason for bad in batch.bad}))
+        everyone = self.world.all_gather_object((len(batch), {bad.path: bad.reason for bad in batch.bad}))
         for _, unreadable in everyone:
             self.excluded |= unreadable
         return sum(count for count, _ in everyone)

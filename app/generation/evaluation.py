@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from app.generation.options import Options
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch, Draw, Sample, evenly
-from tubelet.datasets.loader import collate, make_eval_loader
-from tubelet.datasets.transforms import EvalTransform
+from tubelet.config.registry import find
+from tubelet.data import Batch, Draw, Sample, evenly_spaced
+from tubelet.data.loader import collate, make_eval_loader
+from tubelet.data.transforms import EvalTransform
 from tubelet.generation.forecasts import RULES, roll_out
 from tubelet.generation.metrics import FrameMetrics
-from tubelet.plugins import find
-from tubelet.progress import progress
-from tubelet.training.distributed import World
-from tubelet.training.run_folder import read_log, write_whole
+from tubelet.runtime.distributed import World
+from tubelet.runtime.progress import progress
+from tubelet.runtime.run_folder import read_log, write_atomic
 
 
 class HeldOutClips:
@@ -28,10 +28,10 @@ class HeldOutClips:
 
     def __init__(self, options: Options, number: int | None, num_frames: int):
         data = options.data
-        self._dataset = find("datasets", data.dataset_type).Dataset(
+        self._dataset = find("data", data.dataset_type).Dataset(
             data.clips(data.test, num_frames, at_random=False), EvalTransform(data.crop_size), on_error="exclude"
         )
-        self.places = evenly(len(self._dataset), number or len(self._dataset)).tolist()
+        self.places = evenly_spaced(len(self._dataset), number or len(self._dataset)).tolist()
         self.refused = self._dataset.refused
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ def evaluate(model: nn.Module, clips: HeldOutClips, options: Options, world: Wor
     """Write `results.json`, `prediction.png` and `prediction.gif` into the run folder, unless they are there."""
     folder = Path(options.folder)
     asked = options.evaluation.model_dump(mode="json") | {"test": options.data.test}
-    if world.from_main(lambda: _answered(folder / "results.json", asked)):
+    if world.broadcast_from_rank0(lambda: _answered(folder / "results.json", asked)):
         return
     model.eval()
     measured = measure(model, clips, options, world)
@@ -93,7 +93,7 @@ def evaluate(model: nn.Module, clips: HeldOutClips, options: Options, world: Wor
         draw_prediction(folder, model, clips, options, world.device)
         seconds = sum(line.get("step_seconds", 0.0) for line in read_log(folder))
         results = {"evaluation": asked, "steps": options.optimization.steps, "train_seconds": round(seconds, 1)}
-        write_whole(folder / "results.json", json.dumps(results | measured, indent=1) + "\n")
+        write_atomic(folder / "results.json", json.dumps(results | measured, indent=1) + "\n")
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def measure(model: nn.Module, clips: HeldOutClips, options: Options, world: Worl
         metric.gather(world.sum, world.device)
     results = {name: metric.compute() for name, metric in metrics.items()}
     below = {rule: _percent_below(results["model"]["mse"], results[rule]["mse"]) for rule in RULES}
-    everywhere = sum(world.each(excluded), [])
+    everywhere = sum(world.all_gather_object(excluded), [])
     return {"clips": metrics["model"].clips, "excluded": everywhere, "mse_below_percent": below, **results}
 
 

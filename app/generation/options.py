@@ -6,20 +6,20 @@ import torch
 from pydantic import Field, model_validator
 
 from tubelet.config import Config, check_part
-from tubelet.datasets import AugConfig, Decoder
-from tubelet.datasets import DataConfig as ClipsConfig
-from tubelet.generation.imagination import DecoderConfig, PretrainConfig
+from tubelet.config.registry import name_of
+from tubelet.data import AugConfig, Decoder
+from tubelet.data import DataConfig as ClipsConfig
+from tubelet.generation.feature_decoder import DecoderConfig, PretrainConfig
 from tubelet.models import ModelConfig
-from tubelet.plugins import name_of
+from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training.bookkeeping import LoggingConfig
-from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 
 class DataConfig(Config):
     """YAML section `data`: clips of `num_frames` frames seen and the frames that follow them."""
 
-    dataset_type: name_of("datasets", "Dataset") = "VideoDataset"
+    dataset_type: name_of("data", "Dataset") = "VideoDataset"
     """`VideoDataset` for folders and lists of video files, `moving_mnist`, `kth`."""
     train: list[str] = Field(min_length=1)
     test: list[str] = Field(min_length=1)
@@ -89,7 +89,7 @@ class OptimizationConfig(RateConfig):
 
     @model_validator(mode="after")
     def _warms_up_within(self) -> "OptimizationConfig":
-        self.refuse_longer_warmup(self.steps, "steps")
+        self.check_warmup(self.steps, "steps")
         return self
 
 

@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 from app.generation.evaluation import HeldOutClips, HeldOutError, evaluate, to_frames
 from app.generation.options import Options
-from tubelet.datasets import Batch
-from tubelet.datasets.bad_files import BadFiles
-from tubelet.datasets.loader import make_train_loader
-from tubelet.datasets.streams import SampleStream
-from tubelet.datasets.transforms import EvalTransform, TrainTransform
+from tubelet.config.registry import find
+from tubelet.data import Batch
+from tubelet.data.bad_files import BadFiles
+from tubelet.data.loader import make_train_loader
+from tubelet.data.streams import SampleStream
+from tubelet.data.transforms import EvalTransform, TrainTransform
+from tubelet.generation.feature_decoder import build_feature_decoder
 from tubelet.generation.frame_predictor import build_frame_predictor
-from tubelet.generation.imagination import build_imagination
-from tubelet.plugins import find
 from tubelet.probing.encoder import fingerprint
-from tubelet.seeds import seed_for
-from tubelet.training import checkpoint, parallel
+from tubelet.runtime import checkpoint, parallelize
+from tubelet.runtime.distributed import World
+from tubelet.runtime.seeds import seed_for
+from tubelet.runtime.signals import SignalHandler
 from tubelet.training.bookkeeping import Bookkeeping
-from tubelet.training.distributed import World
-from tubelet.training.interruption import Interruption
-from tubelet.training.optim import adamw, set_hyperparameters
+from tubelet.training.optimizer import adamw, set_hyperparameters
 from tubelet.training.updates import Updates
 
 # Keys that may differ when a folder's run is continued: nothing that is learned depends on them.
@@ -50,7 +50,7 @@ def main(options: Options, world: World) -> None:
     augment = options.data_aug
     transform = EvalTransform(data.crop_size) if augment is None else TrainTransform(augment, data.crop_size)
     clips = data.clips(data.train, data.num_frames + data.num_target_frames, at_random=True)
-    dataset = find("datasets", data.dataset_type).Dataset(clips, transform, seed=seed, on_error="replace")
+    dataset = find("data", data.dataset_type).Dataset(clips, transform, seed=seed, on_error="replace")
     stream = SampleStream(dataset.sizes, None, data.batch_size * world.world_size, seed)
     held_out = HeldOutClips(options, options.evaluation.num_clips, data.num_frames + options.frames_ahead())
     held_out.first(1)  # that none can be used shall be known before training
@@ -85,7 +85,7 @@ def main(options: Options, world: World) -> None:
         sharded=False,
         timeout=options.distributed.timeout,
     )
-    with Interruption() as interruption, book:
+    with SignalHandler() as interruption, book:
         for batch, data_seconds in book.with_waiting_time(batches):
             lr = training.set_learning_rate()
             loss = training.forward_backward(batch)
@@ -110,7 +110,7 @@ class Training:
         self.trained = self.model.trained()
         if options.meta.compile:
             self.trained.compile()
-        self.replica = parallel.spread(self.model, [self.trained], options.distributed, world, options.dtype)
+        self.replica = parallelize.parallelize(self.model, [self.trained], options.distributed, world, options.dtype)
         o = options.optimization
         self.optimizer = adamw([self.trained], lr=o.lr, weight_decay=o.weight_decay, betas=o.betas)
         self.updates = Updates(self.optimizer, options.dtype, world.device)
@@ -152,7 +152,7 @@ class Training:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; raises CheckpointError when it does not match the model or the global batch."""
-        checkpoint.refuse_other_batch(state["global_batch"], self.global_batch, "data.batch_size")
+        checkpoint.check_same_batch_size(state["global_batch"], self.global_batch, "data.batch_size")
         if state["frozen"] != self._frozen():
             raise checkpoint.CheckpointError(
                 "pretrain.folder holds other weights than when this run began; name the checkpoint of then with "
@@ -165,7 +165,7 @@ class Training:
 
     def resume(self, checkpoints: Path) -> None:
         """Go on from the newest checkpoint where there is one."""
-        path = self.world.from_main(lambda: checkpoint.newest(checkpoints))
+        path = self.world.broadcast_from_rank0(lambda: checkpoint.newest(checkpoints))
         if path is not None:
             self.load(checkpoint.read(path))
 
@@ -178,7 +178,7 @@ def build_model(options: Options) -> nn.Module:
     """What `model` or `pretrain` asks for: frames seen -> frames to come."""
     data = options.data
     if options.pretrain is not None:
-        return build_imagination(
+        return build_feature_decoder(
             options.pretrain,
             options.decoder,
             channels=data.channels,

@@ -12,17 +12,17 @@ from pathlib import Path
 from app.study.options import Options
 from app.study.plan import PROGRAMS, plan
 from app.study.results import summarise
-from tubelet import jobs
 from tubelet import report as pages
-from tubelet.plugins import find
+from tubelet.config.registry import find
 from tubelet.report import aggregate
+from tubelet.runtime import jobs
 
 
 def run(options: Options) -> None:
     """Do what is not done yet, write the report, print the table."""
     folder = Path(options.folder)
     if options.lists is not None:
-        find("datasets", options.lists).write_lists(Path(options.data).absolute(), folder / "lists")
+        find("data", options.lists).write_lists(Path(options.data).absolute(), folder / "lists")
     planned = plan(options)
     print(f"{len(planned)} jobs, {options.processes} at a time with {options.threads} thread(s) each; logs in {folder}")
     seconds = jobs.Pool(options.processes, options.threads, PROGRAMS).run(planned)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from tubelet import config
 from tubelet.config import Config
-from tubelet.plugins import name_of
+from tubelet.config.registry import name_of
 
 
 class Task(Config):
@@ -70,12 +70,12 @@ class Options(Config):
     folder: str
     title: str = "Tubelet study"
     data: str | None = None
-    """Folder of a set that is not ours; `lists` names the file of tubelet/datasets that writes its lists."""
-    lists: name_of("datasets", "write_lists") | None = None
+    """Folder of a set that is not ours; `lists` names the file of tubelet/data that writes its lists."""
+    lists: name_of("data", "write_lists") | None = None
     folds: list[int] = Field([0], min_length=1)
     """Each fold is pretrained on its own, so that no test clip is ever seen."""
     clips: dict[str, int] | None = None
-    """Arguments of `python -m tubelet.datasets.generated`, which makes clips in `<folder>/clips`."""
+    """Arguments of `python -m tubelet.data.generated`, which makes clips in `<folder>/clips`."""
     cache: str | None = None
     """Folder that all programs share for decoded clips, for small sets; by default as their own files say."""
     pretrain: Pretrain

@@ -9,13 +9,13 @@ import yaml
 
 from app.study.options import Options, Program, Task
 from tubelet import config
-from tubelet.jobs import Job
+from tubelet.runtime.jobs import Job
 
 PROGRAMS = (
     "app.vjepa.train",
     "app.classification.train",
     "evals.video_classification_frozen.eval",
-    "evals.floors.eval",
+    "evals.baselines.eval",
     "tubelet.report.page",
 )
 HEADS = {"probe": "attentive", "linear": "linear"}  # the report's word, and the YAML's
@@ -95,7 +95,7 @@ def clips_job(folder: str, clips: dict[str, int], processes: int) -> Job:
     return Job(
         name="clips",
         stage="clips",
-        command=("tubelet.datasets.generated", *words),
+        command=("tubelet.data.generated", *words),
         folder=arguments["folder"],
         settings=clips,
         seconds=45,

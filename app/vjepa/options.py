@@ -6,13 +6,13 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tubelet.config import Config, ConfigError, Pair, check_part
-from tubelet.datasets import AugConfig, DataConfig
-from tubelet.models import ModelConfig, build_encoder, build_predictor, refuse_other_output
+from tubelet.config.registry import find
+from tubelet.data import AugConfig, DataConfig
+from tubelet.models import ModelConfig, build_encoder, build_predictor, check_returns_tokens
 from tubelet.models.jepa import LossConfig
-from tubelet.plugins import find
+from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training import schedules
 from tubelet.training.bookkeeping import LoggingConfig
-from tubelet.training.parallel import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 
@@ -43,7 +43,7 @@ class OptimizationConfig(RateConfig):
     def _momentum_is_a_share(self) -> "OptimizationConfig":
         if not all(0 <= momentum <= 1 for momentum in self.ema):
             raise ValueError(f"ema: momentum lies between 0 and 1, got {list(self.ema)}")
-        self.refuse_longer_warmup(self.epochs)
+        self.check_warmup(self.epochs)
         return self
 
 
@@ -119,7 +119,7 @@ class Options(Config):
             )
         if self.loss.inv_coeff > 0 and len(self.mask) < 2:
             raise ValueError("loss.inv_coeff compares a clip's features under two masks; give `mask` a second entry")
-        refuse_other_output(self.model.encoder_args, "model.encoder_args")
+        check_returns_tokens(self.model.encoder_args, "model.encoder_args")
         self.mask_collator()
         with torch.device("meta"):
             encoder = build_encoder(self.model, **self.grid())
@@ -134,7 +134,7 @@ class Options(Config):
                 raise ValueError(f"model: the predictor cannot be built: {error}") from None
         return self
 
-    def refuse_misfit(self, processes: int) -> None:
+    def check_clip_size(self, processes: int) -> None:
         """Raises ConfigError where so many processes see too few clips at once for the loss or for the masks."""
         clips = self.data.batch_size * self.data.num_clips // self.optimization.accumulation_steps * processes
         if clips < 2 and (self.loss.std_coeff or self.loss.cov_coeff):

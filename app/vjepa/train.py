@@ -9,22 +9,22 @@ from torch import Tensor
 from app.vjepa.options import Options, Schedule
 from tubelet import hub, report
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch, Draw, evenly, to_float
-from tubelet.datasets.bad_files import BadFiles
-from tubelet.datasets.loader import collate, make_train_loader
-from tubelet.datasets.streams import SampleStream
-from tubelet.datasets.transforms import EvalTransform, TrainTransform
+from tubelet.config.registry import find
+from tubelet.data import Batch, Draw, evenly_spaced, to_float
+from tubelet.data.bad_files import BadFiles
+from tubelet.data.loader import collate, make_train_loader
+from tubelet.data.streams import SampleStream
+from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.models import build_encoder, build_predictor
 from tubelet.models.jepa import JEPA
 from tubelet.models.video_encoder import VideoEncoder
-from tubelet.plugins import find
-from tubelet.seeds import seed_for
-from tubelet.training import checkpoint, parallel
+from tubelet.runtime import checkpoint, parallelize
+from tubelet.runtime.distributed import World
+from tubelet.runtime.seeds import seed_for
+from tubelet.runtime.signals import SignalHandler
 from tubelet.training.bookkeeping import Bookkeeping
-from tubelet.training.distributed import World
-from tubelet.training.interruption import Interruption
 from tubelet.training.monitor import FeatureMonitor
-from tubelet.training.optim import adamw, set_hyperparameters
+from tubelet.training.optimizer import adamw, set_hyperparameters
 from tubelet.training.updates import Updates
 
 PARTS = ("encoder", "target_encoder", "predictor")
@@ -45,9 +45,9 @@ FREE = (
 
 def main(options: Options, world: World) -> None:
     """Train until the last epoch; a folder that holds this run already is continued where it stopped."""
-    options.refuse_misfit(world.world_size)
+    options.check_clip_size(world.world_size)
     folder, data, seed = Path(options.folder), options.data, options.meta.seed
-    dataset = find("datasets", data.dataset_type).Dataset(
+    dataset = find("data", data.dataset_type).Dataset(
         data, TrainTransform(options.data_aug, data.crop_size), seed=seed, on_error="replace"
     )
     stream = SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
@@ -81,7 +81,7 @@ def main(options: Options, world: World) -> None:
         sharded=training.sharded,
         timeout=options.distributed.timeout,
     )
-    with Interruption() as interruption, book:
+    with SignalHandler() as interruption, book:
         book.look_at_features(training.jepa.target_encoder)
         for batch, data_seconds in book.with_waiting_time(batches):
             hyperparameters = training.set_hyperparameters()
@@ -108,8 +108,8 @@ class Pretraining:
             for part in PARTS:
                 getattr(self.jepa, part).compile()
         parts = [getattr(self.jepa, part) for part in PARTS]
-        self.model = parallel.spread(self.jepa, parts, options.distributed, world, options.dtype)
-        self.sharded = parallel.is_sharded(self.model)
+        self.model = parallelize.parallelize(self.jepa, parts, options.distributed, world, options.dtype)
+        self.sharded = parallelize.is_sharded(self.model)
         self.optimizer = adamw(
             [self.jepa.encoder, self.jepa.predictor],
             lr=schedule.lr(0),
@@ -135,7 +135,7 @@ class Pretraining:
         losses: dict[str, Tensor] = {}
         for part, chunk in enumerate(torch.arange(rows).chunk(parts)):
             place = slice(int(chunk[0]), int(chunk[-1]) + 1)
-            with parallel.gradients_averaged(self.model, now=part == parts - 1):
+            with parallelize.gradient_sync(self.model, now=part == parts - 1):
                 terms = self._losses(batch, place, clip_seeds[place])
                 self.updates.backward(terms["loss"] / parts)
             for name, term in terms.items():
@@ -153,8 +153,8 @@ class Pretraining:
         """Everything that the run needs to go on, as plain data."""
         return {
             "step": self.step,
-            **{part: parallel.model_state(getattr(self.jepa, part)) for part in PARTS},
-            "optimizer": parallel.optimizer_state(self.jepa, self.optimizer),
+            **{part: parallelize.model_state(getattr(self.jepa, part)) for part in PARTS},
+            "optimizer": parallelize.optimizer_state(self.jepa, self.optimizer),
             "global_batch": self.global_batch,
             "scaler": self.updates.state_dict(),
             "config": self.options.model_dump(mode="json"),
@@ -162,16 +162,16 @@ class Pretraining:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; raises CheckpointError when it does not match the model or the global batch."""
-        checkpoint.refuse_other_batch(state["global_batch"], self.global_batch, "data.batch_size")
+        checkpoint.check_same_batch_size(state["global_batch"], self.global_batch, "data.batch_size")
         for part in PARTS:
             checkpoint.load_state(getattr(self.jepa, part), state[part], f"{part} of the checkpoint")
-        parallel.load_optimizer_state(self.jepa, self.optimizer, state["optimizer"])
+        parallelize.load_optimizer_state(self.jepa, self.optimizer, state["optimizer"])
         self.updates.load_state_dict(state["scaler"])
         self.step = state["step"]
 
     def resume_or_start(self, checkpoints: Path) -> None:
         """Go on from the newest checkpoint; a new run starts from `init_from`'s weights where that is given."""
-        path = self.world.from_main(lambda: checkpoint.newest(checkpoints))
+        path = self.world.broadcast_from_rank0(lambda: checkpoint.newest(checkpoints))
         if path is not None and not self.options.meta.load_checkpoint:
             raise ConfigError(
                 f"{checkpoints.parent} holds a run; with meta.load_checkpoint=false, choose another folder=…"
@@ -217,9 +217,7 @@ def feature_monitor(options: Options, world: World) -> FeatureMonitor | None:
     if count == 0:
         return None
     centred = options.data.model_copy(update={"num_clips": 1, "random_clip_sampling": False})
-    dataset = find("datasets", centred.dataset_type).Dataset(
-        centred, EvalTransform(centred.crop_size), on_error="exclude"
-    )
-    places = evenly(len(dataset), count).tolist()
+    dataset = find("data", centred.dataset_type).Dataset(centred, EvalTransform(centred.crop_size), on_error="exclude")
+    places = evenly_spaced(len(dataset), count).tolist()
     clips = collate([dataset[Draw(0, 0, place, slot)] for slot, place in enumerate(places)], step=0)
     return FeatureMonitor(clips, options.data.batch_size, aug.normalize_mean, aug.normalize_std, world.device)

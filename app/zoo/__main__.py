@@ -17,10 +17,11 @@ from app.study import plan as study_plan
 from app.study.options import Options as Study
 from app.study.results import summarise
 from app.zoo.measure import build
-from tubelet import config, jobs
+from tubelet import config
 from tubelet.config import Config, ConfigError
-from tubelet.jobs import Job
 from tubelet.report import aggregate
+from tubelet.runtime import jobs
+from tubelet.runtime.jobs import Job
 
 BASE = "base.yaml"  # what the encoders' files share
 FACTS = {

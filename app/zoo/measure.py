@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet import config
 from tubelet.config import UserError
-from tubelet.datasets import DataConfig
+from tubelet.data import DataConfig
 from tubelet.models import ModelConfig, build_encoder
-from tubelet.training.run_folder import write_whole
+from tubelet.runtime.run_folder import write_atomic
 
 BATCH_SIZE, REPEATS = 16, 5
 
@@ -88,7 +88,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     try:
-        write_whole(arguments.folder / "facts.json", json.dumps(facts(arguments.fname), indent=1))
+        write_atomic(arguments.folder / "facts.json", json.dumps(facts(arguments.fname), indent=1))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -5,7 +5,7 @@ from typing import Literal
 from tubelet.probing.options import ProbeDataConfig, ProbeOptions
 from tubelet.probing.run import FREE as FREE
 from tubelet.probing.run import run
-from tubelet.training.distributed import World
+from tubelet.runtime.distributed import World
 
 
 class DataConfig(ProbeDataConfig):

@@ -22,8 +22,8 @@ from tubelet.models import ModelConfig, build_encoder
 from tubelet.probing.encoder import load as load_pretrained
 from tubelet.probing.encoder import with_normalization
 from tubelet.probing.options import PretrainConfig
-from tubelet.training import checkpoint
-from tubelet.training.distributed import World
+from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import World
 
 MULTISCALE = {"encoder": "multiscale", "model_name": "multiscale_tiny"}
 TIMESFORMER = {"encoder": "timesformer", "model_name": "timesformer_tiny"}

@@ -11,8 +11,8 @@ from app.vjepa.options import Options
 from app.vjepa.train import main
 from tests.processes import run as run_on_processes
 from tubelet import config, hub
-from tubelet.datasets import bad_files
-from tubelet.training import checkpoint
+from tubelet.data import bad_files
+from tubelet.runtime import checkpoint
 
 STEPS = 20
 # Dropout depends on the process; every other draw on the sample and the step only.
@@ -80,7 +80,7 @@ def test_too_many_unreadable_videos_stop_all_processes_with_the_list(plain, tmp_
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/bad.mp4").write_bytes(b"no video")
     sources = config.read(plain)["data"]["datasets"] + [str(tmp_path / "broken")]
-    monkeypatch.setattr(bad_files, "FIRST_VERDICT", 20)
+    monkeypatch.setattr(bad_files, "MIN_DRAWS", 20)
     with pytest.raises(AssertionError, match="(?s)draws met an unreadable video.*bad.mp4"):
         run(plain, tmp_path / "run", 2, f"data.datasets={sources}", "data.datasets_weights=[0.8, 0.2]")
     assert whole_state(tmp_path / "run")["step"] == 5

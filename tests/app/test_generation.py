@@ -19,8 +19,8 @@ from tests.processes import run as run_on_processes
 from tubelet import config
 from tubelet.config import ConfigError, check
 from tubelet.generation.forecasts import roll_out
-from tubelet.training import checkpoint
-from tubelet.training.distributed import World
+from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import World
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from app.study.plan import plan
 from app.study.results import collect
 from tubelet import config
 from tubelet.config import ConfigError
-from tubelet.jobs import JobFailed
+from tubelet.runtime.jobs import JobFailed
 
 PROGRAM = """
 import json, sys
@@ -198,7 +198,7 @@ def test_each_fold_is_pretrained_on_its_own_and_accuracy_is_pooled(place):
 
 def test_clips_are_made_before_anything_else(place):
     jobs = plan(options("clips={clips: 100, seed: 3}"))
-    assert jobs[0].command[:3] == ("tubelet.datasets.generated", "--folder", "runs/demo/clips")
+    assert jobs[0].command[:3] == ("tubelet.data.generated", "--folder", "runs/demo/clips")
     assert jobs[0].command[-4:] == ("--clips", "100", "--seed", "3")
     assert all("clips" in job.after for job in jobs[1:] if "pretrained" not in job.name)
     other = plan(options("clips={clips: 200, seed: 3}"))
@@ -210,7 +210,7 @@ def test_options_that_cannot_work_are_refused(place):
         options("headline=motoin")
     with pytest.raises(ConfigError, match="data and lists go together"):
         options("data=/videos")
-    with pytest.raises(ConfigError, match="lists: 'kth': no such file in tubelet/datasets. Valid: ut_interaction"):
+    with pytest.raises(ConfigError, match="lists: 'kth': no such file in tubelet/data. Valid: ut_interaction"):
         options("data=/videos", "lists=kth")
     with pytest.raises(ConfigError, match="supervised.per_task: 'motoin' is no task"):
         options("supervised.per_task={motoin: [a=1]}")

@@ -15,10 +15,10 @@ from app.vjepa.options import Options
 from app.vjepa.train import Pretraining, Schedule, main
 from tubelet import config
 from tubelet.config import ConfigError
-from tubelet.datasets import Batch
-from tubelet.training import checkpoint
+from tubelet.data import Batch
+from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import World
 from tubelet.training.bookkeeping import TrainingStopped
-from tubelet.training.distributed import World
 
 ROOT = Path(__file__).parents[2]
 STEPS = 14

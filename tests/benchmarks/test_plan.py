@@ -22,7 +22,7 @@ from app.vjepa.options import Options
 from app.vjepa.train import build_jepa
 from benchmarks import costs, plan
 from tubelet.models.jepa import JEPA
-from tubelet.training.optim import adamw
+from tubelet.training.optimizer import adamw
 
 ROOT = Path(__file__).parents[2]
 CLIPS = 3

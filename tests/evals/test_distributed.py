@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchmetrics.classification  # noqa: F401
 
-from evals.floors import eval as floors
+from evals.baselines import eval as floors
 from evals.image_classification_frozen import eval as of_images
 from evals.video_classification_frozen import eval as of_videos
 from tests.processes import run as run_on_processes

@@ -6,7 +6,7 @@ import pytest
 
 from evals.image_classification_frozen import eval as program
 from tubelet.config import ConfigError, check
-from tubelet.training.distributed import World
+from tubelet.runtime.distributed import World
 
 
 def run(raw, images, **data):

@@ -12,15 +12,16 @@ import yaml
 from evals.video_classification_frozen import eval as program
 from tubelet import hub
 from tubelet.config import ConfigError, check
-from tubelet.datasets import VideoError, culprits, video_dataset
+from tubelet.data import VideoError, video_dataset
+from tubelet.data import worker_monitor as culprits
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.probing import fit
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder, with_normalization
 from tubelet.probing.results import validate
-from tubelet.training import checkpoint
-from tubelet.training.distributed import World
-from tubelet.training.run_folder import read_log
+from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import World
+from tubelet.runtime.run_folder import read_log
 
 
 def options(raw, **sections):
@@ -324,7 +325,7 @@ def test_a_video_that_crashes_its_decoder_is_excluded_and_named(raw, labelled, m
         return open_video(path, decoder)
 
     monkeypatch.setattr(video_dataset, "open_video", crash)
-    monkeypatch.setattr(culprits, "LONGEST_READ", 0.5)
+    monkeypatch.setattr(culprits, "MAX_READ_SECONDS", 0.5)
     with pytest.warns(UserWarning, match="1 unreadable"):
         results = run(
             raw, data={"num_workers": 1, "worker_timeout": 3, "on_bad_video": "exclude", "cache_features": True}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tubelet import plugins
+from tubelet.config import registry as plugins
 from tubelet.masks.default import DefaultCollator
 from tubelet.masks.random_tube import MaskCollator as RandomTube
 

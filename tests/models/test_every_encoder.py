@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from app.vjepa.options import Options
-from tubelet import plugins
 from tubelet.config import ConfigError, check
+from tubelet.config import registry as plugins
 from tubelet.models import ModelConfig, build_encoder, factories
 
 FRAMES, HEIGHT, WIDTH, GRID = 8, 32, 40, (4, 4, 5)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from tubelet.models.attentive_pooler import AttentiveClassifier
 from tubelet.probing import heads
-from tubelet.training.optim import adamw
+from tubelet.training.optimizer import adamw
 
 WIDTH, CLASSES = 24, 5
 

@@ -9,7 +9,7 @@ import yaml
 
 from tubelet.config import check
 from tubelet.models import ModelConfig, build_encoder
-from tubelet.training import checkpoint
+from tubelet.runtime import checkpoint
 
 CONFIG = {
     "app": "vjepa",

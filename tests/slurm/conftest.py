@@ -25,7 +25,7 @@ COSTS: list[tuple[str, int, float, bool]] = []
 MOODY_DATASET = """
 import os, time
 from pathlib import Path
-from tubelet.datasets import video_dataset
+from tubelet.data import video_dataset
 
 class Dataset(video_dataset.Dataset):
     def __getitem__(self, draw):
@@ -62,7 +62,7 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("app", "evals", "src", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    (folder / "src" / "tubelet" / "datasets" / "moody_dataset.py").write_text(MOODY_DATASET)
+    (folder / "src" / "tubelet" / "data" / "moody_dataset.py").write_text(MOODY_DATASET)
     git = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *words], cwd=folder, check=True)
@@ -75,7 +75,7 @@ def clips(tmp_path_factory, checkout):
     folder = tmp_path_factory.mktemp("clips")
     sizes = {"clips": 24, "train": 16, "test": 16, "frames": 8, "size": 32, "processes": 1}
     words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    run(checkout, "tubelet.datasets.generated", "--folder", str(folder), *words)
+    run(checkout, "tubelet.data.generated", "--folder", str(folder), *words)
     return folder
 
 

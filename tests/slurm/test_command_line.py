@@ -14,14 +14,14 @@ import torch
 import yaml
 
 from tubelet.config import ConfigError
+from tubelet.runtime import distributed
+from tubelet.runtime.launch import Package
 from tubelet.slurm import cluster, requeue, snapshot, status
 from tubelet.slurm.attempts import Attempt
 from tubelet.slurm.cluster import Node
 from tubelet.slurm.command_line import run
 from tubelet.slurm.options import SlurmConfig
 from tubelet.slurm.submit import Submitted
-from tubelet.training import distributed
-from tubelet.training.launch import Package
 
 PROGRAMS = Package("app", key="app", module="train")
 KNOWN = [Node("main", f"n{i}", "127.0.0.1", cpus=16, gpus=8, minutes=60) for i in range(4)]
@@ -156,7 +156,7 @@ def test_node_without_gpu_is_named(monkeypatch):
     for name, value in (("RANK", 3), ("WORLD_SIZE", 8), ("LOCAL_RANK", 1)):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ConfigError, match=rf"no GPU on {socket.gethostname()}; .*slurm\.device=cpu"):
-        distributed.join_from_environment(on_cpu=False)
+        distributed.init_from_environment(on_cpu=False)
 
 
 def test_nodes_are_read_as_sinfo_writes_them(tmp_path, monkeypatch):

@@ -33,6 +33,6 @@ def test_no_warmup():
 
 def test_warm_up_ends_before_the_run():
     rates = RateConfig(start_lr=0.0, lr=1.0, final_lr=0.0, warmup=20, weight_decay=0.0)
-    rates.refuse_longer_warmup(20, "steps")
+    rates.check_warmup(20, "steps")
     with pytest.raises(ValueError, match="20.* steps of warm-up do not fit into 19 steps"):
-        rates.refuse_longer_warmup(19, "steps")
+        rates.check_warmup(19, "steps")

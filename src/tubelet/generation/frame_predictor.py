@@ -20,7 +20,7 @@ class FramePredictor(nn.Module):
         self.model, self.mean, self.std = model, mean, std
 
     def forward(self, seen: Tensor, future: Tensor | None = None, draw: int | None = None) -> Tensor:
-        """`future` and `draw` are for models that learn from the one or have several answers; see `Imagination`."""
+        """`future` and `draw` are for models that learn from the one or have several answers; see `FeatureDecoder`."""
         return self.model((seen - self.mean) / self.std)
 
     def trained(self) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-MOST_PSNR = 100.0  # dB of a frame that is exactly right, which would otherwise be infinitely good
+MAX_PSNR = 100.0  # dB of a frame that is exactly right, which would otherwise be infinitely good
 
 
 class FrameMetrics:
@@ -35,7 +35,7 @@ class FrameMetrics:
         mse = (predicted - true).square().mean(dim=(1, 2, 3))
         psnr = peak_signal_noise_ratio(predicted, true, data_range=1.0, reduction="none", dim=(1, 2, 3))
         ssim = structural_similarity_index_measure(predicted, true, data_range=1.0, reduction="none")
-        of_frames = torch.stack([mse, psnr.clamp(max=MOST_PSNR), ssim]).unflatten(1, (batch, -1))
+        of_frames = torch.stack([mse, psnr.clamp(max=MAX_PSNR), ssim]).unflatten(1, (batch, -1))
         self.sums += of_frames.double().sum(dim=1).cpu()
         self.clips += batch
         self.pixels = true[0].numel()

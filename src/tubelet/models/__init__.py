@@ -10,8 +10,8 @@ import pydantic
 import torch
 from torch import nn
 
-from tubelet import plugins
 from tubelet.config import Config, Pair, nearest
+from tubelet.config import registry as plugins
 from tubelet.layers.positions import RopePairing
 from tubelet.models.predictor import NoiseSchedule, VisionTransformerPredictor
 
@@ -71,7 +71,7 @@ class ModelConfig(Config):
         return self
 
 
-def refuse_other_output(encoder_args: dict[str, Any], key: str) -> None:
+def check_returns_tokens(encoder_args: dict[str, Any], key: str) -> None:
     """Raises ValueError where an encoder is asked for other things than its last tokens, which programs work with."""
     for name, what in (("num_classes", "logits of its own"), ("out_layers", "the tokens of several layers")):
         if encoder_args.get(name):

@@ -17,8 +17,8 @@ TubeletInit = Literal["central_frame", "filter_inflation"]
 class InflatableEncoder(VideoEncoder):
     """A VideoEncoder made as an image ViT of timm, plus what it does over time.
 
-    A subclass has `blocks`, `norm`, `cls_token` (or None) and `positions`, and besides them only what `silence_time`
-    can put out of action.
+    A subclass has `blocks`, `norm`, `cls_token` (or None) and `positions`, and besides them only what
+    `zero_init_temporal` can put out of action.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class InflatableEncoder(VideoEncoder):
             self.cls_token.copy_(image_vit.cls_token + own_positions.sum(0))
         table = interpolated(of_patches, (1, h, w), (1, *self.positions.grid[1:]))
         self.positions.table.copy_(table.repeat(self.positions.grid[0], 1))
-        self.silence_time()
+        self.zero_init_temporal()
 
     @abstractmethod
-    def silence_time(self) -> None:
+    def zero_init_temporal(self) -> None:
         """Set to zero what an image model has no counterpart of, so that times do not mix at first."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tubelet.config import Config
-from tubelet.seeds import seed_for
+from tubelet.runtime.seeds import seed_for
 
 
 class LossConfig(Config):
@@ -91,7 +91,7 @@ class JEPA(nn.Module):
         if self.loss.reg_coeff > 0:
             terms["loss_reg"] = (self.loss.reg_coeff, prediction_variance_hinge(predictions))
         if self.loss.std_coeff > 0 or self.loss.cov_coeff > 0:
-            clips = of_all_processes(torch.stack([c.mean(1) for c in contexts], dim=1)).unbind(1)
+            clips = all_gather_with_grad(torch.stack([c.mean(1) for c in contexts], dim=1)).unbind(1)
         if self.loss.std_coeff > 0:
             hinge = _mean(variance_hinge(c, self.loss.std_floor) for c in clips)
             terms["loss_std"] = (self.loss.std_coeff, hinge)
@@ -105,7 +105,7 @@ class JEPA(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, in the parameters' own fp32."""
-        ours, averages = ([_own_share(p) for p in m.parameters()] for m in (self.encoder, self.target_encoder))
+        ours, averages = ([_local_shard(p) for p in m.parameters()] for m in (self.encoder, self.target_encoder))
         torch._foreach_lerp_(averages, ours, 1.0 - momentum)
 
     def _noise(self, seeds: list[int], mask_index: int, target: Tensor) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ class JEPA(nn.Module):
         return {"noise": torch.stack(noise), "timestep": torch.stack(timestep)}
 
 
-def of_all_processes(features: Tensor) -> Tensor:
+def all_gather_with_grad(features: Tensor) -> Tensor:
     """The features [B, …] of every process's clips, [processes · B, …].
 
     Each process computes the same term from them, and gradients are averaged over the processes afterwards: its own
@@ -159,7 +159,7 @@ def covariance(features: Tensor) -> Tensor:
     return (cov.square().sum() - cov.diagonal().square().sum()) / len(cov)
 
 
-def _own_share(parameter: Tensor) -> Tensor:
+def _local_shard(parameter: Tensor) -> Tensor:
     """The part of a sharded parameter that this process holds; a whole one as it is."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 

@@ -140,7 +140,7 @@ class TimeSformer(InflatableEncoder):
         x = self.norm(x)
         return x[:, 1:], x[:, 0]
 
-    def silence_time(self) -> None:
+    def zero_init_temporal(self) -> None:
         if self.time_positions is not None:
             self.time_positions.table.zero_()
         for block in self.blocks:

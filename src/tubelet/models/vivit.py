@@ -175,7 +175,7 @@ class ViViT(InflatableEncoder):
         slots = self.temporal_norm(slots)
         return x + groups.frame_of_each(slots[:, 1:]), slots[:, 0]
 
-    def silence_time(self) -> None:
+    def zero_init_temporal(self) -> None:
         if self.variant == "factorised_self_attention":
             for block in self.blocks:
                 block.temporal_attn.proj.weight.zero_()

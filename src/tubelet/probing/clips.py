@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from tubelet.config import ConfigError, check
-from tubelet.datasets import AugConfig, Batch, DataConfig, Draw
-from tubelet.datasets.loader import Loader, collate
-from tubelet.datasets.transforms import EvalTransform, TrainTransform
-from tubelet.plugins import find
+from tubelet.config.registry import find
+from tubelet.data import AugConfig, Batch, DataConfig, Draw
+from tubelet.data.loader import Loader, collate
+from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.probing.options import LabelledDataConfig
 from tubelet.probing.split import check_labels
-from tubelet.training.distributed import World
+from tubelet.runtime.distributed import World
 
 
 def train_and_val(
@@ -37,7 +37,7 @@ def train_and_val(
             stacklevel=2,
         )
     if data.on_bad_video == "exclude":  # else the first bad one is an error itself
-        world.from_main(val.refuse_all_unreadable)
+        world.broadcast_from_rank0(val.check_any_readable)
     return train, val
 
 
@@ -81,7 +81,7 @@ class LabelledClips:
         transform = (
             EvalTransform(resolution, views) if augmentation is None else TrainTransform(augmentation, resolution)
         )
-        self._dataset = find("datasets", data.dataset_type).Dataset(
+        self._dataset = find("data", data.dataset_type).Dataset(
             check(raw, DataConfig, self.source), transform, seed=seed, on_error=data.on_bad_video
         )
         self.paths: list[str] = self._dataset.paths
@@ -92,7 +92,7 @@ class LabelledClips:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def refuse_all_unreadable(self) -> None:
+    def check_any_readable(self) -> None:
         """Raises ConfigError where not one of the videos can be read; looks no further than the first that can."""
         if not any(len(batch) for batch in self.batches(torch.arange(len(self)).split(1))):
             raise ConfigError(f"{self.source}: not one of the {len(self)} videos can be read")

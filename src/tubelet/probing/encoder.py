@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from tubelet import hub
 from tubelet.config import Config, ConfigError, check
-from tubelet.datasets import AugConfig, to_float
+from tubelet.data import AugConfig, to_float
 from tubelet.models import ModelConfig, build_encoder
 from tubelet.probing.options import RANDOM, PretrainConfig, ProbeOptions
-from tubelet.seeds import seed_for
+from tubelet.runtime.seeds import seed_for
 
 Labelled = TypeVar("Labelled", bound=Config)
 
@@ -67,11 +67,11 @@ def load(pretrain: PretrainConfig, frames: int, side: int) -> nn.Module:
             encoder = hub.load_encoder(_path(pretrain), pretrain.checkpoint_key, **_given(pretrain))
     except ValueError as error:
         raise _misfit("", frames, side, error) from None
-    refuse_misfit(encoder, frames, side)
+    check_clip_size(encoder, frames, side)
     return encoder
 
 
-def refuse_misfit(encoder: nn.Module, frames: int, side: int, task: str = "") -> None:
+def check_clip_size(encoder: nn.Module, frames: int, side: int, task: str = "") -> None:
     """Raises ConfigError where clips of the sizes of `data` and `optimization` (of `task`) cannot be encoded."""
     try:
         encoder.grid_size(frames, side, side)

@@ -13,8 +13,8 @@ from tubelet.config import ConfigError
 from tubelet.probing.cache import FeatureCache
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder
-from tubelet.progress import progress
-from tubelet.training.watchdog import Watchdog
+from tubelet.runtime.progress import progress
+from tubelet.runtime.watchdog import Watchdog
 
 SHARD_BYTES = 2**28
 """Features in one file of the cache, about; what a kill during extraction can lose."""
@@ -98,7 +98,7 @@ class Features:
         """Mean and standard deviation [D] of what a linear head reads: mean tokens of videos, or of single clips."""
         over = (1, 2, 3) if attend_across_segments else 3
         own = [(batch.indices, batch.tokens.float().mean(over).cpu()) for batch in self.batches(batches) if len(batch)]
-        indices, means = zip(*(part for parts in self.world.each(own) for part in parts), strict=True)
+        indices, means = zip(*(part for parts in self.world.all_gather_object(own) for part in parts), strict=True)
         # In one order, whatever the number of processes: sums of floats depend on it.
         every = torch.cat(means)[torch.cat(indices).argsort()].flatten(0, -2)
         return every.mean(0), every.std(0)
@@ -113,7 +113,7 @@ class Features:
             self.watchdog.note(f"batch {number + 1} of {count} of {self.clips.source}")
             batch = next(batches)
             new = {path: reason for path, reason in self.excluded.items() if path not in told}
-            sizes, excluded = zip(*self.world.each((len(batch), new)), strict=True)
+            sizes, excluded = zip(*self.world.all_gather_object((len(batch), new)), strict=True)
             for theirs in excluded:
                 self.excluded |= theirs
             told |= self.excluded
@@ -148,7 +148,7 @@ class Features:
 
     def _complete(self, cache: FeatureCache, missing: list[int], batch_size: int) -> None:
         """Compute the samples `missing` from this process's share of the cache; processes without any keep in step."""
-        lengths = self.world.each(len(missing))
+        lengths = self.world.all_gather_object(len(missing))
         total, rounds = sum(lengths), -(-max(lengths) // batch_size)
         nothing = torch.empty(0, dtype=torch.int64)
         parts = [
@@ -161,7 +161,7 @@ class Features:
         for batch in self._encoded(parts, epoch=0):
             if len(batch):
                 if not waiting:
-                    _refuse_full_disk(cache.folder, batch.tokens[0].nbytes * left)
+                    _check_disk_space(cache.folder, batch.tokens[0].nbytes * left)
                 waiting.append(batch)
             if sum(b.tokens.nbytes for b in waiting) > SHARD_BYTES:
                 self._write(cache, waiting)
@@ -177,7 +177,7 @@ class Features:
         cache.add(paths, torch.cat([batch.tokens.cpu() for batch in batches]))
 
 
-def _refuse_full_disk(folder: Path, needed: int) -> None:
+def _check_disk_space(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -12,11 +12,11 @@ from tubelet.config import ConfigError
 from tubelet.probing import heads as reading
 from tubelet.probing.features import Features
 from tubelet.probing.options import ProbeOptimizationConfig
-from tubelet.progress import progress
-from tubelet.seeds import generator
-from tubelet.training import checkpoint
-from tubelet.training.optim import adamw, set_hyperparameters
-from tubelet.training.parallel import DistributedConfig, spread
+from tubelet.runtime import checkpoint
+from tubelet.runtime.parallelize import DistributedConfig, parallelize
+from tubelet.runtime.progress import progress
+from tubelet.runtime.seeds import generator
+from tubelet.training.optimizer import adamw, set_hyperparameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Fitter:
         o, world = self.options, self.features.world
         device = self.features.encoder.device
         heads = reading.build(self.make_head, len(grid), self.seed).to(device)
-        model = spread(heads, [], DistributedConfig(), world, torch.float32)
+        model = parallelize(heads, [], DistributedConfig(), world, torch.float32)
         optimizers = [
             adamw([head], lr=lr, weight_decay=weight_decay)
             for head, (lr, weight_decay) in zip(heads.heads, grid, strict=True)
@@ -147,12 +147,12 @@ class Fitter:
 
     def _resume(self, stage: str, heads: nn.Module, optimizers: list) -> _Progress:
         folder = self._checkpoints(stage)
-        path = self.features.world.from_main(lambda: checkpoint.newest(folder))
+        path = self.features.world.broadcast_from_rank0(lambda: checkpoint.newest(folder))
         device = self.features.encoder.device
         if path is None:
             return _Progress(0, torch.zeros(2, len(optimizers), device=device))
         state = checkpoint.read(path)
-        checkpoint.refuse_other_batch(state["global_batch"], self.global_batch, "optimization.batch_size")
+        checkpoint.check_same_batch_size(state["global_batch"], self.global_batch, "optimization.batch_size")
         if state["inputs"] != self.inputs:
             raise other_inputs(self.folder)
         checkpoint.load_state(heads, state["heads"], str(folder))

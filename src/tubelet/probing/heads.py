@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tubelet.layers.block import CrossAttentionBlock
 from tubelet.models.attentive_pooler import AttentiveClassifier, AttentivePooler
 from tubelet.probing.options import ClassifierConfig
-from tubelet.seeds import seed_for
+from tubelet.runtime.seeds import seed_for
 
 
 class LinearHead(nn.Module):

@@ -5,11 +5,11 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from tubelet.config import Config, Triple, merge
-from tubelet.datasets import NORMALIZATION, AugConfig, Decoder
+from tubelet.config.registry import name_of
+from tubelet.data import NORMALIZATION, AugConfig, Decoder
 from tubelet.layers.positions import RopePairing
-from tubelet.models import refuse_other_output
-from tubelet.plugins import name_of
-from tubelet.training.parallel import DistributedConfig
+from tubelet.models import check_returns_tokens
+from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
 RANDOM = "random"
@@ -23,7 +23,7 @@ class LabelledDataConfig(Config):
     dataset_train: str
     """A list (`path label` a line) or, for `image_dataset`, a folder with one subfolder a class."""
     dataset_val: str
-    dataset_type: name_of("datasets", "Dataset") = "VideoDataset"
+    dataset_type: name_of("data", "Dataset") = "VideoDataset"
     num_classes: int = Field(ge=2)
     frames_per_clip: int = Field(16, ge=1)
     num_segments: int = Field(1, ge=1)
@@ -67,7 +67,7 @@ class LabelledDataConfig(Config):
         return self
 
 
-def refuse_second_normalization(data: LabelledDataConfig, augmentation: AugConfig | None) -> None:
+def check_one_normalization(data: LabelledDataConfig, augmentation: AugConfig | None) -> None:
     """Raises ValueError where `data_aug`, whose noise has the colours of `data`, says others."""
     for name in NORMALIZATION if augmentation is not None else ():
         if getattr(augmentation, name) not in (getattr(data, name), getattr(AugConfig(), name)):
@@ -123,7 +123,7 @@ class ProbeOptimizationConfig(RateConfig):
                 f"holdout_folds {self.holdout_folds}: only {round(1 / self.holdout_share)} disjoint parts of "
                 f"holdout_share {self.holdout_share} exist"
             )
-        self.refuse_longer_warmup(self.num_epochs)
+        self.check_warmup(self.num_epochs)
         return self
 
     def epochs_of(self, steps_per_epoch: int) -> int:
@@ -181,7 +181,7 @@ class PretrainConfig(Config):
             raise ValueError("model_name: a random encoder needs an architecture: model_name, or the folder of a run")
         if self.init_std is not None and self.checkpoint != RANDOM:
             raise ValueError("init_std goes with checkpoint: random only; trained weights are not drawn")
-        refuse_other_output(self.encoder_args or {}, "encoder_args")
+        check_returns_tokens(self.encoder_args or {}, "encoder_args")
         return self
 
 
@@ -214,7 +214,7 @@ class ProbeOptions(Config):
     def _fits_together(self) -> "ProbeOptions":
         if self.data.cache_features and self.data_aug is not None:
             raise ValueError("data.cache_features keeps one version of each clip; remove data_aug or the cache")
-        refuse_second_normalization(self.data, self.data_aug)
+        check_one_normalization(self.data, self.data_aug)
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind}: a probe's encoder is not sharded; remove it")
         for name in self.tasks or {}:

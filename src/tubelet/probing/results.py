@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tubelet.config import ConfigError
-from tubelet.training.distributed import World
-from tubelet.training.run_folder import write_whole
+from tubelet.runtime.distributed import World
+from tubelet.runtime.run_folder import write_atomic
 
 TOP = 5
 
@@ -46,7 +46,7 @@ def validate(
         losses = -probabilities[:, torch.arange(len(labels)), labels].clamp_min(1e-12).log()
         best, classes = probabilities.topk(top, dim=-1)
         own.append((indices, labels, losses.T, classes.transpose(0, 1), best.transpose(0, 1)))  # samples first
-    everyone = [part for parts in world.each(own) for part in parts]
+    everyone = [part for parts in world.all_gather_object(own) for part in parts]
     if not everyone:
         raise ConfigError(f"{source}: not one of the videos can be read")
     indices, labels, losses, classes, best = (torch.cat(part) for part in zip(*everyone, strict=True))
@@ -126,7 +126,7 @@ def over_seeds(seeds: Sequence[int], each: Sequence[dict[str, Any]]) -> dict[str
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

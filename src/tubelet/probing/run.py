@@ -14,15 +14,15 @@ from tubelet.config import ConfigError
 from tubelet.probing import heads as reading
 from tubelet.probing import results, split
 from tubelet.probing.clips import LabelledClips, train_and_val
-from tubelet.probing.encoder import FrozenEncoder, refuse_misfit, with_normalization
+from tubelet.probing.encoder import FrozenEncoder, check_clip_size, with_normalization
 from tubelet.probing.features import Features
 from tubelet.probing.fit import Fitted, Fitter, other_inputs
 from tubelet.probing.options import ProbeOptions
-from tubelet.progress import progress
-from tubelet.training import checkpoint
-from tubelet.training.distributed import World
-from tubelet.training.run_folder import RunFolder, refuse_other_configuration
-from tubelet.training.watchdog import Watchdog
+from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import World
+from tubelet.runtime.progress import progress
+from tubelet.runtime.run_folder import RunFolder, check_same_configuration
+from tubelet.runtime.watchdog import Watchdog
 
 # Keys that may differ when a folder's probe is continued: they change nothing that is measured.
 FREE = (
@@ -31,7 +31,7 @@ FREE = (
     "data.worker_timeout",
     "data.cache",
     "distributed.",
-    "optimization.batch_size",  # that of all processes together may not: see checkpoint.refuse_other_batch
+    "optimization.batch_size",  # that of all processes together may not: see checkpoint.check_same_batch_size
     "meta.save_every_minutes",
 )
 LAST_STAGE = "all"
@@ -45,19 +45,19 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
     All processes share the work and get the results, which are those of one process with the same global batch; the
     main one writes them. Returns what `results.json` in `options.folder` holds.
     """
-    options = world.from_main(lambda: with_normalization(options))
+    options = world.broadcast_from_rank0(lambda: with_normalization(options))
     tasks = {"": options}
     if options.tasks:
         tasks = {name: with_normalization(options.task(name)) for name in options.tasks}
     data_by_task = {name: _labelled(task, world) for name, task in tasks.items()}
     with Watchdog(world, options.distributed.timeout) as watchdog:
         encoder = FrozenEncoder(options, world.device)
-        if len(set(world.each(encoder.fingerprint))) > 1:
+        if len(set(world.all_gather_object(encoder.fingerprint))) > 1:
             raise ConfigError(
                 "pretrain: the processes have read different weights; name one file in pretrain.checkpoint"
             )
         for name, task in tasks.items():
-            refuse_misfit(encoder.module, task.data.frames_per_clip, task.optimization.resolution, name)
+            check_clip_size(encoder.module, task.data.frames_per_clip, task.optimization.resolution, name)
         measured = {name: _all_seeds(task, encoder, *data_by_task[name], watchdog) for name, task in tasks.items()}
     if not options.tasks:
         return measured[""]
@@ -114,9 +114,9 @@ class Probe:
         Raises ConfigError when the folder holds a probe of other options, weights or labels.
         """
         finished = self.folder / "results.json"
-        if measured := self.world.from_main(lambda: results.read_json(finished)):
-            self._refuse_other_options()
-            checkpoint.refuse_other_batch(measured["global_batch"], self.global_batch, "optimization.batch_size")
+        if measured := self.world.broadcast_from_rank0(lambda: results.read_json(finished)):
+            self._check_same_options()
+            checkpoint.check_same_batch_size(measured["global_batch"], self.global_batch, "optimization.batch_size")
             if measured["inputs"] != self.inputs:
                 raise other_inputs(self.folder)
             return measured
@@ -142,7 +142,7 @@ class Probe:
             inputs=self.inputs,
             save_every_minutes=self.options.meta.save_every_minutes,
         )
-        self._refuse_other_options()
+        self._check_same_options()
         log = None
         if self.world.is_main:
             done = fitter.epochs_done(LAST_STAGE, len(self._usable()))
@@ -196,8 +196,8 @@ class Probe:
             "inputs": self.inputs,
         }
 
-    def _refuse_other_options(self) -> None:
-        self.world.from_main(lambda: refuse_other_configuration(self.folder, self.options, FREE))
+    def _check_same_options(self) -> None:
+        self.world.broadcast_from_rank0(lambda: check_same_configuration(self.folder, self.options, FREE))
 
     def _keep_features(self) -> None:
         kept = self.options.data.cache_features

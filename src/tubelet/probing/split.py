@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from tubelet.config import ConfigError
-from tubelet.seeds import generator
+from tubelet.runtime.seeds import generator
 
 
 def few_per_class(labels: Sequence[int], count: int | None, seed: int) -> list[int]:

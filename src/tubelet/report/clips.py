@@ -11,15 +11,15 @@ from PIL import Image
 
 from tubelet import hub
 from tubelet.config import check
-from tubelet.datasets import AugConfig, DataConfig, Draw, VideoError, to_float
-from tubelet.datasets.transforms import EvalTransform
+from tubelet.config.registry import find
+from tubelet.data import AugConfig, DataConfig, Draw, VideoError, to_float
+from tubelet.data.transforms import EvalTransform
 from tubelet.masks import Grid, token_grid
-from tubelet.plugins import find
 from tubelet.report import figures
 
 NUMBER = 3
 TRIES = 50  # clips looked at until NUMBER of them can be read
-MOST_SLOTS = 8  # frames of a filmstrip
+MAX_SLOTS = 8  # frames of a filmstrip
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Clips:
 
     def slots(self) -> np.ndarray:
         """The time slots that are shown, evenly over the clip."""
-        return np.unique(np.linspace(0, self.grid.t - 1, min(self.grid.t, MOST_SLOTS)).round().astype(int))
+        return np.unique(np.linspace(0, self.grid.t - 1, min(self.grid.t, MAX_SLOTS)).round().astype(int))
 
     def shown(self, clip: int) -> np.ndarray:
         """The first frame of each time slot that is shown."""
@@ -96,7 +96,7 @@ def draw_features(clips: Clips, features: np.ndarray) -> Image.Image:
 def _read_frames(data: DataConfig) -> np.ndarray:
     """uint8 [NUMBER, T, H, W, C]: the first clips, of an order that is always the same, that can be read."""
     middle = data.model_copy(update={"random_clip_sampling": False, "num_clips": 1, "cache": None})
-    dataset = find("datasets", data.dataset_type).Dataset(middle, EvalTransform(data.crop_size), on_error="exclude")
+    dataset = find("data", data.dataset_type).Dataset(middle, EvalTransform(data.crop_size), on_error="exclude")
     order = np.random.default_rng(0).permutation(len(dataset))[:TRIES]
     samples = []
     for index in order:

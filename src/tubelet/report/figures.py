@@ -15,7 +15,7 @@ TARGET_COVER = 0.72
 DROPPED_LIGHT = 0.25
 
 COLOURS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b")
-MOST_POINTS = 600  # of a curve: more cannot be seen, and each makes the page larger
+MAX_POINTS = 600  # of a curve: more cannot be seen, and each makes the page larger
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def series(log: Iterable[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nda
     return points[:, 0], points[:, 1]
 
 
-def thinned(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+def thinned(steps: np.ndarray, values: np.ndarray, most: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
     """At most `most` points: means over neighbouring steps."""
     if len(steps) <= most:
         return steps, values
@@ -109,7 +109,7 @@ def draw_curves(log: Sequence[dict[str, Any]], curves: Curves) -> Figure | None:
     figure = Figure(figsize=(5.4, 3.1), layout="constrained")
     axes = figure.add_subplot()
     for colour, (title, (steps, values)) in zip(COLOURS, lines.items(), strict=False):
-        x, y = thinned(steps, values, 200 if curves.smooth else MOST_POINTS)
+        x, y = thinned(steps, values, 200 if curves.smooth else MAX_POINTS)
         axes.plot(x, y, color=colour, label=title, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3)
     axes.set_title(curves.title, loc="left", fontsize=11)
     axes.set_xlabel("step", fontsize=9)

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tubelet.config import ConfigError
-from tubelet.datasets import VideoError
+from tubelet.data import VideoError
 from tubelet.report import aggregate, clips, figures
-from tubelet.training.checkpoint import CheckpointError
-from tubelet.training.run_folder import read_log, write_whole
+from tubelet.runtime.checkpoint import CheckpointError
+from tubelet.runtime.run_folder import read_log, write_atomic
 
 STUDY = "study.json"  # the tables of a study, written by the program that ran it
 
@@ -55,8 +55,8 @@ def write(folder: Path) -> Path:
         pictures["curves"] = [_curves(folder, log, each) for each in figures.CURVES]
         pictures["clips"] = _clip_pictures(folder, config)
         report = {**study, "pretraining": summary(log), "pretraining_settings": config}
-    write_whole(folder / "report.json", json.dumps(report, indent=1))
-    write_whole(folder / "report.html", render(study.get("title", folder.name), report, pictures))
+    write_atomic(folder / "report.json", json.dumps(report, indent=1))
+    write_atomic(folder / "report.html", render(study.get("title", folder.name), report, pictures))
     return folder / "report.html"
 
 

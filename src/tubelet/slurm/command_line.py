@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from tubelet.config import ConfigError, UserError, check_part, dump, merge, read
+from tubelet.runtime.launch import Package, load
+from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.slurm import cluster, snapshot, status
 from tubelet.slurm.options import SlurmConfig
 from tubelet.slurm.submit import Run, Submitted, check_alike, read_jobs, script, submit
-from tubelet.training.launch import Package, load
-from tubelet.training.run_folder import refuse_other_configuration
 
 SETTINGS = ("partition", "account", "qos", "time", "nodes", "tasks_per_node", "cpus_per_task", "mem_per_gpu", "exclude")
 # What a probe takes over from its pretraining where its own file does not say it.
@@ -85,8 +85,8 @@ def _submit(package: Package, arguments: argparse.Namespace, then: str | None) -
     known = cluster.nodes()
     for run in [*runs, *probes]:
         cluster.check(run.slurm, root, known)
-        _refuse_other_run(run)
-    _refuse_queued(root)
+        _check_same_run(run)
+    _check_not_queued(root)
     code = snapshot.take(root)
     submitted = submit(runs, root, code)
     _announce(submitted)
@@ -175,13 +175,13 @@ def _minutes_between_checkpoints(options: Any) -> float:
     return max([*own, *map(_minutes_between_checkpoints, sections)], default=0)
 
 
-def _refuse_other_run(run: Run) -> None:
+def _check_same_run(run: Run) -> None:
     """As the program itself would do later, on the nodes."""
     free = getattr(importlib.import_module(run.program.module), "FREE", ("folder",))
-    refuse_other_configuration(run.folder, run.program.options, free)
+    check_same_configuration(run.folder, run.program.options, free)
 
 
-def _refuse_queued(root: Path) -> None:
+def _check_not_queued(root: Path) -> None:
     for job in read_jobs(root):
         if status.is_queued(root, job):
             raise ConfigError(f"{root}: its job {job.job} is still in the queue; --cancel {root} removes it")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tubelet.runtime import distributed
+from tubelet.runtime.launch import Package, load
 from tubelet.slurm.attempts import Attempt
-from tubelet.training import distributed
-from tubelet.training.launch import Package, load
 
 
 class TooManyRequeues(Exception):
@@ -53,7 +53,7 @@ class Job:
                 raise TooManyRequeues(f"started again {attempt.number} times, slurm.max_requeues={self.max_requeues}")
             program = load(self.package, self.fname, [])
             os.chdir(self.directory)
-            program.run(distributed.join_from_environment(on_cpu=self.on_cpu))
+            program.run(distributed.init_from_environment(on_cpu=self.on_cpu))
         except SystemExit as stop:
             if stop.code not in (128 + signal.SIGTERM, 128 + signal.SIGUSR2):
                 attempt.note_end(error=f"SystemExit: {stop.code}")

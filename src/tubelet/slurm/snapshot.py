@@ -6,7 +6,7 @@ import subprocess
 import warnings
 from pathlib import Path
 
-from tubelet.training.run_folder import git_state, write_whole
+from tubelet.runtime.run_folder import git_state, write_atomic
 
 
 def take(folder: Path) -> Path:
@@ -16,8 +16,8 @@ def take(folder: Path) -> Path:
     of code that git does not know, and runs jobs from the current folder where that is no git checkout.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "git.txt", git_state(Path.cwd()))
-    write_whole(folder / "pip_freeze.txt", "".join(f"{line}\n" for line in _installed()))
+    write_atomic(folder / "git.txt", git_state(Path.cwd()))
+    write_atomic(folder / "pip_freeze.txt", "".join(f"{line}\n" for line in _installed()))
     if _git("rev-parse", "--show-prefix") != "\n":
         said = f"{Path.cwd()} is not the top of a git checkout: there is no copy of the code, jobs run from here."
         warnings.warn(f"{said} Leave it unchanged until they have ended", stacklevel=2)
@@ -34,7 +34,7 @@ def _copy(names: list[str], folder: Path) -> Path:
         if Path(name).is_file():  # else it has been removed and the removal is not committed
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, aside / name)
-    write_whole(aside / "git.txt", (folder / "git.txt").read_text(encoding="utf-8"))
+    write_atomic(aside / "git.txt", (folder / "git.txt").read_text(encoding="utf-8"))
     shutil.rmtree(code, ignore_errors=True)
     return aside.rename(code)
 

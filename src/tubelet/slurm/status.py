@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.config import ConfigError
+from tubelet.runtime.watchdog import VERDICT
 from tubelet.slurm import cluster
 from tubelet.slurm.attempts import Attempt
 from tubelet.slurm.submit import Submitted, logs, read_jobs
-from tubelet.training.watchdog import VERDICT
 
 COLUMNS = ("job", "name", "state", "nodes", "restarts", "step", "loss", "clips/s", "left", "last error")
 

@@ -13,10 +13,10 @@ from typing import Any
 import submitit
 
 from tubelet.config import ConfigError, dump
+from tubelet.runtime.launch import Package, Program
+from tubelet.runtime.run_folder import write_atomic
 from tubelet.slurm.job import Job
 from tubelet.slurm.options import SlurmConfig
-from tubelet.training.launch import Package, Program
-from tubelet.training.run_folder import write_whole
 
 # What `scontrol update` can change in one task of an array. All else is the same in all of its tasks.
 OWN = {"partition", "account", "qos", "time", "nodes", "tasks_per_node", "cpus_per_task", "exclude"}
@@ -69,7 +69,7 @@ def submit(runs: Sequence[Run], root: Path, code: Path, *, after: str | None = N
     """
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(run.folder / "config.yaml", dump(run.program.options))
+        write_atomic(run.folder / "config.yaml", dump(run.program.options))
     executor = _executor(runs, root, code, after)
     try:
         jobs = executor.submit_array([_job(run, root) for run in runs])
@@ -79,7 +79,7 @@ def submit(runs: Sequence[Run], root: Path, code: Path, *, after: str | None = N
         Submitted(job.job_id, run.name, str(run.folder.absolute()), after, time.time(), run.slurm.model_dump())
         for job, run in zip(jobs, runs, strict=True)
     ]
-    write_whole(root / "jobs.json", json.dumps([asdict(job) for job in [*read_jobs(root), *submitted]], indent=1))
+    write_atomic(root / "jobs.json", json.dumps([asdict(job) for job in [*read_jobs(root), *submitted]], indent=1))
     if _differ(runs):
         _give_each_its_own(submitted, runs)
     return submitted

@@ -13,15 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tubelet.config import Config, UserError
-from tubelet.datasets import Batch
-from tubelet.datasets.bad_files import BadFiles, TooManyBadFiles
-from tubelet.progress import progress
-from tubelet.training.distributed import World
+from tubelet.data import Batch
+from tubelet.data.bad_files import BadFiles, TooManyBadFiles
+from tubelet.runtime.checkpoint_writer import Saver
+from tubelet.runtime.distributed import World
+from tubelet.runtime.progress import progress
+from tubelet.runtime.run_folder import RunFolder, read_log
+from tubelet.runtime.watchdog import Watchdog
 from tubelet.training.monitor import FeatureMonitor, warn_of_collapse
-from tubelet.training.run_folder import RunFolder, read_log
-from tubelet.training.saving import Saver
 from tubelet.training.step_log import StepLog
-from tubelet.training.watchdog import Watchdog
 
 
 class LoggingConfig(Config):
@@ -131,7 +131,9 @@ class Bookkeeping:
         """
         if self._due(self.logging.log_every):
             self._write_log()
-            draws, bad_draws = zip(*self.world.each((self.bad_files.draws, self.bad_files.bad_draws)), strict=True)
+            draws, bad_draws = zip(
+                *self.world.all_gather_object((self.bad_files.draws, self.bad_files.bad_draws)), strict=True
+            )
             self.bad_files.judge(sum(draws), sum(bad_draws))
         if sum(self.skipped) >= self.logging.max_nonfinite:
             raise TrainingStopped(

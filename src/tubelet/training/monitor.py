@@ -5,8 +5,8 @@ import warnings
 import torch
 from torch import nn
 
-from tubelet.datasets import Batch, to_float
-from tubelet.training.collapse import knn_accuracy, rank_me, spread
+from tubelet.data import Batch, to_float
+from tubelet.training.feature_statistics import knn_accuracy, rank_me, spread
 
 
 class FeatureMonitor:

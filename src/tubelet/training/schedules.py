@@ -26,7 +26,7 @@ class RateConfig(Config):
         """Of step `step`: linear warm-up, then half a cosine to `final_lr` at step `total`."""
         return warmup_cosine(step, self.warmup * steps_per_epoch, total, self.start_lr, self.lr, self.final_lr)
 
-    def refuse_longer_warmup(self, length: float, unit: str = "epochs") -> None:
+    def check_warmup(self, length: float, unit: str = "epochs") -> None:
         """Raises ValueError where the warm-up takes more than the `length` of the run."""
         if self.warmup > length:
             raise ValueError(f"warmup: {self.warmup} {unit} of warm-up do not fit into {length} {unit}")

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from tubelet.training.distributed import World
+from tubelet.runtime.distributed import World
 
 
 class StepLog:
@@ -16,7 +16,7 @@ class StepLog:
 
     def __init__(self, world: World):
         self.world = world
-        self.hosts: list[str] = world.each(socket.gethostname())
+        self.hosts: list[str] = world.all_gather_object(socket.gethostname())
         self._numbers: list[dict[str, float]] = []
         self._tensors: list[dict[str, Tensor]] = []
         self._before: list[dict[str, float]] = []
@@ -62,7 +62,7 @@ class StepLog:
 
     def _slowest(self, step_seconds: float) -> dict[str, float]:
         waiting = statistics.mean(numbers["data_seconds"] for numbers in self._numbers)
-        steps, waits = zip(*self.world.each((step_seconds, waiting)), strict=True)
+        steps, waits = zip(*self.world.all_gather_object((step_seconds, waiting)), strict=True)
         return {
             "step_seconds_mean": statistics.mean(steps),
             "step_seconds_slowest": max(steps),

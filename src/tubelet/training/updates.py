@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tubelet.training.parallel import whole
+from tubelet.runtime.parallelize import full_tensor
 
 
 class Updates:
@@ -30,7 +30,7 @@ class Updates:
         """Clip the gradients to the norm `clip_grad`, step, and drop them; returns their norm before, on the device."""
         self.scaler.unscale_(self.optimizer)
         limit = float("inf") if clip_grad is None else clip_grad
-        grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.trained, limit))
+        grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.trained, limit))
         self.scaler.step(self.optimizer)
         self.scaler.update(None if self.scales else 1.0)
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,116 @@
+import functools
+
+import av
+import numpy as np
+import pytest
+
+from tubelet.data import VideoError
+from tubelet.data.decoders import DECODERS, open_video, read_frames
+from tubelet.data.frame_cache import CachedVideo
+
+
+@functools.cache
+def why_missing(name):
+    try:
+        open_video(__file__, name)
+    except ImportError as error:
+        return str(error)
+    except VideoError:
+        return None
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request):
+    if reason := why_missing(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
+KINDS = {
+    "h264 with B frames": {"frames": 60, "options": {"crf": "12", "g": "25", "bf": "3"}},
+    "h264 at 29.97": {"frames": 40, "rate": 30},
+    "odd sizes": {"codec": "libvpx-vp9", "height": 65, "width": 77, "options": {"crf": "10", "cpu-used": "8"}},
+    "10 bit": {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": {"x265-params": "log-level=none"}},
+    "mpeg4": {"codec": "mpeg4", "options": {"qscale": "2"}},
+    "padded rows": {"width": 144},  # decord refuses this width
+    "one frame": {"frames": 1},
+}
+
+
+def all_frames(path):
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_asked_for_are_the_frames_of_the_file(decoder, kind, make_video, tmp_path):
+    suffix = ".webm" if "vp9" in KINDS[kind].get("codec", "") else ".mp4"
+    path = make_video(tmp_path / f"v{suffix}", **KINDS[kind])
+    everything = all_frames(path)
+    video = open_video(path, decoder)
+    assert video.num_frames == len(everything)
+    assert video.fps == pytest.approx(30)
+    rng = np.random.default_rng(0)
+    for indices in (np.arange(len(everything)), np.sort(rng.integers(0, len(everything), 7)), np.array([0, 0])):
+        frames = read_frames(video, indices, path)
+        assert frames.dtype == np.uint8
+        assert frames.shape == (len(indices), *everything.shape[1:])
+        distances = np.abs(frames[:, None, ::5, ::5].astype(int) - everything[None, :, ::5, ::5]).mean((2, 3, 4))
+        np.testing.assert_array_equal(distances.argmin(1), indices)
+        # libraries round colours differently, most of all in files of 10 bit
+        assert np.abs(frames.astype(int) - everything[indices]).mean() < (4 if kind == "10 bit" else 1)
+
+
+def test_time_that_does_not_start_at_zero(decoder, make_video, tmp_path, numbers_of):
+    source = make_video(tmp_path / "v.mp4", frames=20)
+    late = str(tmp_path / "late.mkv")
+    with av.open(source) as reader, av.open(late, "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.size:
+                packet.pts += 90_000
+                packet.dts += 90_000
+                packet.stream = stream
+                writer.mux(packet)
+    video = open_video(late, decoder)
+    assert video.num_frames == 20
+    np.testing.assert_array_equal(numbers_of(read_frames(video, np.array([3, 4, 17]), late)), [3, 4, 17])
+
+
+def test_a_rotation_noted_in_the_file_is_applied(decoder, make_video, tmp_path):
+    path = make_video(tmp_path / "v.mp4", frames=4)
+    upright = all_frames(path)
+    content = bytearray((tmp_path / "v.mp4").read_bytes())
+    # The track header's matrix (nine 32-bit numbers, 40 bytes into the box's content) for a quarter turn clockwise.
+    place = content.index(b"tkhd") + 4 + 40
+    quarter = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
+    content[place : place + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(content)
+    frames = read_frames(open_video(str(turned), decoder), np.arange(4), str(turned))
+    np.testing.assert_array_equal(frames, np.rot90(upright, k=-1, axes=(1, 2)))
+    cached = CachedVideo(str(turned), decoder, str(tmp_path / "cache"))
+    np.testing.assert_array_equal(read_frames(cached, np.arange(4), str(turned)), frames)
+
+
+def test_what_cannot_be_decoded_is_a_video_error(decoder, broken_video, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video")
+    for name in ("empty.mp4", "text.mp4", "gone.mp4"):
+        with pytest.raises(VideoError, match=name):
+            open_video(str(tmp_path / name), decoder)
+    with pytest.raises(VideoError, match="broken.mp4: .*cannot decode frames 0..9"):
+        read_frames(open_video(broken_video, decoder), np.arange(10), broken_video)
+
+
+def test_cached_frames_are_bit_for_bit_the_decoded_ones_and_follow_the_file(make_video, tmp_path):
+    path, folder = make_video(tmp_path / "v.mp4", frames=12), str(tmp_path / "cache")
+    indices = np.array([0, 3, 3, 11])
+    expected = read_frames(open_video(path, "decord"), indices, path)
+    for _ in range(2):  # filling, then reading
+        video = CachedVideo(path, "decord", folder)
+        assert (video.num_frames, video.fps) == (12, 30)
+        np.testing.assert_array_equal(read_frames(video, indices, path), expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    make_video(tmp_path / "v.mp4", frames=15)
+    assert CachedVideo(path, "decord", folder).num_frames == 15

@@ -1,0 +1,172 @@
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tubelet.data import AugConfig, Batch, DataConfig, VideoError, evenly_spaced
+from tubelet.data.loader import make_eval_loader, make_train_loader
+from tubelet.data.streams import SampleStream
+from tubelet.data.transforms import EvalTransform, TrainTransform
+from tubelet.data.video_dataset import Dataset
+
+
+class Masks:
+    """Stands for a mask collator: the number of kept tokens depends on the whole batch, as with the real one."""
+
+    def sample_masks(self, batch_size, rng):
+        masks = [torch.from_numpy(rng.integers(0, 50, (batch_size, int(rng.integers(3, 9))))) for _ in range(4)]
+        return masks[:2], masks[2:]
+
+
+def train(
+    videos, bad=(), *, first=0, last=5, batch_size=4, rank=0, world_size=1, workers=0, num_clips=2, mask_batch_size=None
+):
+    data = DataConfig(datasets=[str(videos), *bad], sampling_rate=2, num_frames=4, num_clips=num_clips, crop_size=32)
+    augmentation = AugConfig(auto_augment=True, reprob=0.5)
+    dataset = Dataset(data, TrainTransform(augmentation, 32), seed=7, on_error="replace")
+    stream = SampleStream(dataset.sizes, None, batch_size, seed=7)
+    return list(
+        make_train_loader(
+            dataset,
+            stream,
+            Masks(),
+            seed=7,
+            first_step=first,
+            last_step=last,
+            rank=rank,
+            world_size=world_size,
+            num_workers=workers,
+            mask_batch_size=mask_batch_size,
+        )
+    )
+
+
+def assert_equal(one: Batch, two: Batch):
+    for name in ("clips", "labels", "indices", "frames"):
+        torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=0, atol=0)
+    for a, b in zip(one.masks_context + one.masks_target, two.masks_context + two.masks_target, strict=True):
+        assert torch.equal(a, b)
+    assert (one.paths, one.step, one.bad) == (two.paths, two.step, two.bad)
+
+
+def test_same_batches_with_any_number_of_workers_and_from_any_step(videos, broken_video):
+    expected = train(videos, [broken_video])
+    assert [batch.step for batch in expected] == [0, 1, 2, 3, 4]
+    assert not torch.equal(expected[0].clips, expected[1].clips)
+    for workers, first in ((1, 0), (2, 0), (0, 3), (2, 2)):
+        found = train(videos, [broken_video], workers=workers, first=first)
+        assert len(found) == 5 - first
+        for one, two in zip(expected[first:], found, strict=True):
+            assert_equal(one, two)
+
+
+def test_two_processes_see_the_rows_of_one(videos):
+    whole = train(videos)
+    halves = [train(videos, rank=rank, world_size=2) for rank in (0, 1)]
+    for one, first, second in zip(whole, *halves, strict=True):
+        assert first.paths + second.paths == one.paths
+        assert torch.equal(torch.cat([first.clips, second.clips]), one.clips)
+        for mask, a, b in zip(one.masks_context, first.masks_context, second.masks_context, strict=True):
+            assert torch.equal(torch.cat([a, b]), mask)
+        for mask, a, b in zip(one.masks_target, first.masks_target, second.masks_target, strict=True):
+            assert torch.equal(torch.cat([a, b]), mask)
+    with pytest.raises(ValueError, match="4 cannot be shared by 3"):
+        train(videos, world_size=3)
+
+
+def test_masks_are_cut_in_groups_that_do_not_depend_on_the_processes(videos):
+    by_two = [train(videos, batch_size=8, rank=rank, world_size=4, mask_batch_size=4) for rank in range(4)]
+    by_four = [train(videos, batch_size=8, rank=rank, world_size=2, mask_batch_size=4) for rank in range(2)]
+    for first, second, third, fourth, low, high in zip(*by_two, *by_four, strict=True):
+        for halves, whole in (((first, second), low), ((third, fourth), high)):
+            for name in ("masks_context", "masks_target"):
+                for a, b, mask in zip(*(getattr(half, name) for half in halves), getattr(whole, name), strict=True):
+                    assert torch.equal(torch.cat([a, b]), mask)
+        assert not torch.equal(low.masks_context[0], high.masks_context[0])
+    with pytest.raises(ValueError, match="mask_batch_size 3 does not divide the global batch of 4"):
+        train(videos, mask_batch_size=3)
+
+
+def test_shapes_and_masks_for_each_clip(videos):
+    batch = train(videos, last=1)[0]
+    assert len(batch) == 4
+    assert batch.clips.shape == (8, 3, 4, 32, 32)
+    assert batch.clips.dtype == torch.uint8
+    assert batch.frames.shape == (4, 2, 4)
+    assert [len(mask) for mask in batch.masks_context + batch.masks_target] == [8] * 4
+    moved = batch.to("meta")
+    assert moved.clips.device.type == moved.masks_target[1].device.type == "meta"
+
+
+class Deadly(TrainTransform):
+    """Does to its worker what a decoder's crash or endless loop does, at the videos of 64 rows."""
+
+    def __init__(self, deed):
+        super().__init__(AugConfig(), 32)
+        self.deed = deed
+
+    def __call__(self, frames, rng):
+        if frames.shape[1] == 64:
+            os.kill(os.getpid(), signal.SIGKILL) if self.deed == "crash" else time.sleep(1000)
+        return super().__call__(frames, rng)
+
+
+@pytest.mark.parametrize("deed", ["crash", "hang"])
+def test_a_video_that_crashes_or_blocks_its_worker_is_replaced_and_named(deed, make_video, tmp_path):
+    for name, height in (("a", 96), ("b", 80), ("c", 64), ("d", 96)):
+        make_video(tmp_path / f"{name}.mp4", height=height, frames=12)
+    data = DataConfig(datasets=[str(tmp_path)], sampling_rate=1, num_frames=4, crop_size=32)
+    dataset = Dataset(data, Deadly(deed), on_error="replace")
+    stream = SampleStream(dataset.sizes, None, 2, seed=0)
+    loader = make_train_loader(
+        dataset, stream, None, seed=0, first_step=0, last_step=6, num_workers=2, timeout=3 if deed == "hang" else 0
+    )
+    batches = list(loader)
+    assert [batch.step for batch in batches] == list(range(6))
+    bad = [file for batch in batches for file in batch.bad]
+    assert {file.path for file in bad} == {str(tmp_path / "c.mp4")}
+    assert len(bad) >= 3  # once an epoch
+    assert bad[0].reason.startswith("its worker crashed or gave no answer: DataLoader")
+    assert all(len(batch) == 2 and str(tmp_path / "c.mp4") not in batch.paths for batch in batches)
+
+
+def test_making_batches_leaves_the_global_generators_alone(videos):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    train(videos, last=2)
+    train(videos, last=2, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_each_sample_once_in_order(videos, workers):
+    data = DataConfig(datasets=[str(videos)], sampling_rate=2, num_frames=4, crop_size=32, num_clips=2)
+    dataset = Dataset(data, EvalTransform(32, 3), on_error="raise")
+    batches = list(make_eval_loader(dataset, batch_size=4, num_workers=workers))
+    assert [len(batch) for batch in batches] == [4, 2]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(6))
+    assert batches[0].clips.shape == (4 * 2 * 3, 3, 4, 32, 32)
+    parts = [list(make_eval_loader(dataset, batch_size=4, rank=rank, world_size=4)) for rank in range(4)]
+    seen = [index for part in parts for batch in part for index in batch.indices.tolist()]
+    assert sorted(seen) == list(range(6))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_video_is_told_as_it_is(videos, broken_video, workers):
+    data = DataConfig(datasets=[str(videos), str(broken_video)], sampling_rate=2, num_frames=4, crop_size=32)
+    batches = make_eval_loader(Dataset(data, EvalTransform(32), on_error="raise"), batch_size=4, num_workers=workers)
+    began = time.monotonic()
+    with pytest.raises(VideoError, match="broken.mp4: cannot decode frames"):
+        list(batches)
+    assert time.monotonic() - began < 4  # no search for a worker that hangs
+
+
+def test_places_spread_over_a_set_lie_in_it():
+    assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly_spaced(3, 4).tolist() == [0, 1, 2]
+    assert evenly_spaced(22_000_000, 256)[-1] == 21_999_999

@@ -1,0 +1,48 @@
+import pickle
+
+import pydantic
+import pytest
+
+from tubelet.data import AugConfig, DataConfig, VideoError
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"datasets": []}, "at least 1 item"),
+        ({"sampling_rate": None}, "Give one of sampling_rate, fps, clip_duration"),
+        ({"fps": 5.0}, "sampling_rate and fps given; keep exactly one"),
+        ({"fps": 5.0, "clip_duration": 2.0}, "sampling_rate and fps and clip_duration given"),
+        ({"crop_size": 100}, "crop_size 100 is not divisible by patch_size 16; 96 is"),
+        ({"num_frames": 15}, "num_frames 15 is not divisible by tubelet_size 2"),
+        ({"datasets_weights": [1.0, 2.0]}, "2 entries for 1 datasets"),
+        ({"datasets_weights": [-1.0]}, "must not be negative"),
+        ({"datasets_weights": [0.0]}, "one must be above zero"),
+        ({"decoder": "opencv"}, "'decord', 'pyav' or 'torchcodec'"),
+        ({"max_bad_share": 1.5}, "less than or equal to 1"),
+        ({"batch_sise": 3}, "Extra inputs"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(changed, message):
+    with pytest.raises(pydantic.ValidationError, match=message):
+        DataConfig(**{"datasets": ["x"], "sampling_rate": 4} | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"random_resize_scale": [0.5, 0.3]}, "expected 0 < low <= high"),
+        ({"random_resize_scale": [0.5, 1.3]}, "at most the frame"),
+        ({"random_resize_aspect_ratio": [0.0, 1.0]}, "expected 0 < low <= high"),
+        ({"normalize_std": [0.0, 1.0, 1.0]}, "must be above zero"),
+        ({"reprob": 2.0}, "less than or equal to 1"),
+    ],
+)
+def test_augmentations_that_cannot_be_are_refused(changed, message):
+    with pytest.raises(pydantic.ValidationError, match=message):
+        AugConfig(**changed)
+
+
+def test_video_error_comes_whole_out_of_a_worker():
+    error = pickle.loads(pickle.dumps(VideoError("a.mp4", "too short", filtered=True)))
+    assert (error.path, error.reason, error.filtered, str(error)) == ("a.mp4", "too short", True, "a.mp4: too short")

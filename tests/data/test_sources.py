@@ -1,0 +1,89 @@
+import os
+
+import pytest
+
+from tubelet.config import ConfigError
+from tubelet.data.sources import VIDEO_SUFFIXES, parse_line, read_source
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "label"),
+    [
+        ("a.mp4 3", "a.mp4", 3),
+        ("a.mp4 0", "a.mp4", 0),
+        ("my clips/a b.mp4 12", "my clips/a b.mp4", 12),
+        ('"my clips/a b.mp4" 12', "my clips/a b.mp4", 12),
+        ("'my clips/a b.mp4' 12", "my clips/a b.mp4", 12),
+        ("my clips/a b.mp4,12", "my clips/a b.mp4", 12),
+        ("my clips/a b.mp4, 12", "my clips/a b.mp4", 12),
+        ("my clips/a b.mp4\t12", "my clips/a b.mp4", 12),
+        ('"a, ""b"".mp4",12', 'a, "b".mp4', 12),
+        ("a,b.mp4 1", "a,b.mp4", 1),
+        ("take 2.mp4", "take 2.mp4", -1),
+        ('"take 2.mp4"', "take 2.mp4", -1),
+        ("it's.mp4 1", "it's.mp4", 1),
+        ("Übung ö.mp4 1", "Übung ö.mp4", 1),
+    ],
+)
+def test_lines_of_a_list(line, path, label):
+    assert parse_line(line) == (path, label)
+
+
+def read(entry):
+    return read_source(str(entry), VIDEO_SUFFIXES)
+
+
+def test_folder_is_searched_recursively_in_order_and_follows_links_once(tmp_path):
+    for name in ("b.MP4", "a.webm", "deep/er/c.avi", ".hidden.mp4", "._a.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.symlink(tmp_path, tmp_path / "deep" / "circle")
+    found = [os.path.relpath(path, tmp_path) for path in read(tmp_path).paths]
+    assert found == ["a.webm", "b.MP4", "deep/er/c.avi"]
+    assert read(tmp_path).labels == [-1, -1, -1]
+
+
+def test_list_looks_beside_itself_then_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "lists" / "a b.mp4").touch()
+    (tmp_path / "here" / "c.mp4").touch()
+    (tmp_path / "d.mp4").touch()
+    listed = tmp_path / "lists" / "train.csv"
+    listed.write_text(f"\ufeffa b.mp4 1\n\n c.mp4,2 \r\n{tmp_path / 'd.mp4'}\t0\n", encoding="utf-8")
+    source = read(listed)
+    assert source.labels == [1, 2, 0]
+    assert all(os.path.exists(path) for path in source.paths)
+    assert source.paths[0] == str(tmp_path / "lists" / "a b.mp4")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the list is empty"),
+        ("\n \n", "the list is empty"),
+        (
+            "a.mp4 1\ngone.mp4 2\nlost one.mp4 0\n",
+            "(?s)2 of 3 files looked up do not exist.*line 2: .*line 3: lost one.mp4",
+        ),
+        ("a.mp4 1\na.mp4 cat\n", "line 2: 'a.mp4 cat' does not end in a label"),
+        ("path,label\na.mp4,1\n", "line 1: 'path,label' does not end in a label"),
+        ("a.mp4 -1\n", "do not exist"),
+    ],
+)
+def test_broken_lists_are_refused_with_the_line(tmp_path, content, message):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path / "list.csv")
+
+
+def test_what_is_not_there_is_refused(tmp_path):
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(ConfigError, match="no file of a known kind in this folder or below"):
+        read(tmp_path)
+    with pytest.raises(ConfigError, match="no such folder, list or file"):
+        read(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="neither a folder, nor a list"):
+        read(tmp_path / "notes.md")

@@ -1,0 +1,323 @@
+"""Files of every format that users have, written here in small."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from transformers import VJEPA2Model
+
+from tubelet import hub
+from tubelet.config import ConfigError
+from tubelet.models import ModelConfig, build_encoder, build_predictor
+from tubelet.models.attentive_pooler import AttentiveClassifier
+from tubelet.runtime import checkpoint
+from tubelet.runtime.checkpoint import CheckpointError
+
+DATA = {"crop_size": 32, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
+SIZES = {"img_size": 32, "num_frames": 4, "patch_size": 8}
+ROPE = {"use_rope": True, "rope_pairing": "vjepa2"}
+
+
+def make(**section):
+    """A small encoder, its moving average and predictor, with their section `model`."""
+    section = {"model_name": "vit_tiny", "pred_depth": 2, "pred_embed_dim": 48, **section}
+    section["encoder_args"] = {"depth": 2, **section.get("encoder_args", {})}
+    model = ModelConfig(**section)
+    encoder, target = build_encoder(model, **DATA), build_encoder(model, **DATA)
+    return model, encoder.eval(), target.eval(), build_predictor(model, target, **DATA, num_mask_tokens=2).eval()
+
+
+def write_run(folder: Path, **section):
+    """A run folder as training leaves it."""
+    model, encoder, target, predictor = make(**section)
+    state = {
+        "step": 7,
+        "encoder": encoder.state_dict(),
+        "target_encoder": target.state_dict(),
+        "predictor": predictor.state_dict(),
+        "optimizer": {},
+        "config": {"model": model.model_dump(mode="json"), "data": {**DATA, "batch_size": 2}, "folder": str(folder)},
+    }
+    checkpoint.save(folder / "checkpoints", 7, state, keep=2)
+    return encoder, target, predictor
+
+
+def write_released(path: Path, positions: bool = True, **section):
+    """A file as V-JEPA and V-JEPA 2 release theirs: wrapped names, fixed positions inside."""
+    _, encoder, target, predictor = make(**section)
+
+    def wrapped(module, name):
+        state = dict(module.state_dict())
+        if positions:
+            state[name] = module.positions.pos_embed
+        return {f"module.backbone.{key}": tensor for key, tensor in state.items()}
+
+    content = {
+        "encoder": wrapped(encoder, "pos_embed"),
+        "target_encoder": wrapped(target, "pos_embed"),
+        "predictor": wrapped(predictor, "predictor_pos_embed"),
+        "opt": {"state": {}, "param_groups": []},
+        "scaler": None,
+        "epoch": 300,
+        "loss": 0.5,
+    }
+    torch.save(content, path)
+    return encoder, target, predictor
+
+
+def clips():
+    return torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def same_encoder(loaded, expected):
+    torch.testing.assert_close(loaded.eval()(clips()), expected(clips()), atol=0, rtol=0)
+
+
+def same_predictor(loaded, expected):
+    context, target = torch.arange(10).repeat(2, 1), torch.arange(12, 30).repeat(2, 1)
+    noise = {} if expected.use_mask_tokens else {"noise": torch.ones(2, 18, 48), "timestep": torch.tensor([3, 500])}
+    features, targets = torch.randn(2, 10, 192), torch.randn(2, 18, 192)
+    found, wanted = (model.eval()(features, targets, context, target, 1, **noise) for model in (loaded, expected))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        ROPE,
+        {"use_rope": True, "use_silu": True, "pred_num_heads": 4},
+        {"use_mask_tokens": False, "noise_schedule": "linear", "encoder_args": {"depth": 3, "mlp_ratio": 2.0}},
+    ],
+)
+def test_run_folder(tmp_path, section):
+    encoder, target, predictor = write_run(tmp_path, **section)
+    same_encoder(hub.load_encoder(tmp_path), target)
+    same_encoder(hub.load_encoder(str(tmp_path), "encoder"), encoder)
+    same_encoder(hub.load_encoder(tmp_path / "checkpoints" / "step-00000007.pt"), target)
+    same_predictor(hub.load_predictor(tmp_path), predictor)
+
+
+def test_arguments_override_what_the_run_says(tmp_path):
+    _, target, _ = write_run(tmp_path)
+    features = hub.load_encoder(tmp_path, out_layers=[0, 1]).eval()(clips())
+    assert len(features) == 2
+    torch.testing.assert_close(features[1], target(clips()))
+    assert hub.load_encoder(tmp_path, use_activation_checkpointing=True).use_activation_checkpointing
+
+
+def test_encoder_args_extend_those_of_the_run(tmp_path):
+    encoder, target, _ = write_run(tmp_path)
+    loaded = hub.load_encoder(tmp_path, encoder_args={"out_layers": [1]}).eval()
+    torch.testing.assert_close(loaded(clips())[0], target(clips()))
+    built = hub.read(tmp_path).build_encoder({"encoder_args": {"drop_rate": 0.5}})
+    assert (len(built.blocks), built.blocks[0].mlp.drop.p) == (len(encoder.blocks), 0.5)
+
+
+def test_a_sharded_checkpoint_is_read_by_its_own_name_too(tmp_path):
+    _, target, predictor = write_run(tmp_path)
+    folder = tmp_path / "checkpoints"
+    tensors, rest = checkpoint.tensors_and_rest(checkpoint.load_latest(folder))
+    sharded = folder / "step-00000010.dcp"
+    dcp.save(tensors, checkpoint_id=sharded, no_dist=True)
+    checkpoint.write(sharded / checkpoint.REST, rest)
+    same_encoder(hub.load_encoder(sharded), target)
+    same_predictor(hub.load_predictor(sharded), predictor)
+
+
+@pytest.mark.parametrize("uniform_power", [False, True])
+def test_vjepa_file(tmp_path, uniform_power):
+    path = tmp_path / "vitt16.pth.tar"
+    encoder, target, predictor = write_released(path, uniform_power=uniform_power)
+    arguments = {"model_name": "vit_tiny", "depth": 2, "uniform_power": uniform_power, **SIZES}
+    same_encoder(hub.load_encoder(path, **arguments), target)
+    same_encoder(hub.load_encoder(path, "encoder", **arguments), encoder)
+    same_predictor(hub.load_predictor(path, **arguments), predictor)
+    with pytest.raises(ConfigError, match=f"try uniform_power={uniform_power}"):
+        hub.load_encoder(path, **{**arguments, "uniform_power": not uniform_power})
+    with pytest.raises(ConfigError, match=r"pos_embed is \[1, 32, 192\], but \[1, 64, 192\]"):
+        hub.load_encoder(path, **{**arguments, "num_frames": 8})
+    with pytest.raises(ConfigError, match="give model_name="):
+        hub.load_encoder(path, uniform_power=True)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_vjepa2_file(tmp_path, positions):
+    path = tmp_path / "vitt.pt"
+    _, target, predictor = write_released(path, positions=False, pred_num_heads=4, **ROPE)
+    if positions:  # some released files keep unused sin-cos positions
+        content = torch.load(path, weights_only=True)
+        content["target_encoder"]["module.backbone.pos_embed"] = torch.randn(1, 32, 192)
+        content["predictor"]["module.backbone.predictor_pos_embed"] = torch.randn(1, 32, 48)
+        torch.save(content, path)
+    arguments = {"model_name": "vit_tiny", "depth": 2, "use_rope": True, **SIZES}
+    same_encoder(hub.load_encoder(path, **arguments), target)
+    same_predictor(hub.load_predictor(path, pred_num_heads=4, **arguments), predictor)
+
+
+def test_sizes_that_differ_from_training_interpolate_in_the_forward_pass(tmp_path):
+    _, target, _ = write_run(tmp_path)
+    x = torch.randn(1, 3, 8, 48, 48)
+    torch.testing.assert_close(hub.load_encoder(tmp_path).eval()(x), target(x))
+
+
+@pytest.mark.parametrize("what", ["missing", "surplus", "shape"])
+def test_keys_that_do_not_match_are_listed(tmp_path, what):
+    path = tmp_path / "checkpoint.pt"
+    write_released(path)
+    content = torch.load(path, weights_only=True)
+    state, name = content["target_encoder"], "module.backbone.blocks.1.attn.qkv.weight"
+    if what == "missing":
+        del state[name]
+    elif what == "surplus":
+        state["module.backbone.blocks.9.attn.qkv.weight"] = state[name]
+    else:
+        state[name] = state[name][:10]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"{what}.*blocks\.[19]\.attn\.qkv\.weight"):
+        hub.load_encoder(path, model_name="vit_tiny", depth=2, uniform_power=True, **SIZES)
+
+
+def test_errors_name_the_remedy(tmp_path):
+    write_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no such file"):
+        hub.load_encoder(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="neither a run folder"):
+        hub.load_encoder(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="Did you mean 'target_encoder'"):
+        hub.load_encoder(tmp_path / "run", "target_encode")
+    with pytest.raises(ConfigError, match="Did you mean 'out_layers'"):
+        hub.load_encoder(tmp_path / "run", out_layer=[1])
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="it holds weights"):
+        hub.load_encoder(tmp_path / "other.pt")
+    (tmp_path / "empty" / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ConfigError, match="'vit', not 'vjepa2'"):
+        hub.load_encoder(tmp_path / "empty")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (open, ("/dev/null",))
+
+
+def test_no_code_of_a_file_is_run(tmp_path):
+    torch.save({"target_encoder": {}, "x": Harmful()}, tmp_path / "harmful.pt")
+    with pytest.raises(CheckpointError, match="harmful.pt"):
+        hub.load_encoder(tmp_path / "harmful.pt")
+
+
+def test_read_parts_is_ready_for_a_new_run(tmp_path):
+    encoder, target, predictor = write_released(tmp_path / "a.pth.tar")
+    parts = hub.read_parts(tmp_path / "a.pth.tar")
+    for name, module in (("encoder", encoder), ("target_encoder", target), ("predictor", predictor)):
+        checkpoint.load_state(module, parts[name], name)
+        assert not any("pos_embed" in key for key in parts[name])
+
+
+@pytest.mark.parametrize("mask_tokens", [True, False])
+def test_export_loads_in_transformers_with_equal_outputs_and_comes_back(tmp_path, mask_tokens):
+    _, target, predictor = write_run(tmp_path / "run", **ROPE, use_mask_tokens=mask_tokens, pred_num_heads=4)
+    hub.export(tmp_path / "run", tmp_path / "exported")
+    theirs, info = VJEPA2Model.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert all(key.startswith("predictor.") and not mask_tokens for key in info["missing_keys"])
+    context, hidden = torch.arange(12).repeat(2, 1), torch.arange(12, 32).repeat(2, 1)
+    with torch.no_grad():
+        output = theirs.eval()(clips().transpose(1, 2), context_mask=[context], target_mask=[hidden])
+        features = target(clips())
+        torch.testing.assert_close(output.last_hidden_state, features, atol=1e-5, rtol=0)
+        if mask_tokens:
+            predicted = predictor(features[:, :12], None, context, hidden, 1)
+            found = output.predictor_output.last_hidden_state
+            torch.testing.assert_close(found, predicted, atol=1e-5, rtol=0)
+            same_predictor(hub.load_predictor(tmp_path / "exported"), predictor)
+    same_encoder(hub.load_encoder(tmp_path / "exported"), target)
+
+
+def test_transformers_folder_written_by_transformers(tmp_path):
+    """save_pretrained leaves out defaults, and may split the weights into several files."""
+    write_run(tmp_path / "run", **ROPE)
+    hub.export(tmp_path / "run", tmp_path / "exported")
+    VJEPA2Model.from_pretrained(tmp_path / "exported").save_pretrained(tmp_path / "again", max_shard_size="1MB")
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
+    same_encoder(hub.load_encoder(tmp_path / "again"), hub.load_encoder(tmp_path / "run").eval())
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ({}, "fixed sin-cos positions"),
+        ({"use_rope": True}, "rope_pairing: interleaved"),
+        ({**ROPE, "use_silu": True}, "SwiGLU"),
+        ({**ROPE, "encoder_args": {"qk_scale": 0.3}}, "qk_scale"),
+    ],
+)
+def test_export_refuses_what_transformers_does_not_have(tmp_path, section, reason):
+    write_run(tmp_path / "run", **section)
+    with pytest.raises(ConfigError, match=reason):
+        hub.export(tmp_path / "run", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+TOKENS = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(2))
+
+
+def probe(**arguments):
+    return AttentiveClassifier(**{"embed_dim": 48, "num_heads": 3, "num_classes": 5, "init_std": 0.2, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"depth": 3, "mlp_ratio": 2.0}, {"complete_block": False, "qkv_bias": False}]
+)
+def test_own_probe(tmp_path, arguments):
+    expected = probe(**arguments)
+    torch.save({"classifier": expected.state_dict(), "config": {}, "embed_dim": 48}, tmp_path / "probe.pt")
+    torch.testing.assert_close(hub.load_probe(tmp_path, num_heads=3)(TOKENS), expected(TOKENS))
+    with pytest.raises(ConfigError, match="give num_heads"):
+        hub.load_probe(tmp_path)
+
+
+@pytest.mark.parametrize("complete_block", [True, False])
+def test_released_vjepa_probe_leaves_its_projection_out(tmp_path, complete_block):
+    trained = probe(complete_block=complete_block)
+    state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
+    torch.save({"classifier": state, "epoch": 20}, tmp_path / "ssv2-probe.pth.tar")
+    without = probe(complete_block=complete_block, use_proj=False)
+    kept = {name: tensor for name, tensor in trained.state_dict().items() if name in without.state_dict()}
+    assert len(kept) == len(trained.state_dict()) - 2
+    without.load_state_dict(kept)
+    loaded = hub.load_probe(tmp_path / "ssv2-probe.pth.tar", num_heads=3)
+    torch.testing.assert_close(loaded(TOKENS), without(TOKENS))
+    with_it = hub.load_probe(tmp_path / "ssv2-probe.pth.tar", num_heads=3, use_proj=True)
+    torch.testing.assert_close(with_it(TOKENS), trained(TOKENS))
+    assert not torch.allclose(loaded(TOKENS), with_it(TOKENS))
+
+
+def test_released_vjepa2_probes(tmp_path):
+    several = [probe(depth=4, use_proj=False) for _ in range(3)]
+    states = [{f"module.{name}": tensor for name, tensor in one.state_dict().items()} for one in several]
+    torch.save({"classifiers": states}, tmp_path / "probes.pt")
+    for index, one in enumerate(several):
+        found = hub.load_probe(tmp_path / "probes.pt", num_heads=3, index=index)
+        torch.testing.assert_close(found(TOKENS), one(TOKENS))
+    with pytest.raises(ConfigError, match="holds 3 probes"):
+        hub.load_probe(tmp_path / "probes.pt", num_heads=3)
+
+
+def test_probe_errors(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "probe.pt")
+    with pytest.raises(CheckpointError, match="no probe in it; it holds epoch"):
+        hub.load_probe(tmp_path)
+
+
+def test_hubconf(tmp_path):
+    """torch.hub finds entry points in the repository and passes the arguments on."""
+    repository = Path(__file__).parents[2]
+    _, target, _ = write_run(tmp_path)
+    same_encoder(torch.hub.load(str(repository), "load_encoder", tmp_path, source="local"), target)
+    built = torch.hub.load(str(repository), "vit_tiny", source="local", depth=1)
+    assert (built.embed_dim, len(built.blocks)) == (192, 1)
