@@ -1,4 +1,4 @@
-"""Compiled code is forgotten after each test: models share methods, and torch compiles each only a few times."""
+"""Reset torch.compile after each test: models share methods, and torch recompiles each only a few times."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def forget_compiled_code():
+def reset_compiler():
     yield
     if dynamo := sys.modules.get("torch._dynamo"):
         dynamo.reset()

@@ -26,7 +26,7 @@ def frames(batch=2, number=FRAMES):
 
 
 def heads_of(layer, x):
-    """Outputs of the single heads, [B, F, P, heads, d]."""
+    """Return the outputs of the individual heads, [B, F, P, heads, d]."""
     layer.proj = nn.Identity()
     return layer(x).unflatten(3, (layer.num_heads, layer.head_dim))
 
@@ -65,42 +65,41 @@ def test_published_example():
 
 @pytest.mark.parametrize(("lookback", "lookahead"), [(1, 2), (2, 2), (3, 0), (0, 3)])
 def test_heads_equal_a_loop_over_frames(lookback, lookahead):
-    """Each frame attends, without any mask, to a clip that ends or begins with it."""
+    """Each frame attends, without a mask, to the part of the clip that ends or begins with it."""
     layer, x = attention(lookback, lookahead), frames()
     q, k, v = layer.qkv(x).unflatten(3, (3, layer.num_heads, layer.head_dim)).unbind(3)  # [B, F, P, heads, d]
     expected = torch.empty_like(q)
     for head in range(layer.num_heads):
         for frame in range(FRAMES):
-            seen = slice(0, frame + 1) if head < lookback else slice(frame, FRAMES)
-            keys, values = (part[:, seen, :, head].flatten(1, 2) for part in (k, v))
+            visible = slice(0, frame + 1) if head < lookback else slice(frame, FRAMES)
+            keys, values = (part[:, visible, :, head].flatten(1, 2) for part in (k, v))
             weights = (q[:, frame, :, head] @ keys.mT / layer.head_dim**0.5).softmax(-1)
             expected[:, frame, :, head] = weights @ values
-    whole = layer.proj(expected.flatten(3))
-    torch.testing.assert_close(layer(x), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer(x), layer.proj(expected.flatten(3)), atol=1e-5, rtol=0)
     torch.testing.assert_close(heads_of(layer, x), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("changed", range(FRAMES))
-def test_a_frame_changes_lookback_heads_from_then_on_and_lookahead_heads_until_then(changed):
+def test_a_frame_affects_later_lookback_and_earlier_lookahead_outputs(changed):
     layer, x = attention(), frames()
     other = x.clone()
     other[:, changed, 2] += 1.0
-    moved = (heads_of(layer, other) - heads_of(layer, x)).abs().amax((2, 4))  # [B, F, heads]
+    change = (heads_of(layer, other) - heads_of(layer, x)).abs().amax((2, 4))  # [B, F, heads]
     for frame in range(FRAMES):
-        assert (moved[:, frame, 0] > 0).all() if frame >= changed else (moved[:, frame, 0] == 0).all()
-        assert (moved[:, frame, 1:] > 0).all() if frame <= changed else (moved[:, frame, 1:] == 0).all()
+        assert (change[:, frame, 0] > 0).all() if frame >= changed else (change[:, frame, 0] == 0).all()
+        assert (change[:, frame, 1:] > 0).all() if frame <= changed else (change[:, frame, 1:] == 0).all()
 
 
-def test_one_frame_is_plain_attention():
+def test_a_single_frame_equals_multihead_attention():
     layer, x = attention(), frames(number=1)
-    theirs = nn.MultiheadAttention(WIDTH, 3, batch_first=True)
-    theirs.in_proj_weight.data.copy_(layer.qkv.weight)
-    theirs.in_proj_bias.data.copy_(layer.qkv.bias)
-    theirs.out_proj.load_state_dict(layer.proj.state_dict())
-    torch.testing.assert_close(layer(x)[:, 0], theirs(x[:, 0], x[:, 0], x[:, 0])[0], atol=1e-5, rtol=0)
+    reference = nn.MultiheadAttention(WIDTH, 3, batch_first=True)
+    reference.in_proj_weight.data.copy_(layer.qkv.weight)
+    reference.in_proj_bias.data.copy_(layer.qkv.bias)
+    reference.out_proj.load_state_dict(layer.proj.state_dict())
+    torch.testing.assert_close(layer(x)[:, 0], reference(x[:, 0], x[:, 0], x[:, 0])[0], atol=1e-5, rtol=0)
 
 
-def test_cls_frames_stand_before_and_after():
+def test_cls_frames_are_first_and_last():
     add, x = AddCLSFrames(WIDTH, PATCHES), frames()
     y = add(x)
     assert torch.equal(y[:, 1:-1], x)
@@ -109,7 +108,7 @@ def test_cls_frames_stand_before_and_after():
     assert not torch.equal(y[:, 0], y[:, -1])
 
 
-def test_cls_pooling_averages_the_two_ends():
+def test_cls_pooling_reads_the_mean_of_the_first_and_last_frame():
     pool, x = CLSPooling(WIDTH), frames()
     both = torch.stack([torch.cat([clip[0].mean(0), clip[-1].mean(0)]) for clip in x])
     torch.testing.assert_close(pool(x), pool.proj(both))
@@ -118,8 +117,8 @@ def test_cls_pooling_averages_the_two_ends():
     assert torch.equal(pool(x), pool(other))
 
 
-def test_encoder_is_built_of_its_layers():
-    """Tokens and logits equal the public layers in a row, on frames with the grid in sight."""
+def test_encoder_equals_its_layers_in_sequence():
+    """Tokens and logits equal the public layers applied to frames [B, F, P, D]."""
     model, x = encoder(num_classes=3), clips()
     y = model.positions.add(model.patch_embed(x)).unflatten(1, (4, 6))
     y = model.cls_frames(y)
@@ -132,17 +131,17 @@ def test_encoder_is_built_of_its_layers():
 
 @pytest.mark.parametrize("lookback", [1, 2, 4])
 def test_kept_tokens_equal_all_tokens_under_masks(lookback):
-    """All tokens go through the blocks; keys are those of kept tokens and the CLS frames, seen by their frame."""
+    """All tokens pass the blocks; keys are the kept tokens and the CLS frames, restricted by their frame."""
     model, x = encoder(lookback_heads=lookback, num_classes=3), clips()
     keep = torch.stack([torch.randperm(24, generator=torch.Generator().manual_seed(s))[:9] for s in (3, 4)])
     kept = torch.cat([torch.ones(2, 6), torch.zeros(2, 24).scatter(1, keep, 1.0), torch.ones(2, 6)], dim=1)
     time = torch.arange(6).repeat_interleave(6)
     back, ahead = time[:, None] >= time, time[:, None] <= time
-    sees = torch.stack([back] * lookback + [ahead] * (4 - lookback))
+    allowed = torch.stack([back] * lookback + [ahead] * (4 - lookback))
     y = model.cls_frames(model.positions.add(model.patch_embed(x)).unflatten(1, (4, 6))).flatten(1, 2)
     for block in model.blocks:
         q, k, v = block.attn.qkv(block.norm1(y)).unflatten(2, (3, 4, 12)).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.mT * 12**-0.5).exp() * sees * kept[:, None, None]
+        weights = (q @ k.mT * 12**-0.5).exp() * allowed * kept[:, None, None]
         y = y + block.attn.proj(
             (weights / weights.sum(-1, keepdim=True).clamp_min(1e-20) @ v).transpose(1, 2).flatten(2)
         )
@@ -158,9 +157,9 @@ def test_encoder_with_lookback_heads_only_is_causal():
     model, x = encoder(lookback_heads=4), clips()
     other = x.clone()
     other[:, :, 4:] += 1.0
-    moved = (model(other) - model(x)).abs().amax((0, 2)).view(4, 6)
-    assert moved[:2].max() == 0
-    assert moved[2:].min() > 0
+    change = (model(other) - model(x)).abs().amax((0, 2)).view(4, 6)
+    assert change[:2].max() == 0
+    assert change[2:].min() > 0
 
 
 def test_cls_frames_of_another_size_are_interpolated():
@@ -185,6 +184,6 @@ def test_cls_frames_of_another_size_are_interpolated():
         (lambda: AddCLSFrames(24, 6)(torch.zeros(1, 3, 7, 24)), r"frames \[B, F, 6, 24\] expected"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(make, message):
+def test_incompatible_sizes_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()

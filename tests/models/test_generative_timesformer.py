@@ -4,13 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tubelet.grid import ClipShape
 from tubelet.layers.positions import axial_rope, locate
-from tubelet.models import ModelConfig, build_encoder, factories
+from tubelet.models import build_encoder
+from tubelet.models import generative_timesformer as zoo
 from tubelet.models.generative_timesformer import GenerativeTimeSformer, TimeSformer
 
 
 def small(**arguments):
-    """A grid of 2 x 2 x 3 tokens; 2 x 2 x 3 more to come."""
+    """A grid of 2 x 2 x 3 tokens, and 2 x 2 x 3 target tokens."""
     torch.manual_seed(0)
     sizes = {"img_size": (16, 24), "patch_size": 8, "num_frames": 4, "tubelet_size": 2, "out_chans": 1}
     widths = {"embed_dim": 32, "depth": 2, "num_heads": 4, "init_std": 0.2}
@@ -27,7 +29,7 @@ def kept(total=12, keep=5, batch=2):
 
 
 def test_published_example():
-    """The published sizes, but for the depth, which a test has no time for."""
+    """The published sizes, except for a smaller depth to save time."""
     model = TimeSformer(
         dim=512, image_size=224, patch_size=16, num_frames=8, num_target_frames=4, channels=3, out_channels=1,
         depth=1, heads=8, dim_head=64, attn_dropout=0.1, ff_dropout=0.1,
@@ -36,7 +38,7 @@ def test_published_example():
         assert model(torch.randn(1, 8, 3, 224, 224)).shape == (1, 4, 1, 224, 224)
 
 
-def test_published_arguments_name_the_same_model():
+def test_published_argument_names_build_the_same_model():
     published = TimeSformer(dim=32, num_frames=4, image_size=16, patch_size=8, heads=2, dim_head=24, depth=2).eval()
     model = GenerativeTimeSformer(
         img_size=16, patch_size=8, num_frames=4, embed_dim=32, depth=2, num_heads=2, head_dim=24
@@ -47,7 +49,7 @@ def test_published_arguments_name_the_same_model():
 
 
 def cut(frames, tubelet, patch):
-    """Patches of frames [C, T, H, W], one slice after the other, time slot by time slot and row by row."""
+    """Cut frames [C, T, H, W] into patches in time-major order."""
     _, T, H, W = frames.shape
     return torch.stack(
         [
@@ -59,8 +61,8 @@ def cut(frames, tubelet, patch):
     )
 
 
-class Answer(torch.nn.Module):
-    """A decoder that knows the patches."""
+class ConstantDecoder(torch.nn.Module):
+    """A decoder that returns given patches."""
 
     def __init__(self, patches):
         super().__init__()
@@ -72,16 +74,16 @@ class Answer(torch.nn.Module):
 
 
 @pytest.mark.parametrize("frames_first", [False, True])
-def test_predicted_patches_lie_at_their_places(frames_first):
+def test_predicted_patches_are_at_their_positions(frames_first):
     model, future = small(), torch.randn(2, 1, 4, 16, 24)
-    model.to_pixels = Answer(torch.stack([cut(frames, 2, 8) for frames in future]))
+    model.to_pixels = ConstantDecoder(torch.stack([cut(frames, 2, 8) for frames in future]))
     video = clips(frames=4)
     if frames_first:
         video, future = video.transpose(1, 2), future.transpose(1, 2)
     assert torch.equal(model(video), future)
 
 
-def test_unpatchify_undoes_patchify():
+def test_unpatchify_inverts_patchify():
     model, video = small(embed_dim=3 * 2 * 8 * 8), clips()
     with torch.no_grad():
         model.patch_embed.proj.weight.copy_(torch.eye(384).view(384, 3, 2, 8, 8))
@@ -91,10 +93,10 @@ def test_unpatchify_undoes_patchify():
 
 
 def dense_frames(model, video, keep):
-    """All tokens in one masked attention: a clip's token sees its place or its frame, a target sees everything."""
+    """One masked attention over all tokens: clip tokens attend to their location or frame, targets to everything."""
     t, h, w = model.grid_size(*video.shape[2:])
-    slots = model.target_slots
-    index = torch.cat([keep, torch.arange(t * h * w, (t + slots) * h * w).expand(len(keep), -1)], dim=1)
+    target_length = model.target_length
+    index = torch.cat([keep, torch.arange(t * h * w, (t + target_length) * h * w).expand(len(keep), -1)], dim=1)
     is_target = index >= t * h * w
     positions = model._positions((t, h, w))
     rope = axial_rope(model.head_dim, locate(index, (t, h, w))) if model.use_rope else None
@@ -103,8 +105,8 @@ def dense_frames(model, video, keep):
         for i, token in enumerate(index[b].tolist()):
             patches = model.patch_embed(video[b : b + 1])[0]
             if is_target[b, i]:
-                below = (t - 1) * h * w + token % (h * w)  # the same place in the last time slot
-                content = model.target_token + (patches[below] if below in keep[b] else 0)
+                last = (t - 1) * h * w + token % (h * w)  # the same location at the last temporal index
+                content = model.target_token + (patches[last] if last in keep[b] else 0)
             else:
                 content = patches[token]
             x[b, i] = content + positions[token]
@@ -135,7 +137,7 @@ def test_equals_one_masked_attention_over_all_tokens(keep, use_rope):
             torch.testing.assert_close(model(video), frames, atol=2e-5, rtol=0)
 
 
-def test_every_patch_to_come_depends_on_every_patch_seen():
+def test_every_predicted_patch_depends_on_every_input_patch():
     model, video = small(depth=1), clips(batch=1).requires_grad_()
     frames = model(video)
     for t, y, x in ((0, 0, 0), (3, 15, 23)):
@@ -144,7 +146,7 @@ def test_every_patch_to_come_depends_on_every_patch_seen():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_target_frames": 0, "num_classes": 3}], ids=["frames", "classes"])
-def test_gradient_reaches_every_layer(arguments):
+def test_every_parameter_receives_a_gradient(arguments):
     model = small(depth=3, **arguments).train()
     model(clips()).square().mean().backward()
     for name, parameter in model.named_parameters():
@@ -164,7 +166,7 @@ def test_without_target_frames_it_is_an_encoder():
     torch.testing.assert_close(classifier(video), classifier.head(classifier.forward_features(video).mean(dim=1)))
 
 
-def test_sizes_and_independence_of_clips():
+def test_clip_sizes_and_independence():
     model = small()
     with torch.no_grad():
         assert model(clips(frames=6, height=24, width=8)).shape == (2, 1, 4, 24, 8)
@@ -191,14 +193,12 @@ def test_compiles_without_graph_breaks():
 
 
 def test_factories_build_from_the_configuration():
-    for name, factory in factories("generative_timesformer").items():
-        sizes = inspect.signature(factory).parameters
+    for name in zoo.SIZES:
+        sizes = inspect.signature(getattr(zoo, name)).parameters
         assert {"img_size", "num_frames", "patch_size", "tubelet_size"} <= set(sizes), name
-    names = {"encoder": "generative_timesformer", "model_name": "generative_timesformer_tiny"}
-    sizes = {"crop_size": 16, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
-    encoder = build_encoder(ModelConfig(**names), **sizes)
+    encoder = build_encoder("generative_timesformer_tiny", ClipShape(4, 16, 8, 2))
     assert encoder(clips(width=16)).shape == (2, 8, 192)
-    generator = build_encoder(ModelConfig(**names, encoder_args={"num_target_frames": 2}), **sizes)
+    generator = build_encoder({"name": "generative_timesformer_tiny", "num_target_frames": 2}, ClipShape(4, 16, 8, 2))
     assert generator(clips(width=16)).shape == (2, 3, 2, 16, 16)
 
 
@@ -210,15 +210,15 @@ def test_factories_build_from_the_configuration():
         ({"num_classes": 3}, "num_classes 3 and num_target_frames 4.*set one of them to 0"),
         ({"num_heads": 8, "use_rope": True}, "at least 6, not 4; change num_heads"),
         ({"num_heads": 5}, "5 heads do not divide the width 32"),
-        ({"img_size": 20}, "20x20 pixels cannot be cut into patches of 8"),
-        ({"num_frames": 5}, "5 frames cannot be cut into tubelets of 2"),
+        ({"img_size": 20}, "crop_size 20 is not divisible by patch_size 8"),
+        ({"num_frames": 5}, "num_frames 5 is not divisible by tubelet_size 2"),
     ],
 )
-def test_impossible_arguments(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)
 
 
-def test_impossible_clips():
+def test_invalid_clips_raise():
     with pytest.raises(ValueError, match=r"takes clips \[B, 3, T, H, W\] or \[B, T, 3, H, W\]"):
         small()(torch.randn(1, 4, 4, 16, 24))

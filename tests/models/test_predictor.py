@@ -39,41 +39,41 @@ def inputs(batch=3, context=9, target=6):
 @pytest.mark.parametrize("mask_index", [0, 1])
 def test_equals_transformers_with_masks(tmp_path, mask_index):
     torch.manual_seed(0)
-    theirs = VJEPA2Model(
+    reference = VJEPA2Model(
         VJEPA2Config(
             crop_size=64, patch_size=16, frames_per_clip=8, tubelet_size=2, hidden_size=96, num_attention_heads=3,
             num_hidden_layers=1, pred_hidden_size=48, pred_num_attention_heads=2, pred_num_hidden_layers=3,
             pred_num_mask_tokens=2, initializer_range=0.1,
         )
     ).eval()  # fmt: skip
-    for name, parameter in theirs.named_parameters():
+    for name, parameter in reference.named_parameters():
         if name.endswith("bias") or "mask_tokens" in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    theirs.save_pretrained(tmp_path)
-    ours = hub.load_predictor(tmp_path).eval()
+    reference.save_pretrained(tmp_path)
+    model = hub.load_predictor(tmp_path).eval()
     features = torch.randn(2, 64, 96)
     order = torch.stack([torch.randperm(64) for _ in range(2)])
     context, target = order[:, :20].sort().values, order[:, 20:50].sort().values
-    embeddings = theirs.predictor.embeddings
-    choose = embeddings.forward
-    embeddings.forward = lambda *args: choose(*args, mask_index=mask_index)
+    embeddings = reference.predictor.embeddings
+    embed = embeddings.forward
+    embeddings.forward = lambda *args: embed(*args, mask_index=mask_index)
     with torch.no_grad():
-        expected = theirs.predictor(features, [context], [target]).last_hidden_state
+        expected = reference.predictor(features, [context], [target]).last_hidden_state
         visible = features.gather(1, context[..., None].expand(-1, -1, 96))
         assert expected.std() > 0.1
-        torch.testing.assert_close(ours(visible, None, context, target, mask_index), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(visible, None, context, target, mask_index), expected, atol=1e-5, rtol=0)
 
 
-def test_mask_tokens_equal_the_slow_version():
-    """Token by token: embed, add its place's position, run the blocks, keep the hidden ones."""
+def test_mask_tokens_equal_a_loop():
+    """Embed each token, add its position, run the blocks, return the masked tokens."""
     model = small(use_mask_tokens=True, num_mask_tokens=3)
     context, _, masks_context, masks_target = inputs()
     for clip in range(3):
         tokens = [
-            model.predictor_embed(context[clip, i]) + model.positions.pos_embed[0, place]
-            for i, place in enumerate(masks_context[clip])
+            model.predictor_embed(context[clip, i]) + model.positions.pos_embed[0, index]
+            for i, index in enumerate(masks_context[clip])
         ]
-        tokens += [model.mask_tokens[2][0, 0] + model.positions.pos_embed[0, place] for place in masks_target[clip]]
+        tokens += [model.mask_tokens[2][0, 0] + model.positions.pos_embed[0, index] for index in masks_target[clip]]
         x = torch.stack(tokens)[None]
         for block in model.predictor_blocks:
             x = block(x)
@@ -88,7 +88,7 @@ def test_mask_token_initialisation():
     assert all(0.005 < token.std() < 0.05 for token in drawn)
 
 
-def test_mask_index_chooses_the_token_and_one_that_is_not_there_is_an_error():
+def test_mask_index_selects_the_mask_token_and_is_checked():
     model, (context, _, masks_context, masks_target) = small(use_mask_tokens=True, num_mask_tokens=2), inputs()
     first, second = (model(context, None, masks_context, masks_target, index) for index in (0, 1))
     assert not torch.allclose(first, second)
@@ -97,16 +97,16 @@ def test_mask_index_chooses_the_token_and_one_that_is_not_there_is_an_error():
 
 
 @pytest.mark.parametrize("use_rope", [False, True])
-def test_order_of_tokens_does_not_matter(use_rope):
+def test_predictions_do_not_depend_on_the_order_of_tokens(use_rope):
     model, (context, _, masks_context, masks_target) = small(use_mask_tokens=True, use_rope=use_rope), inputs()
     order, shuffled = torch.randperm(9), torch.randperm(6)
     expected = model(context, None, masks_context, masks_target)[:, shuffled]
-    found = model(context[:, order], None, masks_context[:, order], masks_target[:, shuffled])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    predicted = model(context[:, order], None, masks_context[:, order], masks_target[:, shuffled])
+    torch.testing.assert_close(predicted, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [10, 1000])
-def test_schedules_equal_slow_loops(steps):
+def test_schedules_equal_loops(steps):
     def cosine_level(i):
         return math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2
 
@@ -127,11 +127,13 @@ def test_schedules_equal_slow_loops(steps):
         torch.testing.assert_close(noise_alphas(schedule, steps), expected, atol=1e-12, rtol=1e-9)
 
 
-def test_schedules_that_can_be_learned_from():
-    """Of the published schedule some 20 steps carry a target, of the others most."""
-    share = {name: (noise_alphas(name, 1000) > 1e-3).double().mean().item() for name in ("vjepa", "linear", "cosine")}
-    assert share["vjepa"] < 0.02
-    assert min(share["linear"], share["cosine"]) > 0.8
+def test_most_steps_of_the_usual_schedules_retain_the_target():
+    """In the published schedule only about 20 steps do."""
+    fraction = {
+        name: (noise_alphas(name, 1000) > 1e-3).double().mean().item() for name in ("vjepa", "linear", "cosine")
+    }
+    assert fraction["vjepa"] < 0.02
+    assert min(fraction["linear"], fraction["cosine"]) > 0.8
     given = noise_alphas("linear", 4, (0.1, 0.4))
     torch.testing.assert_close(given, torch.tensor([0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7, 0.9 * 0.8 * 0.7 * 0.6]).double())
 
@@ -139,42 +141,42 @@ def test_schedules_that_can_be_learned_from():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cosine", 10, (0.1, 0.2)), "the cosine schedule has none"),
-        (("linear", 10, (0.3, 0.2)), "need 0 < first"),
-        (("vjepa", 10, (0.5, 1.5)), "need 0 < first"),
-        (("sigmoid", 10), "take cosine, linear or vjepa"),
+        (("cosine", 10, (0.1, 0.2)), "not used by the cosine schedule"),
+        (("linear", 10, (0.3, 0.2)), "expected 0 < first"),
+        (("vjepa", 10, (0.5, 1.5)), "expected 0 < first"),
+        (("sigmoid", 10), "expected cosine, linear or vjepa"),
     ],
 )
-def test_impossible_noise_is_refused(arguments, message):
+def test_invalid_noise_options_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         noise_alphas(*arguments)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "vjepa"])
-def test_noised_target_equals_the_slow_version(schedule):
+def test_noised_targets_equal_a_loop(schedule):
     model = small(noise_schedule=schedule)
     context, target, masks_context, masks_target = inputs()
     noise, timestep = torch.randn(3, 6, 24), torch.tensor([0, 1, 700])
-    found = model(context, target, masks_context, masks_target, noise=noise, timestep=timestep)
+    predicted = model(context, target, masks_context, masks_target, noise=noise, timestep=timestep)
     alphas = noise_alphas(schedule, 1000).float()
     for clip in range(3):
         latent = F.layer_norm(model.predictor_embed(target[clip]), (24,))
         alpha = alphas[timestep[clip]]
-        hidden = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise[clip]
+        noised = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise[clip]
         if schedule != "vjepa":
-            hidden = hidden + model.time_embed(timestep[clip : clip + 1])
-        x = torch.cat([model.predictor_embed(context[clip]), hidden])
+            noised = noised + model.time_embed(timestep[clip : clip + 1])
+        x = torch.cat([model.predictor_embed(context[clip]), noised])
         x = (x + model.positions.pos_embed[0, torch.cat([masks_context[clip], masks_target[clip]])])[None]
         for block in model.predictor_blocks:
             x = block(x)
-        torch.testing.assert_close(found[clip], model.predictor_proj(model.predictor_norm(x))[0, 9:])
+        torch.testing.assert_close(predicted[clip], model.predictor_proj(model.predictor_norm(x))[0, 9:])
 
 
-def test_only_the_published_variant_is_not_told_the_time_step():
+def test_only_the_published_variant_does_not_receive_the_time_step():
     context, target, masks_context, masks_target = inputs()
     for schedule in ("cosine", "linear", "vjepa"):
         model = small(noise_schedule=schedule)
-        model.alphas.fill_(0.5)  # the same noise level at every step: what differs is what the predictor is told
+        model.alphas.fill_(0.5)  # equal noise levels, so that only the time embedding differs
         early, late = (
             model(
                 context, target, masks_context, masks_target, noise=torch.ones(3, 6, 24), timestep=torch.full((3,), t)
@@ -184,14 +186,14 @@ def test_only_the_published_variant_is_not_told_the_time_step():
         assert torch.equal(early, late) == (schedule == "vjepa")
 
 
-def test_time_embedding_tells_all_steps_apart():
+def test_time_embeddings_are_distinct():
     embed = TimeEmbedding(24)
     embed.mlp = torch.nn.Identity()
     codes = embed(torch.arange(1000))
     assert (torch.cdist(codes, codes) + torch.eye(1000)).min() > 1e-3
 
 
-def test_drawn_noise_follows_the_global_generator():
+def test_noise_is_drawn_from_the_global_generator():
     model, (context, target, masks_context, masks_target) = small(), inputs()
     torch.manual_seed(3)
     first = model(context, target, masks_context, masks_target)
@@ -201,7 +203,7 @@ def test_drawn_noise_follows_the_global_generator():
 
 
 @pytest.mark.parametrize(("schedule", "steps"), [("cosine", 1), ("cosine", 7), ("linear", 1000), ("linear", 20)])
-def test_ddim_with_an_oracle_stays_on_the_path_and_recovers_the_target(schedule, steps):
+def test_ddim_with_an_oracle_recovers_the_target(schedule, steps):
     model, (context, target, masks_context, masks_target) = small(noise_schedule=schedule), inputs()
     model.double()
     context, target = context.double(), target.double()
@@ -210,25 +212,25 @@ def test_ddim_with_an_oracle_stays_on_the_path_and_recovers_the_target(schedule,
     latent = F.layer_norm(model.predictor_embed(target), (24,)).repeat(2, 1, 1)
     path = []
 
-    def oracle(embedded, x, timestep, places, hidden):
+    def oracle(embedded, x, timestep, masks_context, masks_target):
         path.append((timestep[0].item(), x))
         return target.repeat(2, 1, 1)
 
     model._denoise = oracle
-    found = model.sample(context, masks_context, masks_target, steps, draws=2)
-    torch.testing.assert_close(found, target.expand(2, -1, -1, -1))
+    sampled = model.sample(context, masks_context, masks_target, steps, draws=2)
+    torch.testing.assert_close(sampled, target.expand(2, -1, -1, -1))
     assert [t for t, _ in path] == sorted({t for t, _ in path}, reverse=True)
     assert len(path) == steps
     assert path[0][0] == 999
     start = path[0][1]
     alpha = alphas[999]
     noise = (start - alpha.sqrt() * latent) / (1 - alpha).sqrt()
-    for timestep, x in path:  # all along the way the same noise, at that step's level
+    for timestep, x in path:  # the same noise in every step, at the level of the step
         expected = alphas[timestep].sqrt() * latent + (1 - alphas[timestep]).sqrt() * noise
         torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_sampling_draws_hypotheses_reproducibly():
+def test_sampling_is_reproducible():
     model, (context, _, masks_context, masks_target) = small(), inputs()
     first, again = (
         model.sample(context, masks_context, masks_target, 4, draws=3, generator=torch.Generator().manual_seed(5))
@@ -240,7 +242,7 @@ def test_sampling_draws_hypotheses_reproducibly():
     assert not first.requires_grad
 
 
-def test_sampling_uses_each_clips_own_context():
+def test_samples_depend_only_on_the_context_of_their_clip():
     model, (context, _, masks_context, masks_target) = small(), inputs()
     both = model.sample(context, masks_context, masks_target, 3, 2, torch.Generator().manual_seed(5))
     changed = context.clone()
@@ -250,13 +252,13 @@ def test_sampling_uses_each_clips_own_context():
     assert not torch.allclose(other[:, 1], both[:, 1])
 
 
-def test_what_a_mode_cannot_do_is_refused():
+def test_calls_that_do_not_match_the_mode_raise():
     context, _, masks_context, masks_target = inputs()
     with pytest.raises(ValueError, match="mask tokens cannot be sampled"):
         small(use_mask_tokens=True).sample(context, masks_context, masks_target, 3)
     with pytest.raises(ValueError, match="noises its targets"):
         small()(context, None, masks_context, masks_target)
-    with pytest.raises(ValueError, match="from 1 to the schedule's 1000"):
+    with pytest.raises(ValueError, match="between 1 and noise_steps .1000."):
         small().sample(context, masks_context, masks_target, 0)
 
 
@@ -264,8 +266,8 @@ def test_what_a_mode_cannot_do_is_refused():
 def test_activation_checkpointing_gives_the_same_gradients(use_mask_tokens):
     context, target, masks_context, masks_target = inputs()
     gradients = []
-    for saving in (False, True):
-        model = small(use_mask_tokens=use_mask_tokens, use_activation_checkpointing=saving).train()
+    for use_checkpointing in (False, True):
+        model = small(use_mask_tokens=use_mask_tokens, use_activation_checkpointing=use_checkpointing).train()
         torch.manual_seed(0)
         model(context, target, masks_context, masks_target).square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})

@@ -7,8 +7,9 @@ import torch
 from einops import rearrange
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
 
+from tubelet.grid import ClipShape, Grid
 from tubelet.layers.groups import FoldedTokens, ScatteredTokens
-from tubelet.models import ModelConfig, build_encoder, factories, inflatable
+from tubelet.models import build_encoder, inflatable
 from tubelet.models import timesformer as zoo
 from tubelet.models.timesformer import TimeSformer
 
@@ -20,7 +21,7 @@ SMALL = {
 
 
 def randomised(model, std=0.1, seed=0):
-    """All parameters random, biases and norms too, so that none can be left out unnoticed."""
+    """Randomize all parameters including biases and norms, so that an omission changes the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,18 +54,18 @@ def config_of_transformers(attention_type, **arguments):
     )  # fmt: skip
 
 
-def weights_from_transformers(theirs):
-    """Their TimesformerModel's state under our names; CLS token and its position are one parameter here."""
-    state = theirs.state_dict()
+def weights_from_transformers(reference):
+    """Convert the state of a TimesformerModel; the CLS token and its position are a single parameter here."""
+    state = reference.state_dict()
     position = state.pop("embeddings.position_embeddings")[0]
-    ours = {
+    converted = {
         "cls_token": state.pop("embeddings.cls_token") + position[0],
         "positions.table": position[1:],
         "patch_embed.proj.weight": state.pop("embeddings.patch_embeddings.projection.weight")[:, :, None],
         "patch_embed.proj.bias": state.pop("embeddings.patch_embeddings.projection.bias"),
     }
     if "embeddings.time_embeddings" in state:
-        ours["time_positions.table"] = state.pop("embeddings.time_embeddings")[0]
+        converted["time_positions.table"] = state.pop("embeddings.time_embeddings")[0]
     names = {
         "encoder.layer": "blocks", "temporal_attention.attention.qkv": "temporal_attn.qkv",
         "temporal_attention.output.dense": "temporal_attn.proj", "temporal_layernorm": "temporal_norm",
@@ -73,45 +74,45 @@ def weights_from_transformers(theirs):
         "layernorm_before": "norm1", "layernorm_after": "norm2", "layernorm": "norm",
     }  # fmt: skip
     for name, value in state.items():
-        for their_name, our_name in names.items():
-            name = name.replace(their_name, our_name)
-        ours[name] = value
-    return ours
+        for old_name, new_name in names.items():
+            name = name.replace(old_name, new_name)
+        converted[name] = value
+    return converted
 
 
 @pytest.mark.parametrize("attention_type", TYPES)
 def test_equals_transformers(attention_type):
-    theirs = randomised(TimesformerModel(config_of_transformers(attention_type)))
-    ours = small(attention_type=attention_type)
-    ours.load_state_dict(weights_from_transformers(theirs))
+    reference = randomised(TimesformerModel(config_of_transformers(attention_type)))
+    model = small(attention_type=attention_type)
+    model.load_state_dict(weights_from_transformers(reference))
     x = clips()
     with torch.no_grad():
-        expected = theirs(x.transpose(1, 2)).last_hidden_state
-        if attention_type == "space_only":  # frames are samples there
+        expected = reference(x.transpose(1, 2)).last_hidden_state
+        if attention_type == "space_only":  # transformers treats frames as samples
             expected = rearrange(expected[:, 1:], "(B t) n D -> B (t n) D", B=2)
         else:
             expected = rearrange(expected[:, 1:], "B (n t) D -> B (t n) D", t=3)
         assert expected.std() > 0.1
-        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attention_type", TYPES)
 def test_logits_equal_transformers(attention_type):
-    theirs = randomised(TimesformerForVideoClassification(config_of_transformers(attention_type, num_labels=5)))
-    ours = small(attention_type=attention_type, num_classes=5)
-    head = {f"head.{name}": value for name, value in theirs.classifier.state_dict().items()}
-    ours.load_state_dict(weights_from_transformers(theirs.timesformer) | head)
+    reference = randomised(TimesformerForVideoClassification(config_of_transformers(attention_type, num_labels=5)))
+    model = small(attention_type=attention_type, num_classes=5)
+    head = {f"head.{name}": value for name, value in reference.classifier.state_dict().items()}
+    model.load_state_dict(weights_from_transformers(reference.timesformer) | head)
     x = clips()
     with torch.no_grad():
-        expected = theirs(x.transpose(1, 2)).logits
+        expected = reference(x.transpose(1, 2)).logits
         if attention_type == "space_only":  # the paper averages the predictions for the frames
             expected = expected.unflatten(0, (2, 3)).mean(1)
-        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attention_type", TYPES)
 def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_type, monkeypatch):
-    """All tokens go through the blocks, each frame and each place for itself; nobody may attend to a dropped token."""
+    """All tokens pass the blocks, with a loop over frames and locations; dropped tokens are masked as keys."""
     model, x, keep = small(attention_type=attention_type, num_classes=5), clips(), masks()
     kept = torch.zeros(2, 48, dtype=torch.bool).scatter(1, keep, True)
 
@@ -120,7 +121,7 @@ def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_t
         logits = logits.masked_fill(~visible[:, None, None], -1e9)
         return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
 
-    class Hiding(FoldedTokens):
+    class MaskedTokens(FoldedTokens):
         def over_space(self, q, k, v, **options):
             q, k, v = (z.transpose(1, 2) for z in (q, k, v))
             visible = torch.cat([torch.ones(2, 3, 1, dtype=torch.bool), kept.view(2, 3, 16)], dim=2)
@@ -132,40 +133,40 @@ def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_t
             q, k, v = (z.transpose(1, 2) for z in (q, k, v))
             parts = [z.unflatten(1, (3, 16)) for z in (q, k, v)]
             visible = kept.view(2, 3, 16)
-            places = [attention(*(z[:, :, n] for z in parts), visible[:, :, n]) for n in range(16)]
-            return torch.stack(places, dim=2).flatten(1, 2).transpose(1, 2)
+            locations = [attention(*(z[:, :, n] for z in parts), visible[:, :, n]) for n in range(16)]
+            return torch.stack(locations, dim=2).flatten(1, 2).transpose(1, 2)
 
-    def everywhere(q, k, v, **options):  # of joint attention, [B, H, N, d]
+    def joint_attention(q, k, v, **options):  # [B, H, N, d]
         visible = torch.cat([torch.ones(2, 1, dtype=torch.bool), kept], dim=1)
         return attention(*(z.transpose(1, 2) for z in (q, k, v)), visible).transpose(1, 2)
 
     with torch.no_grad():
         tokens, logits = model.forward_features(x, keep), model(x, keep)
-        monkeypatch.setattr(inflatable, "FoldedTokens", Hiding)
+        monkeypatch.setattr(inflatable, "FoldedTokens", MaskedTokens)
         if attention_type == "joint":
-            monkeypatch.setattr(model, "run", lambda block, x: block(x, None, everywhere))
+            monkeypatch.setattr(model, "run", lambda block, x: block(x, None, joint_attention))
         torch.testing.assert_close(tokens, take(model.forward_features(x), keep), atol=1e-5, rtol=0)
         torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=0)
 
 
-def test_mask_of_two_frames_leaves_the_third_ones_cls_copy_alone():
-    """No patch of the last frame is kept; nothing becomes nan, and gradients stay finite."""
+def test_a_frame_without_kept_patches_causes_no_nan():
+    """No patch of the last frame is kept, so its copy of the CLS token attends to itself only."""
     model, x = small(num_classes=5), clips()
     model(x, masks(total=32)).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
-    "where", [FoldedTokens((3, 2, 2)), ScatteredTokens(torch.tensor([[0, 11, 5], [3, 2, 9]]), (3, 2, 2))]
+    "groups", [FoldedTokens(Grid(3, 2, 2)), ScatteredTokens(torch.tensor([[0, 11, 5], [3, 2, 9]]), Grid(3, 2, 2))]
 )
-def test_join_and_split_are_inverse(where):
-    tokens = 12 if isinstance(where, FoldedTokens) else 3
+def test_split_inverts_join(groups):
+    tokens = 12 if isinstance(groups, FoldedTokens) else 3
     frames, x = torch.randn(2, 3, 8), torch.randn(2, tokens, 8)
-    for back, original in zip(where.split(where.join(frames, x)), (frames, x), strict=True):
-        assert torch.equal(back, original)
+    for result, original in zip(groups.split(groups.join(frames, x)), (frames, x), strict=True):
+        assert torch.equal(result, original)
 
 
-def test_space_only_frames_do_not_know_of_each_other_and_divided_ones_do():
+def test_frames_are_independent_only_with_space_only_attention():
     x = clips()
     other = x.clone()
     other[:, :, 2] = clips(frames=1, seed=5)[:, :, 0]
@@ -175,7 +176,7 @@ def test_space_only_frames_do_not_know_of_each_other_and_divided_ones_do():
         assert (difference < 1e-6) == same
 
 
-def test_interpolated_positions_are_the_sum_of_those_in_time_and_in_space():
+def test_interpolated_positions_are_the_sum_of_temporal_and_spatial_ones():
     model = small()
     space = model.positions.table.T.view(1, 48, 4, 4)
     time = model.time_positions.table.T.view(1, 48, 3)
@@ -198,8 +199,8 @@ def image_vit(**arguments):
 
 
 @pytest.mark.parametrize("attention_type", ["divided", "space_only"])
-def test_from_an_image_vit_a_still_clip_gives_its_tokens(attention_type):
-    """In joint attention the patches outnumber the CLS token by the frames, so there only one frame gives the same."""
+def test_inflated_image_vit_gives_its_tokens_for_a_still_clip(attention_type):
+    """Not with joint attention, where more frames give patches more weight than the CLS token."""
     model, image = small(attention_type=attention_type), image_vit()
     model.init_from_image_vit(image)
     x = clips(frames=1)
@@ -210,8 +211,8 @@ def test_from_an_image_vit_a_still_clip_gives_its_tokens(attention_type):
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (2, 6)])
-def test_from_an_image_vit_one_frame_of_joint_attention(grid):
-    """Also where the image model was trained at another size: its positions are resampled bilinearly."""
+def test_inflated_image_vit_equals_joint_attention_for_one_frame(grid):
+    """Positions are resampled bilinearly for another image size."""
     h, w = grid
     model, image = small(attention_type="joint", num_frames=1, img_size=(8 * h, 8 * w)), image_vit()
     model.init_from_image_vit(image)
@@ -228,46 +229,45 @@ def test_from_an_image_vit_one_frame_of_joint_attention(grid):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ({"depth": 2}, "the image model's .* are .48, 2, 4, 8., this encoder's .48, 3, 4, 8."),
-        ({"num_heads": 3}, "take an image ViT of the same size"),
-        ({"init_values": 0.1}, "no plain image ViT"),
-        ({"reg_tokens": 2}, "registers"),
+        ({"depth": 2}, "of the image model are .48, 2, 4, 8., of this encoder .48, 3, 4, 8."),
+        ({"num_heads": 3}, "use an image ViT of the same size"),
+        ({"init_values": 0.1}, "not a plain image ViT"),
+        ({"reg_tokens": 2}, "register tokens"),
         ({"class_token": False, "global_pool": "avg"}, "fc_norm=False"),
     ],
 )
-def test_other_image_models_are_refused(image, message):
+def test_other_image_models_raise(image, message):
     with pytest.raises(ValueError, match=message):
         small().init_from_image_vit(image_vit(**image))
 
 
-def test_models_that_are_no_image_vit_are_refused():
-    with pytest.raises(ValueError, match="no plain image ViT"):
+def test_only_plain_image_vits_can_be_inflated():
+    with pytest.raises(ValueError, match="not a plain image ViT"):
         small().init_from_image_vit(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="tubelet_init 'middle': take one of central_frame"):
+    with pytest.raises(ValueError, match="tubelet_init 'middle': expected one of central_frame"):
         small().init_from_image_vit(image_vit(), "middle")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attention_type": "divide"}, "attention_type 'divide': take one of divided, joint, space_only"),
+        ({"attention_type": "divide"}, "attention_type 'divide': expected one of divided, joint, space_only"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         TimeSformer(**{**SMALL, **arguments})
 
 
 def test_factories():
     expected = set(inspect.signature(TimeSformer).parameters)
-    assert set(factories("timesformer")) == set(zoo.SIZES)
-    for name, make in factories("timesformer").items():
+    for name in zoo.SIZES:
+        make = getattr(zoo, name)
         assert set(inspect.signature(make).parameters) == expected
         with torch.device("meta"):
             model = make()
         size = zoo.SIZES[name]
         assert (model.embed_dim, len(model.blocks), model.num_heads) == tuple(size.values())
         assert model.norm.eps == 1e-6
-    model = ModelConfig(encoder="timesformer", model_name="timesformer_tiny", encoder_args={"depth": 2})
-    encoder = build_encoder(model, crop_size=32, num_frames=4, patch_size=8, tubelet_size=2)
+    encoder = build_encoder({"name": "timesformer_tiny", "depth": 2}, ClipShape(4, 32, 8, 2))
     assert encoder.grid == (2, 4, 4)

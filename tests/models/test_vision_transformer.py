@@ -6,9 +6,10 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from tests.rotation import rotated
 from tubelet import hub
-from tubelet.config import ConfigError, check
-from tubelet.models import ModelConfig, build_encoder, build_predictor, factories
+from tubelet.grid import ClipShape
+from tubelet.models import build_encoder, build_predictor
 from tubelet.models import vision_transformer as vit
+from tubelet.models.predictor import VisionTransformerPredictor
 from tubelet.models.vision_transformer import VisionTransformer
 
 SMALL = {"img_size": 32, "patch_size": 8, "num_frames": 4, "embed_dim": 48, "depth": 3, "num_heads": 2}
@@ -86,7 +87,7 @@ def test_masked_encoder_equals_full_encoder_with_restricted_attention(use_rope, 
     for block in model.blocks:
         q, k, v = block.attn.qkv(block.norm1(y)).view(2, 32, 3, 2, 24).permute(2, 0, 3, 1, 4)
         if rope is not None:
-            q, k = (rotated(z, rope.turn[:, :, 0].transpose(1, 2)) for z in (q, k))
+            q, k = (rotated(z, rope.rotation[:, :, 0].transpose(1, 2)) for z in (q, k))
         weights = (q @ k.mT * 24**-0.5 + restriction).softmax(-1)
         y = y + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
         y = y + block.mlp(block.norm2(y))
@@ -167,11 +168,11 @@ def test_images():
     ("arguments", "message"),
     [
         ({"num_heads": 5}, "5 heads do not divide the width 48"),
-        ({"img_size": 36}, "cannot be cut into patches of 8"),
-        ({"num_frames": 5}, "cannot be cut into tubelets of 2"),
+        ({"img_size": 36}, "crop_size 36 is not divisible by patch_size 8"),
+        ({"num_frames": 5}, "num_frames 5 is not divisible by tubelet_size 2"),
         ({"out_layers": [3]}, "the layers are 0 to 2"),
         ({"use_rope": True, "num_heads": 16}, "even number of channels"),
-        ({"embed_dim": 52}, "multiple of 8"),
+        ({"embed_dim": 52, "uniform_power": False}, "multiple of 8"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(arguments, message):
@@ -181,7 +182,7 @@ def test_sizes_that_do_not_go_together_are_refused(arguments, message):
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 3, 3, 32, 32), (1, 3, 4, 30, 32)])
 def test_clips_that_do_not_fit_are_refused(shape):
-    with pytest.raises(ValueError, match=r"cannot be cut|takes clips"):
+    with pytest.raises(ValueError, match=r"is not divisible|takes clips"):
         small()(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"takes images"):
         small(num_frames=1)(torch.zeros(1, 3, 4, 32, 32))
@@ -212,7 +213,8 @@ def test_factories_have_their_published_sizes(name):
 
 def test_factories_forward_every_argument_and_refuse_unknown_ones():
     expected = set(inspect.signature(VisionTransformer).parameters)
-    assert all(set(inspect.signature(make).parameters) == expected for make in factories("vision_transformer").values())
+    for name in vit.SIZES:
+        assert set(inspect.signature(getattr(vit, name)).parameters) == expected
     with pytest.raises(TypeError, match="use_ropes"):
         vit.vit_tiny(use_ropes=True)
 
@@ -223,46 +225,38 @@ def test_issue_defaults():
         "img_size": 224, "patch_size": 16, "num_frames": 1, "tubelet_size": 2, "in_chans": 3, "embed_dim": 768,
         "depth": 12, "num_heads": 12, "mlp_ratio": 4.0, "qkv_bias": True, "qk_scale": None, "drop_rate": 0.0,
         "attn_drop_rate": 0.0, "norm_layer": torch.nn.LayerNorm, "init_std": 0.02, "out_layers": None,
-        "uniform_power": False,
+        "uniform_power": True,
     }  # fmt: skip
     assert {name: defaults[name] for name in stated} == stated
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        ({"encoder": "vision_transfomer"}, "encoder: .*Did you mean 'vision_transformer'"),
-        ({"model_name": "vit_lage"}, "Did you mean 'vit_large'"),
-        ({"encoder_args": {"dept": 3}}, "encoder_args.dept: .*Did you mean 'depth'"),
-        ({"encoder_args": {"depth": "three"}}, "encoder_args"),
-        ({"encoder_args": {"use_rope": True}}, "set by the section model"),
-        ({"encoder_args": {"img_size": 64}}, "set by the section data"),
-        ({"encoder_args": {"num_heads": 5}}, "5 heads do not divide the width 768"),
-        ({"noise_schedule": "cosin"}, "noise_schedule"),
-        ({"pred_dept": 3}, "Did you mean 'pred_depth'"),
-    ],
-)
-def test_broken_model_sections_are_refused(raw, message):
-    with pytest.raises(ConfigError, match=message):
-        check(raw, ModelConfig, "file.yaml")
-
-
 def test_build_encoder_and_predictor_pass_every_option():
-    model = ModelConfig(
-        model_name="vit_tiny", encoder_args={"depth": 2, "drop_rate": 0.1}, use_rope=True, rope_pairing="vjepa2",
-        use_silu=True, wide_silu=False, use_activation_checkpointing=True, pred_depth=3, pred_embed_dim=96,
-        pred_num_heads=4, use_mask_tokens=False, noise_schedule="vjepa", noise_steps=50,
-    )  # fmt: skip
-    sizes = {"crop_size": 32, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
-    encoder = build_encoder(model, **sizes)
-    predictor = build_predictor(model, encoder, **sizes, num_mask_tokens=2)
+    clip = ClipShape(4, 32, 8, 2)
+    shared = {"use_rope": True, "rope_pairing": "vjepa2", "use_silu": True, "wide_silu": False}
+    shared["use_activation_checkpointing"] = True
+    encoder = build_encoder({"name": "vit_tiny", "depth": 2, "drop_rate": 0.1, **shared}, clip)
+    noise = {"use_mask_tokens": False, "noise_schedule": "vjepa", "noise_steps": 50}
+    predictor = build_predictor({"depth": 3, "embed_dim": 96, "num_heads": 4, **noise, **shared}, encoder, clip, 2)
     assert (len(encoder.blocks), encoder.grid, encoder.blocks[0].attn.proj_drop.p) == (2, (2, 4, 4), 0.1)
     assert (len(predictor.predictor_blocks), predictor.num_heads, len(predictor.alphas)) == (3, 4, 50)
+    assert (predictor.predictor_embed_dim, predictor.predictor_proj.out_features) == (96, 192)
     for part, blocks in ((encoder, encoder.blocks), (predictor, predictor.predictor_blocks)):
         assert part.positions.use_rope
         assert part.positions.rope_pairing == "vjepa2"
         assert part.use_activation_checkpointing
         assert blocks[0].mlp.fc3.in_features == 4 * blocks[0].norm1.normalized_shape[0]
-    inherits = ModelConfig(model_name="vit_tiny")
-    assert build_predictor(inherits, encoder, **sizes, num_mask_tokens=5).num_heads == encoder.num_heads
-    assert len(build_predictor(inherits, encoder, **sizes, num_mask_tokens=5).mask_tokens) == 5
+    default = build_predictor({}, encoder, clip, num_mask_tokens=5)
+    assert (default.num_heads, len(default.mask_tokens)) == (encoder.num_heads, 5)
+
+
+@pytest.mark.parametrize("depth_scaled_init", [True, False])
+def test_depth_scaled_init_divides_the_outputs_of_deep_blocks(depth_scaled_init):
+    torch.manual_seed(0)
+    encoder = VisionTransformer(img_size=32, patch_size=8, depth=4, depth_scaled_init=depth_scaled_init)
+    predictor = VisionTransformerPredictor(img_size=32, patch_size=8, depth=4, depth_scaled_init=depth_scaled_init)
+    for blocks in (encoder.blocks, predictor.predictor_blocks):
+        for number, block in enumerate(blocks, start=1):
+            for layer in (block.attn.proj, block.mlp.output):
+                expected = 0.02 / (2 * number) ** 0.5 if depth_scaled_init else 0.02
+                assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.02)
+            assert float(block.attn.qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.02)

@@ -24,7 +24,7 @@ def clips(frames=8, height=32, width=40):
 
 
 def groups(extent, size, shifted):
-    """The window of each place along an axis, by counting: Swin shifts by half, unless one window covers the axis."""
+    """Window number of each index along an axis, by counting. Swin shifts by half unless one window covers the axis."""
     size = min(size, extent)
     until_border = size // 2 if shifted and size < extent and size > 1 else size
     window, numbers = 0, []
@@ -37,14 +37,14 @@ def groups(extent, size, shifted):
 
 
 def same_window(grid, window_size, shifted):
-    """[N, N], true within a window."""
+    """Return [N, N], True for pairs of the same window."""
     axes = [groups(extent, size, shifted) for extent, size in zip(grid, window_size, strict=True)]
     t, y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))
     return (t[:, None] == t) & (y[:, None] == y) & (x[:, None] == x)
 
 
 def dense(model, x, grid, window_size, shifted, keep=None):
-    """All tokens attend densely, under the windows as a mask and to kept tokens only."""
+    """Dense attention of all tokens with the windows as a mask; only kept tokens are keys."""
     y = model.positions.add(model.patch_embed(x), None, grid)
     kept = torch.ones(y.shape[:2]) if keep is None else torch.zeros(y.shape[:2]).scatter(1, keep, 1.0)
     for layer, block in enumerate(model.blocks):
@@ -59,7 +59,7 @@ def dense(model, x, grid, window_size, shifted, keep=None):
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("frames", "height", "width", "window_size"),
     [
@@ -70,18 +70,18 @@ def dense(model, x, grid, window_size, shifted, keep=None):
         (2, 24, 16, (2, 1, 2)),
     ],
 )
-def test_windows_equal_dense_attention_with_a_mask(frames, height, width, window_size, shifted, some):
+def test_windows_equal_dense_attention_with_a_mask(frames, height, width, window_size, shifted, masked):
     model = windowed(frames, (height, width), window_size, shifted=shifted)
     x, grid = clips(frames, height, width), (frames // 2, height // 8, width // 8)
     n = grid[0] * grid[1] * grid[2]
-    keep = torch.stack([torch.randperm(n)[: n // 2] for _ in range(2)]) if some else None
+    keep = torch.stack([torch.randperm(n)[: n // 2] for _ in range(2)]) if masked else None
     expected = dense(model, x, grid, window_size, shifted, keep)
     torch.testing.assert_close(model(x, keep), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 0), (1, 2, 1)])
 def test_window_attention_equals_torchvision(shift):
-    """Video Swin's cyclic shift and its mask separate the same groups (relative positions left out)."""
+    """The cyclic shift and mask of Video Swin separate the same groups (without relative positions)."""
     torch.manual_seed(0)
     grid, size, heads = (4, 8, 6), [2, 4, 2], 3
     x = torch.randn(2, *grid, 24)
@@ -91,11 +91,11 @@ def test_window_attention_equals_torchvision(shift):
         x, qkv.weight, proj.weight, torch.zeros(1, heads, n, n), size, heads, list(shift), 0.0, 0.0, qkv.bias, proj.bias
     )
     q, k, v = qkv(x.flatten(1, 3)).unflatten(2, (3, heads, 8)).permute(2, 0, 3, 1, 4)
-    ours = _attend_in_windows(q, k, v, Window(tuple(size), shift), grid)
-    torch.testing.assert_close(proj(ours.transpose(1, 2).flatten(2)), expected.flatten(1, 3), atol=1e-5, rtol=0)
+    result = _attend_in_windows(q, k, v, Window(tuple(size), shift), grid)
+    torch.testing.assert_close(proj(result.transpose(1, 2).flatten(2)), expected.flatten(1, 3), atol=1e-5, rtol=0)
 
 
-def test_a_window_over_the_whole_grid_is_a_vision_transformer():
+def test_a_window_that_covers_the_grid_equals_a_vision_transformer():
     model, x = windowed(window_size=(9, 9, 9)), clips()
     vit = VisionTransformer(
         img_size=(32, 40), num_frames=8, **SMALL, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6)
@@ -105,13 +105,13 @@ def test_a_window_over_the_whole_grid_is_a_vision_transformer():
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_what_changes_in_a_window_stays_there_unless_windows_shift(shifted):
+def test_changes_stay_within_a_window_unless_windows_shift(shifted):
     model, x = windowed(window_size=(2, 2, 5), shifted=shifted), clips()
     changed = x.clone()
-    changed[:, :, :4, :16] += 1.0  # the first two time slots, upper half
+    changed[:, :, :4, :16] += 1.0  # the first two temporal indices, upper half
     difference = (
         (model(changed) - model(x)).abs().amax(2).view(2, 2, 2, 2, 2, 5)
-    )  # B, window, slot, window, row, column
+    )  # B, window, index, window, row, column
     assert (difference[:, 0, :, 0] > 1e-4).all()
     if shifted:
         assert (difference[:, 1] > 1e-6).any()
@@ -121,6 +121,6 @@ def test_what_changes_in_a_window_stays_there_unless_windows_shift(shifted):
 
 
 @pytest.mark.parametrize("window_size", [(2, 0, 7), (2, 7), (2, 7.0, 7)])
-def test_windows_of_no_size_are_refused(window_size):
-    with pytest.raises(ValueError, match="give three whole numbers"):
+def test_invalid_window_sizes_raise(window_size):
+    with pytest.raises(ValueError, match="expected three integers"):
         windowed(window_size=window_size)

@@ -1,4 +1,4 @@
-"""Building blocks of the encoders, predictors and probes; they know torch and nothing else of this package."""
+"""Building blocks of encoders, predictors and probes. They depend on torch and on no other part of this package."""
 
 from tubelet.layers.attention import Attention, CrossAttention
 from tubelet.layers.block import Block, CrossAttentionBlock

@@ -1,4 +1,4 @@
-"""Self-attention and cross-attention by torch's scaled_dot_product_attention."""
+"""Multi-head self-attention and cross-attention on top of torch's scaled_dot_product_attention."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,26 @@ from torch import nn
 from tubelet.layers.checks import head_width
 from tubelet.layers.positions import RopeTables, rotate
 
-# Called as F.scaled_dot_product_attention: queries, keys, values [B, heads, N, d], `dropout_p` and `scale` by name.
-Attend = Callable[..., torch.Tensor]
+AttentionFn = Callable[..., torch.Tensor]
+"""A drop-in replacement for F.scaled_dot_product_attention.
+
+It is called with queries, keys and values [B, num_heads, N, head_dim] and the keywords `dropout_p` and `scale`.
+"""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention [B, N, D] -> [B, N, D], with rotary positions where tables are given.
+    """Multi-head self-attention: [B, N, D] -> [B, N, D].
 
-    `attend` may say otherwise than that every token sees all others. Logits are multiplied by `qk_scale`, 1/sqrt(head
-    width) if None. Dropout acts in training only.
-    Raises ValueError when `num_heads` does not divide `dim`.
+    Args:
+        dim: Width D of the tokens.
+        num_heads: Number of attention heads; must divide `dim`.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        qk_scale: Factor of the attention logits; 1 / sqrt(head_dim) if None.
+        attn_drop: Dropout probability of the attention weights.
+        proj_drop: Dropout probability of the output.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`.
     """
 
     def __init__(
@@ -43,8 +53,18 @@ class Attention(nn.Module):
         return f"num_heads={self.num_heads}, scale={self.scale:g}"
 
     def forward(
-        self, x: torch.Tensor, rope: RopeTables | None = None, attend: Attend = F.scaled_dot_product_attention
+        self, x: torch.Tensor, rope: RopeTables | None = None, attend: AttentionFn = F.scaled_dot_product_attention
     ) -> torch.Tensor:
+        """Mix the tokens.
+
+        Args:
+            x: Tokens [B, N, D].
+            rope: Rotary tables of the N tokens, applied to queries and keys; no rotation if None.
+            attend: Attention function; by default every token attends to all tokens.
+
+        Returns:
+            Tokens [B, N, D].
+        """
         B, N, D = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim)
         if rope is None:
@@ -64,10 +84,16 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries [B, n, D] over tokens [B, N, D] -> [B, n, D].
+    """Multi-head attention of queries [B, n, D] to tokens [B, N, D] -> [B, n, D].
 
-    `use_proj=False` leaves the output projection out: V-JEPA's released probes were trained without it.
-    Raises ValueError when `num_heads` does not divide `dim`.
+    Args:
+        dim: Width D of queries and tokens.
+        num_heads: Number of attention heads; must divide `dim`.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        use_proj: Apply an output projection. V-JEPA's released probes were trained without one.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 12, qkv_bias: bool = False, use_proj: bool = True):

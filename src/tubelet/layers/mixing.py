@@ -1,7 +1,7 @@
-"""Three ways to mix tokens behind one interface: additive attention, random features, softmax.
+"""Token mixing layers with one interface: additive attention, random features and softmax attention.
 
-`FastAttention` (Fastformer) and `PerformerAttention` (FAVOR+) cost time in proportion to the number of tokens,
-`RegularAttention` to its square.
+`FastAttention` (Fastformer) and `PerformerAttention` (FAVOR+) are linear in the number of tokens, `RegularAttention` is
+quadratic.
 """
 
 import math
@@ -15,15 +15,24 @@ from tubelet.layers.checks import head_width
 from tubelet.layers.groups import Groups
 from tubelet.layers.positions import RopeTables, rotate
 
-# Performer's queries whose random features a CPU's cache holds: twice as fast as all of many thousands.
-_QUERIES_AT_ONCE = 1024
+# Queries per chunk of Performer on the CPU: their random features fit in the cache, which is twice as fast as computing
+# many thousands at once.
+_QUERY_CHUNK_SIZE = 1024
 
 
 class MixingLayer(nn.Module):
-    """Tokens [B, N, D] -> [B, N, D]; `mix` is what the mechanisms differ in.
+    """Base class of token mixing layers, [B, N, D] -> [B, N, D]. Subclasses implement `mix`.
 
-    Queries and keys are turned by `rope` where given. With `groups`, tokens are mixed within these groups.
-    Raises ValueError when `num_heads` does not divide `dim`.
+    Args:
+        dim: Width D of the tokens.
+        num_heads: Number of heads; must divide `dim` unless `head_dim` is given.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        proj_drop: Dropout probability of the output.
+        head_dim: Channels per head; `dim / num_heads` if None.
+        parts: Number of projections of the tokens: 3 for queries, keys and values.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim` and `head_dim` is None.
     """
 
     def __init__(
@@ -47,34 +56,61 @@ class MixingLayer(nn.Module):
         return f"num_heads={self.num_heads}"
 
     def forward(self, x: torch.Tensor, rope: RopeTables | None = None, groups: Groups | None = None) -> torch.Tensor:
+        """Mix the tokens.
+
+        Args:
+            x: Tokens [B, N, D].
+            rope: Rotary tables of the tokens, applied to queries and keys; no rotation if None.
+            groups: Partition of the tokens; they are mixed within each group. All tokens form one group if None.
+
+        Returns:
+            Tokens [B, N, D].
+        """
         q, k, v = self.project(x, rope)
         return self.proj_drop(self.proj(self.attend(q, k, v, groups)))
 
     def project(self, x: torch.Tensor, rope: RopeTables | None) -> Sequence[torch.Tensor]:
-        """Queries, keys and values, each [B, N, heads, head width]."""
+        """Return queries, keys and values, each [B, N, heads, head_dim]."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         if rope is None:
             return qkv.unbind(2)
         return *rotate(qkv[:, :, :2], rope).unbind(2), qkv[:, :, 2]
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Groups | None) -> torch.Tensor:
-        """[B, N, heads * head width] from queries, keys and values [B, N, heads, head width]."""
+        """Mix queries, keys and values [B, N, heads, head_dim] -> [B, N, heads * head_dim]."""
         if groups is None:
             return self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None).transpose(1, 2).flatten(2)
         return groups.merge(self.mix(groups.split(q), groups.split(k), groups.split(v), groups.mask())).flatten(2)
 
     def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """[G, heads, n, head width]; keys where `mask` [G, 1, 1, n] is False count for nothing."""
+        """Mix n tokens of each of G groups.
+
+        Args:
+            q: Queries [G, heads, n, head_dim].
+            k: Keys of the same shape.
+            v: Values of the same shape.
+            mask: Bool [G, 1, 1, n]; keys where it is False are ignored. None keeps all keys.
+
+        Returns:
+            Mixed values [G, heads, n, head_dim].
+        """
         raise NotImplementedError
 
 
 class RegularAttention(MixingLayer):
-    """Softmax attention, quadratic in the number of tokens; `attn_drop` acts on its weights in training.
+    """Softmax attention, quadratic in the number of tokens.
 
-    Heads are `head_dim` wide, `dim / num_heads` if None.
+    Args:
+        dim: Width D of the tokens.
+        num_heads: Number of heads; must divide `dim` unless `head_dim` is given.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        proj_drop: Dropout probability of the output.
+        attn_drop: Dropout probability of the attention weights.
+        head_dim: Channels per head; `dim / num_heads` if None.
 
-    >>> RegularAttention(dim=64)(torch.randn(16, 32, 64)).shape
-    torch.Size([16, 32, 64])
+    Example:
+        >>> RegularAttention(dim=64)(torch.randn(16, 32, 64)).shape
+        torch.Size([16, 32, 64])
     """
 
     def __init__(
@@ -96,15 +132,26 @@ class RegularAttention(MixingLayer):
 
 
 class FastAttention(MixingLayer):
-    """Additive attention of Fastformer (Wu et al. 2021, "Additive Attention Can Be All You Need", section 3.1).
+    """Additive attention, linear in the number of tokens: "Fastformer" (Wu et al. 2021), section 3.1.
 
-    In each head, over tokens i: the global query q = sum α_i q_i, with α the softmax of w_q·q_i / sqrt(d) (equations 3,
-    4); p_i = q * k_i; the global key k = sum β_i p_i, with β the softmax of w_k·p_i / sqrt(d) (equations 5, 6); and
-    u_i = k * v_i. The output is a linear map of u_i plus q_i. Values share the queries' weights, as in the paper.
-    Rotary positions, which the paper has not, turn queries and keys wherever weights or sums are formed.
+    For the tokens i of each head:
 
-    >>> FastAttention(dim=64)(torch.randn(16, 32, 64)).shape
-    torch.Size([16, 32, 64])
+    - global query q = sum_i α_i q_i, where α is the softmax of w_q·q_i / sqrt(d) (equations 3, 4);
+    - p_i = q * k_i, and global key k = sum_i β_i p_i, where β is the softmax of w_k·p_i / sqrt(d) (equations 5, 6);
+    - u_i = k * v_i; the output is a linear map of u_i plus q_i.
+
+    As in the paper, values share the weights of the queries. Rotary positions, which the paper does not use, rotate the
+    queries and keys that enter weights and sums, but not the values.
+
+    Args:
+        dim: Width D of the tokens.
+        num_heads: Number of heads; must divide `dim`.
+        qkv_bias: Add a learnable bias to queries and keys.
+        proj_drop: Dropout probability of the output.
+
+    Example:
+        >>> FastAttention(dim=64)(torch.randn(16, 32, 64)).shape
+        torch.Size([16, 32, 64])
     """
 
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, proj_drop: float = 0.0):
@@ -121,8 +168,8 @@ class FastAttention(MixingLayer):
         return *(qk if rope is None else rotate(qk, rope)).unbind(2), qk[:, :, 0]
 
     def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        # A sum weighted by a softmax of w·q_i / sqrt(d) is the attention of the one query w over the q_i. So is that of
-        # the p_i = global_query * k_i, whose common factor goes to the query and the result instead.
+        # A sum weighted by the softmax of w·q_i / sqrt(d) is the attention of a single query w to the q_i. The same
+        # holds for p_i = global_query * k_i, whose common factor moves to the query and to the result.
         query_weight = self.query_weight.to(q.dtype).expand(len(q), -1, -1, -1)
         global_query = F.scaled_dot_product_attention(query_weight, q, q, attn_mask=mask)
         key_weight = self.key_weight.to(q.dtype) * global_query
@@ -131,19 +178,31 @@ class FastAttention(MixingLayer):
 
 
 class PerformerAttention(MixingLayer):
-    """Softmax attention approximated by FAVOR+ (Choromanski et al. 2021), linear in the number of tokens.
+    """FAVOR+ approximation of softmax attention, linear in the number of tokens: "Performer" (Choromanski et al. 2021).
 
-    The kernel exp(q·k / sqrt(d)) is the mean over random w of exp(w·q' - |q'|²/2) exp(w·k' - |k'|²/2), where
-    q' = q / d^¼ and k' = k / d^¼ (lemma 1: positive features). The `num_features` vectors w, d ln d by default, are
-    orthogonal in blocks of d (section 2.4) and saved with the weights; `redraw_features` draws others (section 4).
+    The kernel exp(q·k / sqrt(d)) is the mean over random vectors w of exp(w·q' - |q'|²/2) exp(w·k' - |k'|²/2), where
+    q' = q / d^¼ and k' = k / d^¼ (lemma 1, positive features). The vectors w are orthogonal in blocks of d (section
+    2.4) and saved with the weights; `redraw_features` draws new ones (section 4).
 
-    Nothing is added to the features to keep them finite. With the largest exponent taken out over the tokens, and a
-    softmax over the features, the quotient of the paper's equation 4 can neither overflow nor divide by zero, and stays
-    exact.
+    No epsilon is added for numerical stability. Subtracting the largest exponent over the tokens and a softmax over the
+    features compute the quotient of equation 4 exactly, without overflow or division by zero.
 
-    >>> PerformerAttention(dim=64)(torch.randn(16, 32, 64)).shape
-    torch.Size([16, 32, 64])
+    Args:
+        dim: Width D of the tokens.
+        num_heads: Number of heads; must divide `dim`.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        proj_drop: Dropout probability of the output.
+        num_features: Number of random features; d ln d for heads of d channels if None.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`, or `num_features` is less than 1.
+
+    Example:
+        >>> PerformerAttention(dim=64)(torch.randn(16, 32, 64)).shape
+        torch.Size([16, 32, 64])
     """
+
+    features: torch.Tensor
 
     def __init__(
         self,
@@ -157,7 +216,7 @@ class PerformerAttention(MixingLayer):
         if num_features is None:
             num_features = max(self.head_dim, int(self.head_dim * math.log(self.head_dim)))
         if num_features < 1:
-            raise ValueError(f"num_features {num_features}: Performer needs at least one; leave it out for d ln d")
+            raise ValueError(f"num_features {num_features}: Performer needs at least one; remove it for d ln d")
         self.register_buffer("features", orthogonal_features(num_features, self.head_dim))
 
     def extra_repr(self) -> str:
@@ -165,15 +224,17 @@ class PerformerAttention(MixingLayer):
 
     @torch.no_grad()
     def redraw_features(self, generator: torch.Generator | None = None) -> None:
-        """Draw new random features, on the CPU, so that a seed gives the same ones on every device."""
-        self.features.copy_(orthogonal_features(*self.features.shape, generator))
+        """Draw new random features, on the CPU so that a seed gives the same ones on every device."""
+        num_features, dim = self.features.shape
+        self.features.copy_(orthogonal_features(num_features, dim, generator))
 
     def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         scale = q.shape[-1] ** -0.5
         w = self.features.to(q.dtype) * scale**0.5
         # With s_fj = w_f·k'_j - |k'_j|²/2 and z_f = sum_j exp s_fj, equation 4 reads
         # out_i = sum_f exp(w_f·q'_i) z_f latent_f / sum_f exp(w_f·q'_i) z_f, latent_f = sum_j exp(s_fj) v_j / z_f.
-        # The factor exp(-|q'_i|²/2) cancels. One more channel, 1 in w and v, gives norm and z_f in the same products.
+        # The factor exp(-|q'_i|²/2) cancels. An extra channel of ones in w and v yields the norm and z_f with the same
+        # matrix products.
         half_norm = (scale / 2) * k.square().sum(dim=-1, keepdim=True)
         s = F.pad(w, (0, 1), value=1.0) @ torch.cat([k, -half_norm], dim=-1).mT
         if mask is not None:
@@ -181,7 +242,7 @@ class PerformerAttention(MixingLayer):
         largest = s.detach().amax(dim=-1, keepdim=True)
         latent, z = (s.sub_(largest).exp_() @ F.pad(v, (0, 1), value=1.0)).split([v.shape[-1], 1], dim=-1)
         latent, log_z = latent / z, (largest + z.log()).mT
-        parts = q.split(_QUERIES_AT_ONCE if q.device.type == "cpu" else q.shape[2], dim=2)
+        parts = q.split(_QUERY_CHUNK_SIZE if q.device.type == "cpu" else q.shape[2], dim=2)
         return torch.cat([(part @ w.mT + log_z).softmax(dim=-1) @ latent for part in parts], dim=2)
 
 
@@ -189,12 +250,15 @@ MECHANISMS = {"fastformer": FastAttention, "performer": PerformerAttention, "reg
 
 
 def orthogonal_features(num_features: int, dim: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Gaussian vectors [num_features, dim] that are orthogonal within each block of `dim`, with independent lengths."""
+    """Draw Gaussian vectors [num_features, dim] that are orthogonal within each block of `dim` vectors.
+
+    Their lengths are independent and distributed as those of Gaussian vectors.
+    """
     blocks = math.ceil(num_features / dim)
-    # On the CPU even while a model is built on the meta device.
+    # On the CPU even if the model is built on the meta device, because the buffer needs values.
     gaussians = torch.randn(blocks, dim, dim, generator=generator, device="cpu")
     q, r = torch.linalg.qr(gaussians)
-    # Only with a positive diagonal of r is q uniform among the rotations (Mezzadri 2007).
+    # q is uniformly distributed only if the diagonal of r is positive (Mezzadri 2007).
     directions = (q * r.diagonal(dim1=1, dim2=2).sign()[:, None]).flatten(0, 1)[:num_features]
     lengths = torch.randn(num_features, dim, generator=generator, device="cpu").norm(dim=1, keepdim=True)
     return directions * lengths

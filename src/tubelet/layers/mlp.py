@@ -1,4 +1,4 @@
-"""The two feed-forward layers of a transformer block."""
+"""Feed-forward layers of transformer blocks."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,15 @@ from torch import nn
 
 
 class MLP(nn.Module):
-    """Linear, activation, linear: [..., in_features] -> [..., out_features]; sizes not given equal `in_features`."""
+    """Two linear layers with an activation between them: [..., in_features] -> [..., out_features].
+
+    Args:
+        in_features: Width of the input.
+        hidden_features: Width of the hidden layer; `in_features` if None.
+        out_features: Width of the output; `in_features` if None.
+        act_layer: Factory of the activation.
+        drop: Dropout probability after the activation and after the second linear layer.
+    """
 
     def __init__(
         self,
@@ -30,14 +38,22 @@ class MLP(nn.Module):
 
     @property
     def output(self) -> nn.Linear:
-        """The layer that writes into the residual stream."""
+        """The layer that writes to the residual stream."""
         return self.fc2
 
 
 class SwiGLU(nn.Module):
-    """fc3(silu(fc1 x) * fc2 x), "GLU Variants Improve Transformer" (Shazeer 2020), equation 6, named as in V-JEPA 2.
+    """Gated feed-forward layer fc3(silu(fc1(x)) * fc2(x)): [..., in_features] -> [..., out_features].
 
-    `wide_silu` narrows the hidden width to 2/3, rounded up to a multiple of 8: then the layer costs as much as an MLP.
+    "GLU Variants Improve Transformer" (Shazeer 2020), equation 6. The layers are named as in V-JEPA 2.
+
+    Args:
+        in_features: Width of the input.
+        hidden_features: Width of the hidden layer; `in_features` if None.
+        out_features: Width of the output; `in_features` if None.
+        wide_silu: Reduce the hidden width to 2/3, rounded up to a multiple of 8, so that the layer has about as many
+            parameters as an MLP with `hidden_features`.
+        drop: Dropout probability after the gate and after the output layer.
     """
 
     def __init__(
@@ -62,5 +78,5 @@ class SwiGLU(nn.Module):
 
     @property
     def output(self) -> nn.Linear:
-        """The layer that writes into the residual stream."""
+        """The layer that writes to the residual stream."""
         return self.fc3

@@ -1,32 +1,45 @@
-"""Pixels to tokens. Where only some tokens are kept, only their patches are read and multiplied."""
+"""Patch embedding of images and clips. With a mask, only the patches of the kept tokens are read and projected."""
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from tubelet.layers.checks import token_grid
-from tubelet.layers.positions import Grid
+from tubelet.grid import ClipShape, Grid
 
 
 class PatchEmbed(nn.Module):
-    """Images [B, C, H, W] -> tokens [B, N, D], or [B, K, D] for `keep` [B, K]; index = y*w + x."""
+    """Patch embedding of images [B, C, H, W]; token index = y*w + x.
+
+    Args:
+        patch_size: Side of a patch in pixels.
+        in_chans: Number of input channels C.
+        embed_dim: Width D of the tokens.
+    """
 
     def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768):
         super().__init__()
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Return all tokens [B, N, D], or those with the indices `keep` [B, K] as [B, K, D]."""
         if keep is None:
-            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # else all norms that follow copy it
+            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # otherwise every following norm copies it
         p, q = self.proj.kernel_size
         patches = rearrange(x, "B C (h p) (w q) -> B h w C p q", p=p, q=q)
         w = patches.shape[2]
-        return _project(patches[_clip_index(keep), keep // w, keep % w], self.proj)
+        return _project(patches[_batch_index(keep), keep // w, keep % w], self.proj)
 
 
 class PatchEmbed3D(nn.Module):
-    """Videos [B, C, T, H, W] -> tokens [B, N, D], or [B, K, D] for `keep` [B, K]; index = (τ*h + y)*w + x."""
+    """Tubelet embedding of clips [B, C, T, H, W]; token index = (t*h + y)*w + x.
+
+    Args:
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per token.
+        in_chans: Number of input channels C.
+        embed_dim: Width D of the tokens.
+    """
 
     def __init__(self, patch_size: int = 16, tubelet_size: int = 2, in_chans: int = 3, embed_dim: int = 768):
         super().__init__()
@@ -34,28 +47,37 @@ class PatchEmbed3D(nn.Module):
         self.proj = nn.Conv3d(in_chans, embed_dim, size, size)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Return all tokens [B, N, D], or those with the indices `keep` [B, K] as [B, K, D]."""
         if keep is None:
-            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # else all norms that follow copy it
+            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # otherwise every following norm copies it
         s, p, q = self.proj.kernel_size
-        # A view: indexing it copies the kept patches alone.
+        # A view; indexing it copies only the kept patches.
         patches = rearrange(x, "B C (t s) (h p) (w q) -> B t h w C s p q", s=s, p=p, q=q)
         h, w = patches.shape[2:4]
-        return _project(patches[_clip_index(keep), keep // (h * w), keep // w % h, keep % w], self.proj)
+        return _project(patches[_batch_index(keep), keep // (h * w), keep // w % h, keep % w], self.proj)
 
 
 class ClipEmbed(PatchEmbed3D):
-    """Tokens of clips that may come with channels first, [B, C, T, H, W], or with frames first, [B, T, C, H, W].
+    """Tubelet embedding for encoders that take clips as [B, C, T, H, W] or [B, T, C, H, W].
 
-    The axis that has as many entries as there are channels decides; where both have, channels come first.
+    The layout is recognized by the dimension of size `in_chans`; if both match, it is [B, C, T, H, W].
     """
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        """Tokens along time, rows and columns of a clip; ValueError where patches or tubelets do not fill it."""
+        """Return the token grid (t, h, w) of a clip.
+
+        Raises:
+            ValueError: If the tubelet or patch size does not divide the clip size.
+        """
         tubelet_size, patch_size, _ = self.proj.kernel_size
-        return token_grid(num_frames, height, width, tubelet_size, patch_size)
+        return ClipShape(num_frames, (height, width), patch_size, tubelet_size).video_grid
 
     def frames_first(self, video: torch.Tensor) -> bool:
-        """Whether frames come before channels; ValueError where neither axis holds the channels."""
+        """Return True for [B, T, C, H, W] and False for [B, C, T, H, W].
+
+        Raises:
+            ValueError: If neither dimension has the size `in_chans`.
+        """
         channels = self.proj.in_channels
         if video.ndim != 5 or channels not in video.shape[1:3]:
             raise ValueError(
@@ -65,14 +87,14 @@ class ClipEmbed(PatchEmbed3D):
         return video.shape[1] != channels
 
     def channels_first(self, video: torch.Tensor) -> torch.Tensor:
-        """The clips as [B, C, T, H, W]."""
+        """Return the clips as [B, C, T, H, W]."""
         return video.transpose(1, 2) if self.frames_first(video) else video
 
 
-def _clip_index(keep: torch.Tensor) -> torch.Tensor:
+def _batch_index(keep: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(keep), device=keep.device)[:, None]
 
 
 def _project(patches: torch.Tensor, conv: nn.Conv2d | nn.Conv3d) -> torch.Tensor:
-    """The convolution on patches cut out beforehand, [B, K, C, ...] -> [B, K, D]."""
+    """Apply the convolution to extracted patches: [B, K, C, ...] -> [B, K, D]."""
     return F.linear(patches.flatten(2), conv.weight.flatten(1), conv.bias)

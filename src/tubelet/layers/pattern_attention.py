@@ -1,10 +1,11 @@
-"""Attention under the patterns of tubelet.layers.patterns, by the fastest way that gives their numbers."""
+"""Attention under the patterns of tubelet.layers.patterns, with the fastest exact implementation for each case."""
 
 import functools
 import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,45 +13,68 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from tubelet.layers.attention import Attend
+from tubelet.grid import Grid
+from tubelet.layers.attention import AttentionFn
 from tubelet.layers.patterns import Lookahead, Lookback, Pattern, Window
-from tubelet.layers.positions import Grid, locate
+from tubelet.layers.positions import locate
 
 
-def attention_under(
+def pattern_attention(
     heads: tuple[Pattern, ...],
     grid: Grid,
     keep: Tensor | None,
-    like: Tensor,
+    device: torch.device,
     head_dim: int,
     block_size: int = 128,
     tubes: bool = False,
-    frames: Sequence[int] | None = None,
-) -> Attend:
-    """Attention among all tokens of the grid, or among `keep` [B, K], on the device of `like`.
+    frame_sizes: Sequence[int] | None = None,
+) -> AttentionFn:
+    """Return the attention function for a pattern. In order of preference:
 
-    `heads` holds a pattern for each head, or one for all of them; `tubes` says that `keep` holds the same places in
-    every time slot, `frames` how many tokens of each frame it holds, where they come frame by frame. Windows become
-    clips of their own. Otherwise all tokens on CUDA take FlexAttention's kernel, which leaves out blocks of
-    `block_size` tokens: on the CPU it has no backward pass, for kept tokens a block mask would have to be made anew at
-    each step, and for heads of less than 16 channels there is no kernel. Heads that look back or ahead then go frame by
-    frame, and everything else takes scaled_dot_product_attention with the predicate as a mask.
+    1. A window pattern folds the windows into the batch.
+    2. All tokens of the grid on CUDA use FlexAttention, which skips empty blocks of the mask. It needs heads of at
+       least 16 channels, has no backward pass on the CPU, and would need a new block mask in every step for kept
+       tokens.
+    3. Lookback and lookahead heads run frame by frame.
+    4. Otherwise scaled_dot_product_attention with a boolean mask.
+
+    Args:
+        heads: One pattern for each head, or a single one for all heads.
+        grid: Token grid (t, h, w).
+        keep: Indices [B, K] of the kept tokens; all tokens if None.
+        device: Device of the tokens.
+        head_dim: Channels per head.
+        block_size: Block size of FlexAttention's mask in tokens.
+        tubes: `keep` holds the same spatial locations in every frame (tube masking).
+        frame_sizes: Number of tokens of each frame in `keep`, if they are sorted by frame; unknown if None.
     """
     if len(heads) == 1 and isinstance(heads[0], Window) and (keep is None or tubes):
         if keep is None:
             return partial(_attend_in_windows, window=heads[0], grid=grid)
         return partial(_attend_in_windows_of_tubes, window=heads[0], grid=grid, keep=keep)
-    if keep is None and like.is_cuda and head_dim >= 16:
-        return partial(attend_by_blocks, block_mask=block_mask(heads, grid, block_size, like.device))
+    if keep is None and device.type == "cuda" and head_dim >= 16:
+        return partial(attend_by_blocks, block_mask=block_mask(heads, grid, block_size, device))
     if keep is None:
-        frames = [grid[1] * grid[2]] * grid[0]
-    if frames is not None and all(isinstance(pattern, Lookback | Lookahead) for pattern in heads):
-        return partial(attend_frame_by_frame, heads=heads, frames=frames)
-    return partial(F.scaled_dot_product_attention, attn_mask=boolean_mask(heads, grid, keep, like.device))
+        frame_sizes = [grid[1] * grid[2]] * grid[0]
+    if frame_sizes is not None and all(isinstance(pattern, Lookback | Lookahead) for pattern in heads):
+        return partial(attend_frame_by_frame, heads=heads, frame_sizes=frame_sizes)
+    return partial(F.scaled_dot_product_attention, attn_mask=boolean_mask(heads, grid, keep, device))
 
 
-def boolean_mask(heads: tuple[Pattern, ...], grid: Grid, keep: Tensor | None = None, device=None) -> Tensor:
-    """Where queries attend to keys: bool [1 or B, len(heads), K, K], of all tokens or of `keep` [B, K]."""
+def boolean_mask(
+    heads: tuple[Pattern, ...], grid: Grid, keep: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Return the mask of query-key pairs, True where a query attends to a key.
+
+    Args:
+        heads: One pattern for each head, or a single one for all heads.
+        grid: Token grid (t, h, w).
+        keep: Indices [B, K] of the kept tokens; all N tokens if None.
+        device: Device of the mask if `keep` is None.
+
+    Returns:
+        Bool [B, len(heads), K, K], or [1, len(heads), N, N] for all tokens.
+    """
     index = torch.arange(math.prod(grid), device=device)[None] if keep is None else keep
     q, k = locate(index[:, :, None], grid), locate(index[:, None, :], grid)
     allowed = {pattern: pattern(q, k) for pattern in dict.fromkeys(heads)}
@@ -60,64 +84,78 @@ def boolean_mask(heads: tuple[Pattern, ...], grid: Grid, keep: Tensor | None = N
 @torch.compiler.disable
 @functools.lru_cache(maxsize=32)
 def block_mask(heads: tuple[Pattern, ...], grid: Grid, block_size: int, device: torch.device) -> BlockMask:
-    """The mask of all tokens for FlexAttention, which skips blocks of `block_size` tokens without a true entry.
+    """Return FlexAttention's block mask of all tokens; blocks of `block_size` tokens without a True entry are skipped.
 
-    It is made once for a grid, outside of a compiled graph: torch.compile would make it anew in every forward pass.
+    It is cached for each grid and built outside of compiled graphs: torch.compile would rebuild it in every forward
+    pass.
     """
-    numbers = {pattern: number for number, pattern in enumerate(dict.fromkeys(heads))}
-    number_of_head = torch.tensor([numbers[pattern] for pattern in heads], device=device)
+    pattern_index = {pattern: index for index, pattern in enumerate(dict.fromkeys(heads))}
+    pattern_of_head = torch.tensor([pattern_index[pattern] for pattern in heads], device=device)
 
     def allowed(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         q, k = locate(i, grid), locate(j, grid)
-        if len(numbers) == 1:
+        if len(pattern_index) == 1:
             return heads[0](q, k)
-        results = [(number_of_head[head] == number) & pattern(q, k) for pattern, number in numbers.items()]
+        results = [(pattern_of_head[head] == index) & pattern(q, k) for pattern, index in pattern_index.items()]
         return functools.reduce(torch.logical_or, results)
 
     n = math.prod(grid)
     return create_block_mask(allowed, None, len(heads), n, n, device=device, BLOCK_SIZE=block_size)
 
 
-# FlexAttention is fast only as a compiled kernel; nothing is compiled before the first call.
+# FlexAttention is fast only when compiled. Compilation happens at the first call.
 _flex_attention = torch.compile(flex_attention)
 
 
 def attend_by_blocks(
     q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, dropout_p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """FlexAttention, [B, heads, N, d] each -> [B, heads, N, d]; ValueError for dropout, which it has not."""
+    """FlexAttention with a block mask: q, k, v [B, heads, N, d] -> [B, heads, N, d].
+
+    Raises:
+        ValueError: If `dropout_p` is not 0; FlexAttention has no dropout.
+    """
     if dropout_p:
-        raise ValueError("FlexAttention cannot drop attention weights; set attn_drop to 0")
+        raise ValueError("FlexAttention does not support attention dropout; set attn_drop to 0")
     return _flex_attention(q, k, v, block_mask=block_mask, scale=scale)
 
 
 def attend_frame_by_frame(
-    q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], frames: Sequence[int], **options
+    q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], frame_sizes: Sequence[int], **options: Any
 ) -> Tensor:
-    """[B, heads, N, d] each -> [B, heads, N, d]: `heads` of Lookback and Lookahead without a mask, and half the work.
+    """Attention of Lookback and Lookahead heads without a mask, at half the cost of masked attention.
 
-    `frames` holds the number of tokens of each frame, which come one after another. A frame's queries attend to the
-    keys up to its last token, or from its first one on.
+    The queries of a frame attend to the keys up to the last token of the frame (Lookback) or from its first token on
+    (Lookahead).
+
+    Args:
+        q: Queries [B, heads, N, d], sorted by frame.
+        k: Keys of the same shape.
+        v: Values of the same shape.
+        heads: The pattern of each head.
+        frame_sizes: Number of tokens of each frame; they add up to N.
+        **options: Further arguments of scaled_dot_product_attention.
+
+    Returns:
+        Mixed values [B, heads, N, d].
     """
-    parts, first_head = [], 0
-    for looks_back, run in itertools.groupby([isinstance(pattern, Lookback) for pattern in heads]):
-        own = slice(first_head, first_head := first_head + len(list(run)))
-        of_frames, first = [], 0
-        for size in frames:
-            last = first + size
-            seen = slice(0, last) if looks_back else slice(first, None)
-            of_frames.append(
-                F.scaled_dot_product_attention(q[:, own, first:last], k[:, own, seen], v[:, own, seen], **options)
-            )
-            first = last
-        parts.append(torch.cat(of_frames, dim=2))
-    return torch.cat(parts, dim=1)
+    outputs, first_head = [], 0
+    for is_lookback, run in itertools.groupby([isinstance(pattern, Lookback) for pattern in heads]):
+        h = slice(first_head, first_head := first_head + len(list(run)))
+        frames, start = [], 0
+        for size in frame_sizes:
+            end = start + size
+            keys = slice(0, end) if is_lookback else slice(start, None)
+            frames.append(F.scaled_dot_product_attention(q[:, h, start:end], k[:, h, keys], v[:, h, keys], **options))
+            start = end
+        outputs.append(torch.cat(frames, dim=2))
+    return torch.cat(outputs, dim=1)
 
 
-def _attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window: Window, grid: Grid, **options) -> Tensor:
-    """[B, heads, N, d] each -> [B, heads, N, d]: attention with every window as a clip of its own.
+def _attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window: Window, grid: Grid, **options: Any) -> Tensor:
+    """Attention within windows, which are folded into the batch: q, k, v [B, heads, N, d] -> [B, heads, N, d].
 
-    Padding before the first token shifts the windows; padding after the last one fills the last window.
+    Padding before the first token shifts the window borders; padding after the last token completes the last window.
     """
     (t, h, w), (s, p, r) = grid, window.size
     front, back = _padding(window, grid)
@@ -128,21 +166,24 @@ def _attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window: Window, grid: Gr
         x = F.pad(x, (0, 0, front[2], back[2], front[1], back[1], front[0], back[0]))
         return rearrange(x, "B heads (a s) (b p) (c r) d -> (B a b c) heads (s p r) d", s=s, p=p, r=r)
 
-    real = None
+    not_padding = None
     if any(front + back):
-        real = fold(torch.ones(len(q), 1, t * h * w, 1, dtype=torch.bool, device=q.device)).mT
-    x = F.scaled_dot_product_attention(fold(q), fold(k), fold(v), attn_mask=real, **options)
+        not_padding = fold(torch.ones(len(q), 1, t * h * w, 1, dtype=torch.bool, device=q.device)).mT
+    x = F.scaled_dot_product_attention(fold(q), fold(k), fold(v), attn_mask=not_padding, **options)
     x = rearrange(x, "(B a b c) heads (s p r) d -> B heads (a s) (b p) (c r) d", a=a, b=b, c=c, s=s, p=p)
     x = x[:, :, front[0] : front[0] + t, front[1] : front[1] + h, front[2] : front[2] + w]
     return rearrange(x, "B heads t h w d -> B heads (t h w) d")
 
 
 def _attend_in_windows_of_tubes(
-    q: Tensor, k: Tensor, v: Tensor, window: Window, grid: Grid, keep: Tensor, **options
+    q: Tensor, k: Tensor, v: Tensor, window: Window, grid: Grid, keep: Tensor, **options: Any
 ) -> Tensor:
-    """The same for tokens `keep` [B, K] of whole columns: windows are folded along time, and a mask in space."""
+    """Attention within windows for tube-masked tokens `keep` [B, K].
+
+    Windows are folded along time only; in space a mask separates them.
+    """
     t, s = grid[0], window.size[0]
-    columns = keep.shape[1] // t
+    tokens_per_frame = keep.shape[1] // t
     (front, *_), (back, *_) = _padding(window, grid)
     a = (t + front + back) // s
 
@@ -150,8 +191,9 @@ def _attend_in_windows_of_tubes(
         x = F.pad(rearrange(x, "B heads (t n) d -> B heads t n d", t=t), (0, 0, 0, 0, front, back))
         return rearrange(x, "B heads (a s) n d -> (B a) heads (s n) d", s=s)
 
-    # The tokens of the first slot tell which columns share a window.
-    allowed = repeat(boolean_mask((window,), grid, keep[:, :columns]), "B 1 n m -> (B a) 1 (s n) (z m)", a=a, s=s, z=s)
+    # The tokens of the first frame determine which spatial locations share a window.
+    allowed = boolean_mask((window,), grid, keep[:, :tokens_per_frame])
+    allowed = repeat(allowed, "B 1 n m -> (B a) 1 (s n) (z m)", a=a, s=s, z=s)
     if front + back:
         allowed = allowed & fold(torch.ones(len(q), 1, keep.shape[1], 1, dtype=torch.bool, device=q.device)).mT
     x = F.scaled_dot_product_attention(fold(q), fold(k), fold(v), attn_mask=allowed, **options)
@@ -160,7 +202,7 @@ def _attend_in_windows_of_tubes(
 
 
 def _padding(window: Window, grid: Grid) -> tuple[list[int], list[int]]:
-    """Places to add before and after each axis, so that whole windows fill it."""
+    """Return the padding before and after each axis that makes it a multiple of the window size."""
     front = [(size - shift) % size for size, shift in zip(window.size, window.shift, strict=True)]
     back = [-(n + f) % size for n, f, size in zip(grid, front, window.size, strict=True)]
     return front, back

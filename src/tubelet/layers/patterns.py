@@ -1,7 +1,7 @@
-"""Which tokens attend to which: predicates on (t, y, x) that compose with & and |.
+"""Attention patterns: predicates on query and key coordinates (t, y, x) that compose with & and |.
 
-Every pattern lets a token attend to itself, and so do all compositions: no query is ever left without a key, whichever
-tokens are kept.
+Under every pattern, and therefore under every composition, a token attends to itself. Thus every query has a key,
+whichever tokens are kept.
 """
 
 import ast
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tubelet.layers.positions import Coordinates, Grid
+from tubelet.grid import Grid
+from tubelet.layers.positions import Coordinates
 
 
 class Pattern(ABC):
-    """A function of query and key coordinates, true where the query attends to the key."""
+    """Predicate of query and key coordinates that is True where the query attends to the key."""
 
     @abstractmethod
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor: ...
@@ -29,6 +30,8 @@ class Pattern(ABC):
 
 @dataclass(frozen=True)
 class Both(Pattern):
+    """Conjunction of two patterns."""
+
     first: Pattern
     second: Pattern
 
@@ -38,6 +41,8 @@ class Both(Pattern):
 
 @dataclass(frozen=True)
 class Either(Pattern):
+    """Disjunction of two patterns."""
+
     first: Pattern
     second: Pattern
 
@@ -47,12 +52,12 @@ class Either(Pattern):
 
 @dataclass(frozen=True)
 class TemporalWindow(Pattern):
-    """Frames at most `radius` time slots away; 0 is the query's own frame."""
+    """Frames at most `radius` temporal indices away; 0 is the frame of the query alone."""
 
     radius: int
 
     def __post_init__(self) -> None:
-        _whole(self, "radius", self.radius, least=0)
+        _check_integer(self, "radius", self.radius, minimum=0)
 
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor:
         return (q.t - k.t).abs() <= self.radius
@@ -60,12 +65,12 @@ class TemporalWindow(Pattern):
 
 @dataclass(frozen=True)
 class TemporalStride(Pattern):
-    """Every `stride`-th frame, counted from the query's."""
+    """Every `stride`-th frame, counted from the frame of the query."""
 
     stride: int
 
     def __post_init__(self) -> None:
-        _whole(self, "stride", self.stride, least=1)
+        _check_integer(self, "stride", self.stride, minimum=1)
 
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor:
         return (q.t - k.t) % self.stride == 0
@@ -73,12 +78,12 @@ class TemporalStride(Pattern):
 
 @dataclass(frozen=True)
 class SpatialWindow(Pattern):
-    """Rows and columns at most `radius` patches away, in every frame; 0 is the query's own place."""
+    """Rows and columns at most `radius` patches away, in all frames; 0 is the location of the query alone."""
 
     radius: int
 
     def __post_init__(self) -> None:
-        _whole(self, "radius", self.radius, least=0)
+        _check_integer(self, "radius", self.radius, minimum=0)
 
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor:
         return ((q.y - k.y).abs() <= self.radius) & ((q.x - k.x).abs() <= self.radius)
@@ -86,12 +91,12 @@ class SpatialWindow(Pattern):
 
 @dataclass(frozen=True)
 class SpatialStride(Pattern):
-    """Every `stride`-th row and column, counted from the query's, in every frame."""
+    """Every `stride`-th row and column, counted from the location of the query, in all frames."""
 
     stride: int
 
     def __post_init__(self) -> None:
-        _whole(self, "stride", self.stride, least=1)
+        _check_integer(self, "stride", self.stride, minimum=1)
 
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor:
         return ((q.y - k.y) % self.stride == 0) & ((q.x - k.x) % self.stride == 0)
@@ -99,29 +104,38 @@ class SpatialStride(Pattern):
 
 @dataclass(frozen=True)
 class Window(Pattern):
-    """The same window of a partition into windows of `size` (t, h, w), whose borders are moved by `shift`.
+    """The window of the query in a partition of the grid into windows.
 
-    Tokens before the first border and after the last form windows of their own, smaller ones. This is the partition of
-    Swin's shifted windows (Liu et al. 2021, section 3.2), where the cyclic shift and its mask separate the same groups.
+    Tokens before the first and after the last border form smaller windows. This is the partition of Swin's shifted
+    windows (Liu et al. 2021, section 3.2), which implements it with a cyclic shift and a mask.
+
+    Args:
+        size: Size (t, h, w) of a window in tokens.
+        shift: Offset (t, h, w) of the window borders in tokens.
     """
 
     size: tuple[int, int, int]
     shift: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        for name in ("size", "shift"):  # lists, as YAML has them, cannot be hashed
+        for name in ("size", "shift"):  # YAML gives lists, which are not hashable
             object.__setattr__(self, name, tuple(getattr(self, name)))
         sizes = list(self.size)
         if len(sizes) != 3 or any(not isinstance(n, int) or n < 1 for n in sizes):
-            raise ValueError(f"window size {sizes}: give three whole numbers (frames, rows, columns), each at least 1")
+            raise ValueError(f"window size {sizes}: expected three integers (frames, rows, columns), each at least 1")
         if len(self.shift) != 3 or any(not 0 <= s < n for s, n in zip(self.shift, self.size, strict=True)):
-            raise ValueError(f"window shift {list(self.shift)}: each of the three from 0 to below the size {sizes}")
+            raise ValueError(
+                f"window shift {list(self.shift)}: expected three integers from 0 to less than the size {sizes}"
+            )
 
     def fitted(self, grid: Grid) -> "Window":
-        """No larger than the grid, and not shifted along an axis that one window covers, as in Video Swin."""
-        size = tuple(min(n, extent) for n, extent in zip(self.size, grid, strict=True))
-        shift = tuple(0 if n >= extent else s for n, s, extent in zip(self.size, self.shift, grid, strict=True))
-        return Window(size, shift)
+        """Return a window that is no larger than the grid, as in Video Swin.
+
+        Along an axis that a single window covers it is not shifted.
+        """
+        t, h, w = (min(n, extent) for n, extent in zip(self.size, grid, strict=True))
+        dt, dh, dw = (0 if n >= extent else s for n, s, extent in zip(self.size, self.shift, grid, strict=True))
+        return Window((t, h, w), (dt, dh, dw))
 
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor:
         same = torch.ones_like(q.t == k.t)
@@ -132,7 +146,7 @@ class Window(Pattern):
 
 @dataclass(frozen=True)
 class Lookback(Pattern):
-    """The query's frame and earlier ones."""
+    """The frame of the query and earlier frames."""
 
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor:
         return k.t <= q.t
@@ -140,7 +154,7 @@ class Lookback(Pattern):
 
 @dataclass(frozen=True)
 class Lookahead(Pattern):
-    """The query's frame and later ones."""
+    """The frame of the query and later frames."""
 
     def __call__(self, q: Coordinates, k: Coordinates) -> Tensor:
         return k.t >= q.t
@@ -150,9 +164,12 @@ _NAMED = (TemporalWindow, TemporalStride, SpatialWindow, SpatialStride, Window, 
 
 
 def parse_pattern(text: str) -> Pattern:
-    """A pattern from its text, e.g. "TemporalWindow(1) & SpatialStride(2) | SpatialWindow(0)"; & binds closer than |.
+    """Parse a pattern expression such as "TemporalWindow(1) & SpatialStride(2) | SpatialWindow(0)".
 
-    Raises ValueError, with the names that exist, where the text is anything else.
+    As in Python, & takes precedence over |.
+
+    Raises:
+        ValueError: If the text is not a combination of known patterns.
     """
     known = {pattern.__name__: pattern for pattern in _NAMED}
 
@@ -164,7 +181,7 @@ def parse_pattern(text: str) -> Pattern:
                 return build(left) | build(right)
             case ast.Call(ast.Name(name), arguments, []) if name in known:
                 return known[name](*(ast.literal_eval(argument) for argument in arguments))
-        raise ValueError(f"'{ast.unparse(node)}' is none of {', '.join(known)}, combined with & and |")
+        raise ValueError(f"'{ast.unparse(node)}' is not one of {', '.join(known)}, combined with & and |")
 
     try:
         return build(ast.parse(text, mode="eval").body)
@@ -172,6 +189,6 @@ def parse_pattern(text: str) -> Pattern:
         raise ValueError(f"pattern '{text}': {error}") from error
 
 
-def _whole(pattern: Pattern, name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{type(pattern).__name__}: {name} {value} must be a whole number, at least {least}")
+def _check_integer(pattern: Pattern, name: str, value: int, minimum: int) -> None:
+    if not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{type(pattern).__name__}: {name} {value} must be an integer, at least {minimum}")

@@ -1,4 +1,7 @@
-"""Where tokens stand in a grid (t, h, w), in time-major order: sin-cos and learned embeddings, rotary tables."""
+"""Positions of tokens in a grid (t, h, w): sin-cos and learned position embeddings, rotary position tables.
+
+Tokens are in time-major order: index = (t * h + y) * w + x.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,14 +12,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from tubelet.grid import Grid
 from tubelet.layers.checks import head_width
 
-Grid = tuple[int, int, int]
 RopePairing = Literal["interleaved", "vjepa2"]
 
 
 class Coordinates(NamedTuple):
-    """Time slot, row and column of tokens; integer tensors of one shape."""
+    """Temporal index, row and column of tokens: integer tensors of equal shape."""
 
     t: torch.Tensor
     y: torch.Tensor
@@ -24,43 +27,78 @@ class Coordinates(NamedTuple):
 
 
 def locate(index: torch.Tensor, grid: Grid) -> Coordinates:
-    """Where the tokens of these time-major indices stand."""
+    """Convert time-major token indices to grid coordinates."""
     _, h, w = grid
     return Coordinates(index // (h * w), index // w % h, index % w)
 
 
 def sincos_2d(embed_dim: int, grid: Grid) -> torch.Tensor:
-    """[h*w, D] as in MAE: half of the channels encode the row, half the column. D must be a multiple of 4."""
+    """Return sin-cos position embeddings of an image as in MAE (He et al. 2022).
+
+    The first half of the channels encodes the row, the second half the column.
+
+    Args:
+        embed_dim: Width D of the tokens.
+        grid: Token grid (1, h, w).
+
+    Returns:
+        Embeddings [h*w, D], float32.
+
+    Raises:
+        ValueError: If `embed_dim` is not a multiple of 4.
+    """
     if embed_dim % 4:
-        raise ValueError(f"sin-cos positions of images need a width that is a multiple of 4, not {embed_dim}")
-    _, y, x = _all_places(grid)
+        raise ValueError(f"2D sin-cos positions need a width that is a multiple of 4, not {embed_dim}")
+    _, y, x = _grid_coordinates(grid)
     return torch.cat([_sincos_1d(embed_dim // 2, y), _sincos_1d(embed_dim // 2, x)], dim=1).float()
 
 
 def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool = False) -> torch.Tensor:
-    """[t*h*w, D] as in V-JEPA: channels for time, row, column.
+    """Return sin-cos position embeddings of a clip as in V-JEPA (Bardes et al. 2024).
 
-    They get 1/2, 1/4, 1/4 of the channels (D a multiple of 8), or with `uniform_power` a third each, rounded up and the
-    last cut short.
+    Args:
+        embed_dim: Width D of the tokens.
+        grid: Token grid (t, h, w).
+        uniform_power: Give time, row and column a third of the channels each (rounded up, the last axis truncated).
+            By default they get 1/2, 1/4 and 1/4.
+
+    Returns:
+        Embeddings [t*h*w, D], float32.
+
+    Raises:
+        ValueError: If `embed_dim` is not a multiple of 8, unless `uniform_power`.
     """
     if uniform_power:
         time_dim = space_dim = math.ceil(embed_dim / 6) * 2
     elif embed_dim % 8:
         raise ValueError(
-            f"sin-cos positions of videos need a width that is a multiple of 8, not {embed_dim}, unless uniform_power"
+            f"3D sin-cos positions need a width that is a multiple of 8, not {embed_dim}; or set uniform_power: true"
         )
     else:
         time_dim, space_dim = embed_dim // 2, embed_dim // 4
-    t, y, x = _all_places(grid)
+    t, y, x = _grid_coordinates(grid)
     parts = [_sincos_1d(time_dim, t), _sincos_1d(space_dim, y), _sincos_1d(space_dim, x)]
     return torch.cat(parts, dim=1)[:, :embed_dim].float()
 
 
 class Positions(nn.Module):
-    """Where the tokens of a grid stand: fixed sin-cos embeddings, or with `use_rope` rotary tables.
+    """Fixed positions of the tokens of a grid: sin-cos embeddings or rotary tables.
 
-    Both follow from the configuration, so neither is part of the state dict.
+    Both are determined by the configuration and therefore not part of the state dict.
+
+    Args:
+        embed_dim: Width of the tokens.
+        num_heads: Number of attention heads; must divide `embed_dim`.
+        grid: Token grid (t, h, w) of the configured clip size.
+        is_video: Use 3D sin-cos embeddings; 2D ones for images otherwise.
+        uniform_power: Give time, row and column equally many channels of the sin-cos embeddings.
+        use_rope: Use rotary positions instead of sin-cos embeddings.
+        rope_pairing: Frequencies of the rotary channel pairs, see `axial_rope`.
     """
+
+    pos_embed: torch.Tensor
+    rotation: torch.Tensor
+    reflection: torch.Tensor | None
 
     def __init__(
         self,
@@ -91,26 +129,32 @@ class Positions(nn.Module):
         return f"{self.grid}, {kind}"
 
     def add(self, x: torch.Tensor, indices: torch.Tensor | None = None, grid: Grid | None = None) -> torch.Tensor:
-        """Tokens x [B, N, D] plus their embeddings (nothing is added where positions are rotary).
+        """Add position embeddings to tokens; rotary positions leave them unchanged.
 
-        With `indices` [B, K], x [B, K, D] are these tokens. For a `grid` other than the configured one the embeddings
-        are interpolated, trilinearly for videos and bicubically for images, as in V-JEPA.
+        Args:
+            x: Tokens [B, N, D], or [B, K, D] with `indices`.
+            indices: Time-major indices [B, K] of the tokens in `x`; all N tokens in order if None.
+            grid: Token grid of the clips; the configured one if None. For another grid the embeddings are interpolated
+                as in V-JEPA, trilinearly for videos and bicubically for images.
+
+        Returns:
+            Tokens of the shape of `x`.
         """
         if self.use_rope:
             return x
-        pos_embed = self.pos_embed if grid in (None, self.grid) else self._interpolated(grid)
+        pos_embed = self.pos_embed if grid is None or grid == self.grid else self._interpolate(grid)
         return x + (pos_embed if indices is None else pos_embed[0, indices])
 
     def rope(self, indices: torch.Tensor | None = None, grid: Grid | None = None) -> "RopeTables | None":
-        """The rotary tables of all tokens, or of `indices` [B, K]; None where positions are embeddings."""
+        """Return the rotary tables of all tokens or of `indices` [B, K]; None for sin-cos positions."""
         if not self.use_rope:
             return None
-        tables = RopeTables(self.turn, self.mirror)
-        if grid not in (None, self.grid):
-            tables = rope_tables(self.head_dim, grid, self.rope_pairing).each(lambda table: table.to(self.turn))
-        return tables if indices is None else tables.each(lambda table: table[0, indices])
+        tables = RopeTables(self.rotation, self.reflection)
+        if grid is not None and grid != self.grid:
+            tables = rope_tables(self.head_dim, grid, self.rope_pairing).map(lambda table: table.to(self.rotation))
+        return tables if indices is None else tables.map(lambda table: table[0, indices])
 
-    def _interpolated(self, grid: Grid) -> torch.Tensor:
+    def _interpolate(self, grid: Grid) -> torch.Tensor:
         volume = self.pos_embed.view(1, *self.grid, -1).permute(0, 4, 1, 2, 3)
         if self.is_video:
             volume = F.interpolate(volume, size=grid, mode="trilinear")
@@ -119,9 +163,12 @@ class Positions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """A learned embedding for every point of `grid`; an axis of size 1 holds for all times, rows or columns.
+    """Learned position embeddings of a token grid.
 
-    Called with the grid of a clip it gives [t*h*w, D], trilinearly interpolated where the sizes differ.
+    Args:
+        dim: Width D of the embeddings.
+        grid: Grid (t, h, w) of the table. An axis of size 1 shares one embedding among all times, rows or columns.
+        std: Standard deviation of the initial embeddings (truncated normal).
     """
 
     def __init__(self, dim: int, grid: Grid, std: float = 0.02):
@@ -134,109 +181,128 @@ class LearnedPositions(nn.Module):
         return f"{self.grid}"
 
     def forward(self, grid: Grid) -> torch.Tensor:
-        size = tuple(1 if own == 1 else new for own, new in zip(self.grid, grid, strict=True))
-        table = self.table if size == self.grid else interpolated(self.table, self.grid, size)
+        """Return embeddings [t*h*w, D] for clips of `grid`, interpolated trilinearly where the sizes differ."""
+        size = Grid(*(1 if configured == 1 else actual for configured, actual in zip(self.grid, grid, strict=True)))
+        table = self.table if size == self.grid else interpolate_positions(self.table, self.grid, size)
         return table.view(*size, -1).expand(*grid, -1).flatten(0, 2)
 
 
-def interpolated(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
-    """[t*h*w, D] of one grid -> [t*h*w, D] of another, trilinearly."""
+def interpolate_positions(table: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
+    """Interpolate position embeddings [t*h*w, D] trilinearly from the grid `old` to the grid `new`."""
     volume = rearrange(table, "(t h w) D -> 1 D t h w", t=old[0], h=old[1])
     return rearrange(F.interpolate(volume, size=new, mode="trilinear"), "1 D t h w -> (t h w) D")
 
 
 class RopeTables(NamedTuple):
-    """What turns the channel pairs (a, b) of tokens, taken as complex numbers z = a + ib: z · turn + conj(z) · mirror.
+    """Coefficients of a linear map of channel pairs (a, b), written as complex numbers z = a + ib.
 
-    Real and imaginary parts, [1 or B, N, 1, 1, pairs, 2]. A rotation has no mirror.
+    The map is z * rotation + conj(z) * reflection. Both tables hold real and imaginary parts,
+    [1 or B, N, 1, 1, pairs, 2]. A pure rotation has no reflection term.
     """
 
-    turn: torch.Tensor
-    mirror: torch.Tensor | None = None
+    rotation: torch.Tensor
+    reflection: torch.Tensor | None = None
 
-    def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "RopeTables":
-        return RopeTables(function(self.turn), None if self.mirror is None else function(self.mirror))
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "RopeTables":
+        """Apply a function to both tables."""
+        return RopeTables(function(self.rotation), None if self.reflection is None else function(self.reflection))
 
 
 def rope_tables(head_dim: int, grid: Grid, pairing: RopePairing = "interleaved") -> RopeTables:
-    """`axial_rope` of all tokens of the grid; a third of the channels for each axis.
+    """Return `axial_rope` tables of all tokens of the grid, with a third of the channels for each axis.
 
-    Raises ValueError where a third has no pair or a channel no partner.
+    Raises:
+        ValueError: If `head_dim` is odd or less than 6, two channels per axis.
     """
     if head_dim < 6 or head_dim % 2:
-        raise ValueError(f"rotary positions need an even number of channels a head, at least 6, not {head_dim}")
-    return axial_rope(head_dim, [axis[None] for axis in _all_places(grid)], pairing)
+        raise ValueError(f"rotary positions need an even number of channels per head, at least 6, not {head_dim}")
+    return axial_rope(head_dim, [axis[None] for axis in _grid_coordinates(grid)], pairing)
 
 
 def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: RopePairing = "interleaved") -> RopeTables:
-    """Rotary tables after RoFormer (Su et al. 2021), equation 34, with an equal share of the channels an axis.
+    """Return rotary tables as in RoFormer (Su et al. 2021), equation 34, with equally many channels per axis.
 
-    `coordinates` are of one axis or more, each [1 or B, N]. Channels 2i and 2i+1 form a pair. `interleaved` gives both
-    the same frequency, which makes it a rotation; `vjepa2` repeats the whole list of frequencies instead, as the
-    released weights of V-JEPA 2 expect. Channels beyond even shares stay as they are.
+    Channels 2i and 2i+1 form a pair. Channels that remain after an even split among the axes are not rotated.
+
+    Args:
+        head_dim: Channels per attention head.
+        coordinates: For each axis the coordinates of the tokens [1 or B, N].
+        pairing: `interleaved` gives both channels of a pair the same frequency, so that the pair is rotated. `vjepa2`
+            concatenates the list of frequencies with itself instead, which is not a rotation, but is what the released
+            weights of V-JEPA 2 were trained with.
     """
     dim = head_dim // len(coordinates) // 2 * 2
     omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device=coordinates[0].device) / (dim // 2))
     angles = [axis[..., None] * omega for axis in coordinates]
-    spare = (head_dim - len(coordinates) * dim) // 2
+    unrotated = (head_dim - len(coordinates) * dim) // 2
     if pairing == "interleaved":
-        return RopeTables(_parts(_unit_numbers(angles, spare)))
-    of_channels = [torch.cat([angle, angle], dim=-1) for angle in angles]
+        return RopeTables(_as_real(_phasors(angles, unrotated)))
+    channel_angles = [torch.cat([angle, angle], dim=-1) for angle in angles]
     # A pair (a, b) becomes a cos - b sin of the first channel's angle, and a sin + b cos of the second's.
-    first, second = (_unit_numbers([angle[..., i::2] for angle in of_channels], spare) for i in (0, 1))
-    return RopeTables(_parts((first + second) / 2), _parts((first - second).conj() / 2))
+    first, second = (_phasors([angle[..., i::2] for angle in channel_angles], unrotated) for i in (0, 1))
+    return RopeTables(_as_real((first + second) / 2), _as_real((first - second).conj() / 2))
 
 
 def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
-    """Turn the channel pairs of x [B, N, 2, heads, width] by the tables' angles, in fp32; the result has x's type."""
+    """Apply rotary tables to stacked queries and keys x [B, N, 2, heads, head_dim].
+
+    Computed in fp32 at least; the result has the dtype of `x`.
+    """
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-    rope = rope.each(lambda table: table.to(pairs.dtype))  # a model may have been cast as a whole
-    # Complex numbers are the fastest as they stand; compiled, the real ones become a single kernel.
-    turned = (_compiled_rotation if torch.compiler.is_compiling() else _complex_rotation)(pairs, rope)
-    return turned.flatten(-2).type_as(x)
+    rope = rope.map(lambda table: table.to(pairs.dtype))  # the model may have been cast to low precision
+    # Complex numbers are fastest in eager mode; torch.compile fuses the real version into a single kernel.
+    rotated = (_rotate_real if torch.compiler.is_compiling() else _rotate_complex)(pairs, rope)
+    return rotated.flatten(-2).type_as(x)
 
 
-def _complex_rotation(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
+def _rotate_complex(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     z = torch.view_as_complex(pairs)
-    turned = z * torch.view_as_complex(rope.turn)
-    if rope.mirror is not None:
-        turned = torch.addcmul(turned, z.conj(), torch.view_as_complex(rope.mirror))
-    return torch.view_as_real(turned)
+    rotated = z * torch.view_as_complex(rope.rotation)
+    if rope.reflection is not None:
+        rotated = torch.addcmul(rotated, z.conj(), torch.view_as_complex(rope.reflection))
+    return torch.view_as_real(rotated)
 
 
-def _compiled_rotation(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
+def _rotate_real(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
     def product(a: torch.Tensor, b: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         real, imaginary = factor.unbind(-1)
         return torch.stack([a * real - b * imaginary, a * imaginary + b * real], dim=-1)
 
     a, b = pairs.unbind(-1)
-    turned = product(a, b, rope.turn)
-    return turned if rope.mirror is None else turned + product(a, -b, rope.mirror)
+    rotated = product(a, b, rope.rotation)
+    return rotated if rope.reflection is None else rotated + product(a, -b, rope.reflection)
 
 
-def _unit_numbers(angles: list[torch.Tensor], spare: int) -> torch.Tensor:
-    """exp(i angle) of the pairs of each axis [1 or B, N, pairs], and `spare` ones, as [1 or B, N, 1, 1, all pairs]."""
-    angle = F.pad(torch.cat(angles, dim=-1), (0, spare))[..., None, None, :]
+def _phasors(angles: list[torch.Tensor], unrotated: int) -> torch.Tensor:
+    """Return exp(i * angle) for the angles of all axes, each [1 or B, N, pairs], followed by `unrotated` ones.
+
+    Shape: [1 or B, N, 1, 1, all pairs].
+    """
+    angle = F.pad(torch.cat(angles, dim=-1), (0, unrotated))[..., None, None, :]
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def _parts(z: torch.Tensor) -> torch.Tensor:
-    """Real and imaginary part in a last axis, float32."""
+def _as_real(z: torch.Tensor) -> torch.Tensor:
+    """Return real and imaginary parts in a new last dimension, float32."""
     return torch.view_as_real(z.resolve_conj()).float()
 
 
-def _all_places(grid: Grid) -> Coordinates:
-    """Of every token, each [N]."""
+def _grid_coordinates(grid: Grid) -> Coordinates:
+    """Return the coordinates of all tokens of the grid, each [N]."""
     return locate(torch.arange(math.prod(grid), device="cpu"), grid)
 
 
 def _axis(size: int) -> torch.Tensor:
-    """0, 1, ... in float64; on the CPU even while a model is built on the meta device, since tables are in no file."""
+    """Return 0, 1, ..., size - 1 in float64.
+
+    Always on the CPU: tables are not in checkpoints, so they must have values even if the model is built on the meta
+    device.
+    """
     return torch.arange(size, dtype=torch.float64, device="cpu")
 
 
 def _sincos_1d(dim: int, position: torch.Tensor) -> torch.Tensor:
-    """[N] -> [N, dim]: sines, then cosines, of `dim / 2` frequencies from 1 down towards 1/10000."""
+    """Encode positions [N] as [N, dim]: sines, then cosines, of `dim / 2` frequencies from 1 down to about 1/10000."""
     omega = 10000.0 ** -(_axis(dim // 2) / (dim / 2))
     angle = position[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -1,4 +1,4 @@
-"""The attentive probe: learned queries read the tokens of a frozen encoder (V-JEPA, Bardes et al. 2024, section 4)."""
+"""Attentive probe: learned queries attend to the tokens of a frozen encoder (V-JEPA, Bardes et al. 2024, section 4)."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,25 @@ from tubelet.layers.init import init_weights, rescale_blocks
 
 
 class AttentivePooler(nn.Module):
-    """Tokens [B, N, D] -> [B, num_queries, D].
+    """Pool tokens [B, N, D] with learned queries -> [B, num_queries, D].
 
-    `depth - 1` self-attention blocks over the tokens, as in V-JEPA 2, then the queries read them: by a whole block with
-    `complete_block`, else by attention alone. `use_proj=False` leaves out the cross-attention's output projection, as
-    V-JEPA's released probes need it. Raises ValueError when the heads do not divide the width.
+    As in V-JEPA 2, `depth - 1` self-attention blocks over the tokens precede the cross-attention of the queries.
+
+    Args:
+        num_queries: Number of learned queries.
+        embed_dim: Width D of the tokens.
+        num_heads: Attention heads per block; must divide `embed_dim`.
+        mlp_ratio: Hidden width of the MLPs divided by `embed_dim`.
+        depth: Number of blocks, including the cross-attention block.
+        norm_layer: Factory of the normalization layers, called with `embed_dim`.
+        init_std: Standard deviation of the initial weights and queries (truncated normal).
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        complete_block: Use a transformer block with cross-attention; cross-attention without MLP otherwise.
+        use_proj: Apply the output projection of the cross-attention. V-JEPA's released probes were trained without it.
+        use_activation_checkpointing: Recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `embed_dim`.
     """
 
     def __init__(
@@ -34,34 +48,42 @@ class AttentivePooler(nn.Module):
     ):
         super().__init__()
         self.use_activation_checkpointing = use_activation_checkpointing
+        self.cross_attention_block: CrossAttentionBlock | CrossAttention
         self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, embed_dim))
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_layer=norm_layer) for _ in range(depth - 1)
         )
         if complete_block:
-            self.cross_attention_block = CrossAttentionBlock(
+            block = CrossAttentionBlock(
                 embed_dim, num_heads, mlp_ratio, qkv_bias, norm_layer=norm_layer, use_proj=use_proj
             )
-            outputs = [self.cross_attention_block.xattn.proj, self.cross_attention_block.mlp.output]
+            self.cross_attention_block = block
+            output_layers = [block.xattn.proj, block.mlp.output]
         else:
             self.cross_attention_block = CrossAttention(embed_dim, num_heads, qkv_bias, use_proj)
-            outputs = [self.cross_attention_block.proj]
+            output_layers = [self.cross_attention_block.proj]
         nn.init.trunc_normal_(self.query_tokens, std=init_std)
         init_weights(self, init_std)
         rescale_blocks(self.blocks)
         with torch.no_grad():
-            for layer in outputs:
+            for layer in output_layers:
                 if isinstance(layer, nn.Linear):
                     layer.weight.mul_((2.0 * depth) ** -0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            x = run_block(block, x, save_memory=self.use_activation_checkpointing and self.training)
+            x = run_block(block, x, use_checkpoint=self.use_activation_checkpointing and self.training)
         return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)
 
 
 class AttentiveClassifier(nn.Module):
-    """Tokens [B, N, D] -> logits [B, num_classes]: an AttentivePooler with one query, then a linear layer."""
+    """Classify tokens [B, N, D] -> logits [B, num_classes]: an AttentivePooler with one query and a linear layer.
+
+    Args:
+        num_classes: Number of classes.
+
+    The other arguments are those of `AttentivePooler`.
+    """
 
     def __init__(
         self,

@@ -1,30 +1,39 @@
-"""FastBack: some heads look back in time, the others ahead, and a learned frame at either end gathers the clip."""
+"""FastBack: lookback and lookahead attention heads, and a learned CLS frame before and after the clip."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tubelet.grid import Grid
 from tubelet.layers import MLP, Attention, PatchEmbed3D
-from tubelet.layers.attention import Attend
-from tubelet.layers.groups import grid_of_tubes
+from tubelet.layers.attention import AttentionFn
+from tubelet.layers.groups import tube_grid
 from tubelet.layers.init import init_weights, rescale_blocks
-from tubelet.layers.pattern_attention import attention_under
+from tubelet.layers.pattern_attention import pattern_attention
 from tubelet.layers.patterns import Lookahead, Lookback
-from tubelet.layers.positions import Grid, Positions
+from tubelet.layers.positions import Positions
 from tubelet.models.video_encoder import VideoEncoder
 
 
 class BidirectionalTemporalAttention(Attention):
-    """Self-attention of frames [B, F, P, D] -> [B, F, P, D].
+    """Self-attention of F frames of P patches, [B, F, P, D] -> [B, F, P, D], with a temporal direction for each head.
 
-    The first `lookback_heads` heads see the current and earlier frames, the `lookahead_heads` others the current and
-    later ones, all patches of a frame alike. `block_size` is that of FlexAttention's block-sparse mask, `dropout` acts
-    on the output. Raises ValueError when the heads do not add up to `num_heads`, or a frame has another number of
-    patches than `frame_size`.
+    Args:
+        embed_dim: Width D of the tokens.
+        num_heads: Number of attention heads; must divide `embed_dim`.
+        lookback_heads: Heads that attend to the current and earlier frames; they come first.
+        lookahead_heads: Heads that attend to the current and later frames.
+        frame_size: Patches per frame P.
+        block_size: Block size of FlexAttention's mask in tokens.
+        dropout: Dropout probability of the output.
+
+    Raises:
+        ValueError: If the heads do not add up to `num_heads`, or `num_heads` does not divide `embed_dim`.
     """
 
     def __init__(
@@ -47,29 +56,39 @@ class BidirectionalTemporalAttention(Attention):
         self.frame_size = frame_size
         self.block_size = block_size
 
-    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
-        """Frames [B, F, P, D]; or any tokens [B, N, D] together with the attention `attend_among` them."""
+    def forward(self, x: Tensor, attend: AttentionFn | None = None) -> Tensor:  # type: ignore[override]  # no rotary tables
+        """Mix frames [B, F, P, D], or any tokens [B, N, D] with the attention function that `attention_fn` returns."""
         if attend is not None:
             return super().forward(x, attend=attend)
         if x.ndim != 4 or x.shape[2] != self.frame_size:
             raise ValueError(f"frames [B, F, {self.frame_size}, D] expected, not {list(x.shape)}; see frame_size")
-        attend = self.attend_among(None, (x.shape[1], self.frame_size, 1), x)
+        attend = self.attention_fn(None, Grid(x.shape[1], self.frame_size, 1), x.device)
         return super().forward(x.flatten(1, 2), attend=attend).view_as(x)
 
-    def attend_among(
-        self, keep: Tensor | None, grid: Grid, like: Tensor, frames: Sequence[int] | None = None
-    ) -> Attend:
-        """Attention of all tokens of the grid, or of `keep` [B, K]; to be shared by blocks with the same heads.
+    def attention_fn(
+        self, keep: Tensor | None, grid: Grid, device: torch.device, frame_sizes: Sequence[int] | None = None
+    ) -> AttentionFn:
+        """Return the attention function, which blocks with the same heads can share.
 
-        `frames` may say how many tokens of each frame are kept, where they come frame by frame.
+        Args:
+            keep: Indices [B, K] of the kept tokens; all tokens if None.
+            grid: Token grid (t, h, w).
+            device: Device of the tokens.
+            frame_sizes: Number of tokens of each frame in `keep`, if they are sorted by frame; unknown if None.
         """
-        return attention_under(self.heads, grid, keep, like, self.head_dim, self.block_size, frames=frames)
+        return pattern_attention(
+            self.heads, grid, keep, device, self.head_dim, self.block_size, frame_sizes=frame_sizes
+        )
 
 
 class BTTransformerBlock(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x): [B, F, P, D] -> [B, F, P, D].
+    """Pre-norm block of BidirectionalTemporalAttention and an MLP: [B, F, P, D] -> [B, F, P, D].
 
-    Arguments as for BidirectionalTemporalAttention; the feed-forward layer is `ff_hidden_dim` wide.
+    Args:
+        ff_hidden_dim: Hidden width of the MLP.
+        dropout: Dropout probability after the attention projection and in the MLP.
+
+    The other arguments are those of `BidirectionalTemporalAttention`.
     """
 
     def __init__(
@@ -91,13 +110,18 @@ class BTTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = MLP(embed_dim, ff_hidden_dim, drop=dropout)
 
-    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: AttentionFn | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), attend)
         return x + self.mlp(self.norm2(x))
 
 
 class AddCLSFrames(nn.Module):
-    """A learned frame before the clip and one after it: [B, F, P, D] -> [B, F + 2, P, D], P = `frame_size`."""
+    """Add a learned CLS frame before and after the clip: [B, F, P, D] -> [B, F + 2, P, D].
+
+    Args:
+        embed_dim: Width D of the tokens.
+        frame_size: Patches per frame P.
+    """
 
     def __init__(self, embed_dim: int, frame_size: int):
         super().__init__()
@@ -110,17 +134,17 @@ class AddCLSFrames(nn.Module):
         first, last = self.frames[:, None, None].expand(-1, len(x), -1, -1, -1)
         return torch.cat([first, x, last], dim=1)
 
-    def resized(self, own: Grid, grid: Grid) -> Tensor:
-        """The two frames [2, h*w, D] for another grid than their own; bicubic."""
-        if own[1:] == grid[1:]:
+    def resized(self, configured: Grid, grid: Grid) -> Tensor:
+        """Return the two CLS frames [2, h*w, D], interpolated bicubically if `grid` is not the configured one."""
+        if configured[1:] == grid[1:]:
             return self.frames
-        frames = rearrange(self.frames, "ends (h w) D -> ends D h w", h=own[1])
-        frames = F.interpolate(frames, size=grid[1:], mode="bicubic")
-        return rearrange(frames, "ends D h w -> ends (h w) D")
+        images = rearrange(self.frames, "ends (h w) D -> ends D h w", h=configured[1])
+        resized = F.interpolate(images, size=grid[1:], mode="bicubic")
+        return rearrange(resized, "ends D h w -> ends (h w) D")
 
 
 class CLSPooling(nn.Module):
-    """The first and the last frame, each averaged over its patches, mapped to one vector: [B, F, P, D] -> [B, D]."""
+    """Project the mean patches of the first and the last frame to one vector: [B, F, P, D] -> [B, D]."""
 
     def __init__(self, embed_dim: int):
         super().__init__()
@@ -131,16 +155,39 @@ class CLSPooling(nn.Module):
 
 
 class BTTransformer(VideoEncoder):
-    """Tokens of a clip, between two CLS frames, through `depth` BTTransformerBlocks.
+    """Bidirectional temporal transformer: the tokens of a clip between two CLS frames, with fixed sin-cos positions.
 
-    Half of the heads look back (`lookback_heads`, by default num_heads // 2), the others ahead. With `num_classes` the
-    head reads CLSPooling of the CLS frames. Positions are fixed sin-cos. Where only some tokens are kept, attention has
-    the same predicate on their frames, and the CLS frames stay whole. Raises ValueError for sizes that do not fit.
+    The head reads CLSPooling of the CLS frames. With masks, attention restricts kept tokens by their frames in the same
+    way, and the CLS frames are always complete.
 
-    >>> encoder = BTTransformer(img_size=64, num_frames=8, embed_dim=192, num_heads=4)
-    >>> clips = torch.randn(2, 3, 8, 64, 64)
-    >>> encoder(clips).shape, encoder(clips, torch.tensor([[0, 5, 9], [1, 2, 3]])).shape
-    (torch.Size([2, 64, 192]), torch.Size([2, 3, 192]))
+    Args:
+        img_size: Frame size in pixels: the side of a square or (height, width).
+        patch_size: Side of a patch in pixels.
+        num_frames: Frames per clip.
+        tubelet_size: Frames per token.
+        in_chans: Channels of the video.
+        embed_dim: Width D of the tokens.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads per block; must divide `embed_dim`.
+        lookback_heads: Heads that attend to the current and earlier frames, the others to the current and later ones;
+            half of the heads if None.
+        mlp_ratio: Hidden width of the MLP divided by `embed_dim`.
+        block_size: Block size of FlexAttention's mask in tokens (GPU only).
+        drop_rate: Dropout probability after attention projections and in MLPs.
+        num_classes: Classes of a linear head; 0 for no head, so that the encoder returns tokens.
+        init_std: Standard deviation of the initial weights (truncated normal).
+        uniform_power: Give time, row and column a third of the channels of the sin-cos position embeddings each;
+            by default they get 1/2, 1/4 and 1/4.
+        use_activation_checkpointing: Recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: If sizes or numbers of heads are incompatible.
+
+    Example:
+        >>> encoder = BTTransformer(img_size=64, num_frames=8, embed_dim=192, num_heads=4)
+        >>> clips = torch.randn(2, 3, 8, 64, 64)
+        >>> encoder(clips).shape, encoder(clips, torch.tensor([[0, 5, 9], [1, 2, 3]])).shape
+        (torch.Size([2, 64, 192]), torch.Size([2, 3, 192]))
     """
 
     def __init__(
@@ -159,7 +206,7 @@ class BTTransformer(VideoEncoder):
         drop_rate: float = 0.0,
         num_classes: int = 0,
         init_std: float = 0.02,
-        uniform_power: bool = False,
+        uniform_power: bool = True,
         use_activation_checkpointing: bool = False,
     ):
         super().__init__(
@@ -173,7 +220,7 @@ class BTTransformer(VideoEncoder):
             use_activation_checkpointing,
         )
         lookback = num_heads // 2 if lookback_heads is None else lookback_heads
-        frame_size = self.grid[1] * self.grid[2]
+        frame_size = self.grid.tokens_per_frame
         self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim)
         self.positions = Positions(embed_dim, num_heads, self.grid, True, uniform_power)
         self.cls_frames = AddCLSFrames(embed_dim, frame_size)
@@ -200,27 +247,28 @@ class BTTransformer(VideoEncoder):
         x = self.positions.add(self.patch_embed(video, keep), keep, grid)
         first, last = self.cls_frames.resized(self.grid, grid)[:, None].expand(-1, len(x), -1, -1)
         x = torch.cat([first, x, last], dim=1)
-        frames = None
+        frame_sizes = None
         if keep is not None:
             if self.tube_masks:
-                frames = [h * w, *[grid_of_tubes(keep, grid)[1]] * t, h * w]
-            # As indices of a clip that is longer by the two frames.
+                frame_sizes = [h * w, *[tube_grid(keep, grid)[1]] * t, h * w]
+            # Token indices in the clip that the two CLS frames extend.
             frame = torch.arange(h * w, device=x.device).expand(len(x), -1)
             keep = torch.cat([frame, keep + h * w, frame + (t + 1) * h * w], dim=1)
-        attend = self.blocks[0].attn.attend_among(keep, (t + 2, h, w), x, frames)
+        attention = cast(BidirectionalTemporalAttention, self.blocks[0].attn)  # all blocks have the same heads
+        attend = attention.attention_fn(keep, Grid(t + 2, h, w), x.device, frame_sizes)
         for block in self.blocks:
             x = self.run(block, x, attend)
         first, x, last = self.norm(x).split([h * w, x.shape[1] - 2 * h * w, h * w], dim=1)
         return x, None if self.pool is None else self.pool(torch.stack([first, last], dim=1))
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "fastback_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 4},
     "fastback_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "fastback_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
 }
 
-# Each takes the keyword arguments of BTTransformer; what is given overrides the size.
+# Factories accept all keyword arguments of BTTransformer, which override the preset.
 fastback_tiny = partial(BTTransformer, **SIZES["fastback_tiny"])
 fastback_small = partial(BTTransformer, **SIZES["fastback_small"])
 fastback_base = partial(BTTransformer, **SIZES["fastback_base"])

@@ -1,30 +1,71 @@
-"""From the features of visible tokens to the features at hidden places (V-JEPA, Bardes et al. 2024)."""
+"""Predictor of V-JEPA (Bardes et al. 2024): features of masked tokens from the features of visible tokens."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
+from tubelet.grid import ClipShape
 from tubelet.layers import Block
 from tubelet.layers.block import run_block
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.positions import Positions, RopePairing
+from tubelet.models.interfaces import Predictor
 
 NoiseSchedule = Literal["cosine", "linear", "vjepa"]
 
 
-class VisionTransformerPredictor(nn.Module):
-    """Narrow transformer over the context tokens and one token for each hidden place.
+class VisionTransformerPredictor(Predictor):
+    """Narrow transformer over the context tokens and one token for each masked position.
 
-    The hidden places hold a learned *mask token* (`use_mask_tokens`), one for each mask of the configuration, or the
-    *noised target*: the target's features in the predictor's width, mixed with Gaussian noise at a time step. With the
-    schedules `cosine` and `linear` the predictor is told the time step; `vjepa` is the published variant, which is not.
-    `embed_dim` is the encoder's width. The other arguments are those of VisionTransformer. Raises ValueError for sizes
-    or noise options that do not go together.
+    The input at a masked position is either a learned mask token (`use_mask_tokens`), with a separate one for each mask
+    of the configuration, or the noised target: the target features projected to the width of the predictor and mixed
+    with Gaussian noise of a random time step.
+
+    Args:
+        img_size: Frame size in pixels: the side of a square or (height, width).
+        patch_size: Side of a patch in pixels.
+        num_frames: Frames per clip; 1 for images.
+        tubelet_size: Frames per token.
+        embed_dim: Width D of the encoder.
+        predictor_embed_dim: Width of the predictor.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads per block; must divide `predictor_embed_dim`.
+        mlp_ratio: Hidden width of the MLP divided by `predictor_embed_dim`.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        qk_scale: Factor of the attention logits; 1 / sqrt(head width) if None.
+        drop_rate: Dropout probability after attention projections and in MLPs.
+        attn_drop_rate: Dropout probability of the attention weights.
+        norm_layer: Factory of the normalization layers, called with `predictor_embed_dim`.
+        init_std: Standard deviation of the initial weights (truncated normal).
+        uniform_power: Give time, row and column a third of the channels of the sin-cos position embeddings each;
+            by default they get 1/2, 1/4 and 1/4.
+        use_mask_tokens: Use learned mask tokens; noised targets otherwise.
+        num_mask_tokens: Number of mask tokens, one for each mask of the configuration.
+        zero_init_mask_tokens: Initialize mask tokens with zeros; with truncated normal noise otherwise.
+        use_rope: Use rotary positions instead of sin-cos position embeddings.
+        rope_pairing: Rotary frequencies: `interleaved` as in RoFormer, or `vjepa2` for released weights of V-JEPA 2.
+        use_silu: Use SwiGLU feed-forward layers instead of MLPs.
+        wide_silu: Reduce the hidden width of SwiGLU to 2/3, so that it has as many parameters as the MLP.
+        use_activation_checkpointing: Recompute activations in the backward pass to save memory.
+        depth_scaled_init: Divide the output projections of block l by sqrt(2 l), as in BEiT.
+        noise_schedule: Noise levels of noised targets. `vjepa` is the published schedule, whose predictor does not
+            receive the time step; with `cosine` and `linear` it does.
+        noise_beta: First and last noise rate of the `linear` or `vjepa` schedule; the usual range if None.
+        noise_steps: Number of time steps of the schedule.
+        out_dim: Width of the output; `embed_dim` if None.
+
+    Raises:
+        ValueError: If sizes or noise options are incompatible.
     """
+
+    use_mask_tokens: bool = True
+    alphas: torch.Tensor
 
     def __init__(
         self,
@@ -32,29 +73,31 @@ class VisionTransformerPredictor(nn.Module):
         patch_size: int = 16,
         num_frames: int = 1,
         tubelet_size: int = 2,
-        embed_dim: int = 768,
-        predictor_embed_dim: int = 384,
-        depth: int = 6,
-        num_heads: int = 12,
+        embed_dim: PositiveInt = 768,
+        predictor_embed_dim: PositiveInt = 384,
+        depth: PositiveInt = 6,
+        num_heads: PositiveInt = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        init_std: float = 0.02,
-        uniform_power: bool = False,
+        init_std: PositiveFloat = 0.02,
+        uniform_power: bool = True,
         use_mask_tokens: bool = False,
-        num_mask_tokens: int = 2,
+        num_mask_tokens: PositiveInt = 2,
         zero_init_mask_tokens: bool = True,
         use_rope: bool = False,
         rope_pairing: RopePairing = "interleaved",
         use_silu: bool = False,
         wide_silu: bool = True,
         use_activation_checkpointing: bool = False,
+        depth_scaled_init: bool = True,
         noise_schedule: NoiseSchedule = "cosine",
         noise_beta: tuple[float, float] | None = None,
-        noise_steps: int = 1000,
+        noise_steps: PositiveInt = 1000,
+        out_dim: int | None = None,
     ):
         super().__init__()
         self.predictor_embed_dim = predictor_embed_dim
@@ -63,14 +106,14 @@ class VisionTransformerPredictor(nn.Module):
         self.noise_steps = noise_steps
         self.use_activation_checkpointing = use_activation_checkpointing
 
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         is_video = num_frames > 1
-        grid = (num_frames // tubelet_size if is_video else 1, height // patch_size, width // patch_size)
+        grid = ClipShape(num_frames, img_size, patch_size, tubelet_size).grid
         self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
         self.positions = Positions(
             predictor_embed_dim, num_heads, grid, is_video, uniform_power, use_rope, rope_pairing
         )
-        self.mask_tokens = self.time_embed = None
+        self.mask_tokens: nn.ParameterList | None = None
+        self.time_embed: TimeEmbedding | None = None
         if use_mask_tokens:
             self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, predictor_embed_dim) for _ in range(num_mask_tokens))
         else:
@@ -94,10 +137,11 @@ class VisionTransformerPredictor(nn.Module):
             for _ in range(depth)
         )
         self.predictor_norm = norm_layer(predictor_embed_dim)
-        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        self.predictor_proj = nn.Linear(predictor_embed_dim, out_dim or embed_dim)
         init_weights(self, init_std)
-        rescale_blocks(self.predictor_blocks)
-        if use_mask_tokens and not zero_init_mask_tokens:
+        if depth_scaled_init:
+            rescale_blocks(self.predictor_blocks)
+        if self.mask_tokens is not None and not zero_init_mask_tokens:
             for token in self.mask_tokens:
                 nn.init.trunc_normal_(token, std=init_std)
 
@@ -112,25 +156,26 @@ class VisionTransformerPredictor(nn.Module):
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Features at the hidden places.
+        """Predict the features of masked tokens.
 
         Args:
-            context: features of the visible tokens [B, Kc, D].
-            target: layer-normed features of the hidden tokens [B, Kt, D]; read only where they are noised.
-            masks_context: places of the visible tokens [B, Kc].
-            masks_target: places of the hidden tokens [B, Kt].
-            mask_index: which mask token stands at the hidden places.
-            noise: Gaussian noise in the predictor's width [B, Kt, predictor_embed_dim], and
-            timestep: time steps [B] from 0 (nearly clean) to noise_steps - 1; drawn from torch's generator if None.
+            context: Features of the visible tokens [B, Kc, D].
+            target: Layer-normalized features of the masked tokens [B, Kt, D]; not used with mask tokens.
+            masks_context: Indices of the visible tokens [B, Kc].
+            masks_target: Indices of the masked tokens [B, Kt].
+            mask_index: Index of the mask token to use.
+            noise: Gaussian noise [B, Kt, predictor_embed_dim]; drawn from torch's default generator if None.
+            timestep: Time steps [B] from 0 (nearly clean) to noise_steps - 1; drawn from torch's default generator if
+                None.
 
         Returns:
-            Predictions [B, Kt, D].
+            Predicted features [B, Kt, D].
         """
-        if self.use_mask_tokens:
+        if self.mask_tokens is not None:
             tokens = self.mask_tokens[mask_index].expand(*masks_target.shape, -1)
             return self._predict(self.predictor_embed(context), tokens, masks_context, masks_target)
         if target is None:
-            raise ValueError("the predictor noises its targets: give them, or draw predictions with sample()")
+            raise ValueError("this predictor noises its targets: pass `target`, or use sample() to draw predictions")
         latent = self._latent(target)
         if noise is None:
             noise = torch.randn_like(latent)
@@ -150,36 +195,51 @@ class VisionTransformerPredictor(nn.Module):
         draws: int = 1,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Hypotheses for the hidden tokens: from noise, denoised in `steps` steps; [draws, B, Kt, D].
+        """Sample features of the masked tokens with deterministic DDIM (Song et al. 2021, equation 12, sigma = 0).
 
-        Deterministic DDIM (Song et al. 2021, equation 12 with sigma = 0). The predictor predicts clean features, whose
-        image in the predictor's width is the clean latent of the equation. Raises ValueError for a predictor with mask
-        tokens, which has one answer only, and for more steps than the schedule has.
+        The predictor predicts clean features. Their projection to the width of the predictor is the clean latent of the
+        equation.
+
+        Args:
+            context: Features of the visible tokens [B, Kc, D].
+            masks_context: Indices of the visible tokens [B, Kc].
+            masks_target: Indices of the masked tokens [B, Kt].
+            steps: Number of denoising steps.
+            draws: Number of samples.
+            generator: Source of the initial noise; torch's default generator if None.
+
+        Returns:
+            Sampled features [draws, B, Kt, D].
+
+        Raises:
+            ValueError: If the predictor uses mask tokens and therefore is deterministic, or the schedule has fewer
+                steps.
         """
         if self.use_mask_tokens:
-            raise ValueError("a predictor with mask tokens cannot be sampled; train with model.use_mask_tokens: false")
+            raise ValueError("a predictor with mask tokens cannot be sampled; pretrain with use_mask_tokens: false")
         if not 1 <= steps <= self.noise_steps:
-            raise ValueError(f"steps must be from 1 to the schedule's {self.noise_steps}, not {steps}")
+            raise ValueError(f"steps must be between 1 and noise_steps ({self.noise_steps}), not {steps}")
         B, Kt = masks_target.shape
         masks_context, masks_target = masks_context.repeat(draws, 1), masks_target.repeat(draws, 1)
         embedded = self.predictor_embed(context).repeat(draws, 1, 1)
         shape = (draws * B, Kt, self.predictor_embed_dim)
         x = torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype)
         timesteps = torch.linspace(self.noise_steps - 1, 0, steps).round().long().tolist()
-        for now, following in zip(timesteps, [*timesteps[1:], None], strict=True):
-            timestep = torch.full((draws * B,), now, device=context.device)
+        for current, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+            timestep = torch.full((draws * B,), current, device=context.device)
             predicted = self._denoise(embedded, x, timestep, masks_context, masks_target)
             if following is not None:
-                x = self._ddim(x, self._latent(predicted), self.alphas[now], self.alphas[following])
+                x = self._ddim(x, self._latent(predicted), self.alphas[current], self.alphas[following])
         return predicted.unflatten(0, (draws, B))
 
     @staticmethod
     def _ddim(x: torch.Tensor, clean: torch.Tensor, alpha: torch.Tensor, next_alpha: torch.Tensor) -> torch.Tensor:
+        """Take one DDIM step from the noise level `alpha` to `next_alpha`."""
         noise = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
         return next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * noise
 
     def _latent(self, target: torch.Tensor) -> torch.Tensor:
-        """Target features in the predictor's width; normed, so that their variance equals the noise's."""
+        """Project target features to the width of the predictor, normalized to the variance of the noise."""
         return F.layer_norm(self.predictor_embed(target), (self.predictor_embed_dim,))
 
     def _denoise(
@@ -197,17 +257,19 @@ class VisionTransformerPredictor(nn.Module):
     def _predict(
         self, context: torch.Tensor, tokens: torch.Tensor, masks_context: torch.Tensor, masks_target: torch.Tensor
     ) -> torch.Tensor:
-        """Features [B, Kt, D] from the embedded context [B, Kc, Dp] and the tokens at the hidden places [B, Kt, Dp]."""
-        places = torch.cat([masks_context, masks_target], dim=1)
-        x = self.positions.add(torch.cat([context, tokens.type_as(context)], dim=1), places)
-        rope = self.positions.rope(places)
+        """Run the blocks on the embedded context [B, Kc, Dp] and masked tokens [B, Kt, Dp]; return [B, Kt, D]."""
+        indices = torch.cat([masks_context, masks_target], dim=1)
+        x = self.positions.add(torch.cat([context, tokens.type_as(context)], dim=1), indices)
+        rope = self.positions.rope(indices)
         for block in self.predictor_blocks:
-            x = run_block(block, x, rope, save_memory=self.use_activation_checkpointing and self.training)
+            x = run_block(block, x, rope, use_checkpoint=self.use_activation_checkpointing and self.training)
         return self.predictor_proj(self.predictor_norm(x[:, context.shape[1] :]))
 
 
 class TimeEmbedding(nn.Module):
-    """Time steps [B] -> [B, dim]: sines and cosines of `dim / 2` frequencies through a small MLP (Ho et al. 2020)."""
+    """Embed time steps [B] as [B, dim]: sines and cosines of `dim / 2` frequencies and an MLP (Ho et al. 2020)."""
+
+    omega: torch.Tensor
 
     def __init__(self, dim: int):
         super().__init__()
@@ -220,15 +282,24 @@ class TimeEmbedding(nn.Module):
 
 
 def noise_alphas(schedule: NoiseSchedule, steps: int, beta: tuple[float, float] | None = None) -> torch.Tensor:
-    """Share of the target's variance left at every time step: the cumulative product of 1 - beta, float64 [steps].
+    """Return the fraction of the target's variance that remains at each time step: the cumulative product of 1 - beta.
 
-    `vjepa`: beta rises linearly, by default from 0.5 towards 1 as published, the end itself not included: after some 20
-    steps nothing is left of the target. `linear`: from 1e-4 to 0.02 for 1000 steps (Ho et al. 2020), scaled for other
-    numbers. `cosine`: Nichol & Dhariwal 2021, equation 17. Raises ValueError for a range that the schedule cannot have.
+    Args:
+        schedule: `vjepa` increases beta linearly, by default from 0.5 towards 1 (exclusive) as published, so that after
+            some 20 steps nothing of the target remains. `linear` increases it from 1e-4 to 0.02 over 1000 steps (Ho et
+            al. 2020), scaled for other numbers of steps. `cosine` is equation 17 of Nichol & Dhariwal 2021.
+        steps: Number of time steps.
+        beta: First and last beta of `linear` or `vjepa`; the values above if None.
+
+    Returns:
+        Float64 tensor [steps].
+
+    Raises:
+        ValueError: If the schedule is unknown or does not support this range.
     """
     if beta is not None and (schedule == "cosine" or not 0 < beta[0] <= beta[1] <= 1):
-        reason = "the cosine schedule has none" if schedule == "cosine" else "need 0 < first <= last <= 1"
-        raise ValueError(f"noise_beta {list(beta)}: {reason}; leave it out for the usual range")
+        reason = "not used by the cosine schedule" if schedule == "cosine" else "expected 0 < first <= last <= 1"
+        raise ValueError(f"noise_beta {list(beta)}: {reason}; remove it for the default range")
     if schedule == "vjepa":
         first, last = beta or (0.5, 1.0)
         betas = first + torch.arange(steps, dtype=torch.float64, device="cpu") * (last - first) / steps
@@ -240,5 +311,11 @@ def noise_alphas(schedule: NoiseSchedule, steps: int, beta: tuple[float, float] 
         level = ((time + 0.008) / 1.008 * math.pi / 2).cos().square()
         betas = (1 - level[1:] / level[:-1]).clamp(max=0.999)
     else:
-        raise ValueError(f"noise_schedule '{schedule}': take cosine, linear or vjepa")
+        raise ValueError(f"noise_schedule '{schedule}': expected cosine, linear or vjepa")
     return (1 - betas).cumprod(0)
+
+
+# The predictor of configurations; V-JEPA's sizes.
+vision_transformer_predictor = partial(
+    VisionTransformerPredictor, depth=12, use_mask_tokens=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)
+)

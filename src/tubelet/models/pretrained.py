@@ -1,11 +1,12 @@
-"""Encoders that other libraries keep: Video Swin, MViT v2, R3D-18 and S3D of torchvision, image ViTs of timm.
+"""Adapters for encoders of other libraries: Video Swin, MViT v2, R3D-18 and S3D of torchvision, image ViTs of timm.
 
-Thin adapters: the library's model, its tokens in time-major order. They need the whole clip (`accepts_masks` False). A
-ViT of timm inflated to tubelets is ViViT's `init_from_image_vit`.
+They return the tokens of the library's model in time-major order. They need all tokens of a clip, so they cannot be
+used with masks (`accepts_masks` is False). To inflate an image ViT of timm to tubelets, see
+`ViViT.init_from_image_vit`.
 
-`weights` of every factory is a local file of the library's own weights (.pth, .pt, .safetensors); nothing is ever
-downloaded. Its head is taken where it has `num_classes` classes, else left out. `patch_size` and `tubelet_size` act on
-the image ViTs alone: the others have strides of their own, see `grid_size`.
+All factories accept `weights`, a local file with the weights of the library (.pth, .pt or .safetensors). Nothing is
+downloaded. The head in the file is used if it has `num_classes` classes and ignored otherwise. `patch_size` and
+`tubelet_size` apply to the image ViTs only; the other models have fixed strides, see `grid_size`.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -25,18 +27,27 @@ from torchvision.models import video
 from torchvision.models.video.mvit import MSBlockConfig
 
 from tubelet.config import nearest
-from tubelet.layers.checks import token_grid
-from tubelet.layers.positions import Grid
+from tubelet.grid import ClipShape, Grid, as_pair
+from tubelet.models.interfaces import Encoder
 
 
-class PretrainedEncoder(nn.Module, ABC):
-    """A library's model behind this package's contract; `num_heads` is what a predictor or probe on top takes.
+class PretrainedEncoder(Encoder, ABC):
+    """Adapter of a library model to the encoder interface of this package.
 
-    `head` names the model's classification head, which goes where `num_classes` is 0. Raises ValueError for a weights
-    file that cannot be read or does not fit.
+    Args:
+        model: The model.
+        embed_dim: Width D of its tokens.
+        num_heads: Number of heads for a predictor or probe on top of it.
+        head: Attribute name of the model's classification head, which is removed if `num_classes` is 0.
+        num_classes: Classes of the head; 0 for no head.
+        weights: File with the weights of the model; random weights if None.
+
+    Raises:
+        ValueError: If the weights file cannot be read or does not match the model.
     """
 
     accepts_masks = False
+    model: Any
 
     def __init__(
         self, model: nn.Module, embed_dim: int, num_heads: int, head: str, num_classes: int, weights: str | None
@@ -53,34 +64,38 @@ class PretrainedEncoder(nn.Module, ABC):
 
     @abstractmethod
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        """Tokens along time, rows and columns of a clip; ValueError where it is too small or patches do not fill it."""
+        """Return the token grid (t, h, w) of a clip.
+
+        Raises:
+            ValueError: If the clip is too small, or the patch size does not divide it.
+        """
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """Clips [B, C, T, H, W] -> the model's last features, laid out as in the library."""
+        """Return the last features of the model for clips [B, C, T, H, W], in the layout of the library."""
 
     @abstractmethod
     def tokens(self, features: Tensor) -> Tensor:
-        """[B, N, D] in time-major order."""
+        """Convert the output of `features` to tokens [B, N, D] in time-major order."""
 
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
-        """The library's own pooling and head: [B, num_classes]."""
+        """Apply the library's pooling and head to the output of `features`; return logits [B, num_classes]."""
 
     def forward(self, x: Tensor, masks: None = None) -> Tensor:
-        """Clips [B, C, T, H, W] -> logits [B, num_classes], or without num_classes tokens [B, N, D]."""
+        """Return logits [B, num_classes] for clips [B, C, T, H, W], or tokens [B, N, D] if `num_classes` is 0."""
         if self.num_classes == 0:
             return self.forward_features(x, masks)
         return self.classify(self._checked_features(x, masks))
 
     def forward_features(self, x: Tensor, masks: None = None) -> Tensor:
-        """Clips [B, C, T, H, W] -> tokens [B, N, D]."""
+        """Return tokens [B, N, D] for clips [B, C, T, H, W]."""
         return self.tokens(self._checked_features(x, masks))
 
     def _checked_features(self, x: Tensor, masks: None) -> Tensor:
         if masks is not None:
             raise ValueError(
-                f"{type(self).__name__} needs the whole clip and takes no masks; take a vision_transformer"
+                f"{type(self).__name__} needs all tokens of a clip and takes no masks; use e.g. a vision_transformer"
             )
         if x.ndim != 5:
             raise ValueError(
@@ -90,28 +105,42 @@ class PretrainedEncoder(nn.Module, ABC):
         return self.features(x)
 
     def _adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights as in the file -> as the model takes them."""
+        """Convert a state dict of the library to the current model."""
         return state
 
     def _load(self, path: Path, head: str) -> None:
         state = self._adapt(_read(path))
-        own = self.model.state_dict()
-        of_head = {name for name in state if name.startswith(f"{head}.")}
-        if any(name not in own or own[name].shape != state[name].shape for name in of_head):
-            state = {name: value for name, value in state.items() if name not in of_head}
-            state |= {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+        model_state = self.model.state_dict()
+        head_names = {name for name in state if name.startswith(f"{head}.")}
+        if any(name not in model_state or model_state[name].shape != state[name].shape for name in head_names):
+            state = {name: value for name, value in state.items() if name not in head_names}
+            state |= {name: value for name, value in model_state.items() if name.startswith(f"{head}.")}
         try:
-            # On the meta device, where configurations are checked, nothing can be copied; names and shapes are checked.
+            # On the meta device, used to validate configurations, values cannot be copied; assigning checks the names
+            # and shapes.
             self.model.load_state_dict(state, assign=next(self.model.parameters()).is_meta)
         except RuntimeError as error:
-            raise ValueError(f"weights {path}: not of {type(self.model).__name__} of this size: {error}") from error
+            raise ValueError(f"weights {path}: do not match this {type(self.model).__name__}: {error}") from error
 
 
 class VideoSwin(PretrainedEncoder):
-    """Video Swin (Liu et al. 2022): windowed attention, and after every stage four neighbours become one token.
+    """Video Swin (Liu et al. 2022): windowed attention; patch merging after every stage.
 
-    `patch` is frames x rows x columns; `depths` are the blocks of the stages, the first of width `embed_dim`, each
-    further one twice as wide. With the paper's four stages a token is 2 frames x 32 x 32 pixels.
+    With the four stages of the paper, a token covers 2 frames x 32 x 32 pixels.
+
+    Args:
+        embed_dim: Width of the first stage; it doubles with every stage.
+        depths: Number of blocks of each stage.
+        head_dim: Channels per attention head; must divide `embed_dim`.
+        window_size: Window size in tokens: frames, rows, columns.
+        patch: Patch size in frames, rows and columns of pixels.
+        drop_path_rate: Stochastic depth rate of the last block; it increases linearly with depth.
+        init_std: Standard deviation of the initial weights of linear layers (truncated normal).
+        num_classes: Classes of the head; 0 for no head, so that the encoder returns tokens.
+        weights: File with weights of torchvision; random weights if None.
+
+    Raises:
+        ValueError: If `head_dim` does not divide `embed_dim`, or the weights do not match.
     """
 
     def __init__(
@@ -127,7 +156,7 @@ class VideoSwin(PretrainedEncoder):
         weights: str | None = None,
     ):
         if embed_dim % head_dim:
-            raise ValueError(f"heads of width {head_dim} do not divide the width {embed_dim}; change head_dim")
+            raise ValueError(f"head_dim {head_dim} does not divide embed_dim {embed_dim}; change one of them")
         num_heads = [embed_dim * 2**stage // head_dim for stage in range(len(depths))]
         model = video.SwinTransformer3d(
             list(patch),
@@ -147,10 +176,10 @@ class VideoSwin(PretrainedEncoder):
         frames, rows, columns = self.patch
         if num_frames % frames or height % rows or width % columns:
             raise ValueError(
-                f"{num_frames} frames of {height}x{width} pixels cannot be cut into Video Swin's patches of "
-                f"{frames}x{rows}x{columns}; take multiples of these"
+                f"{num_frames} frames of {height}x{width} pixels cannot be cut into patches of "
+                f"{frames}x{rows}x{columns} for Video Swin; use multiples of these"
             )
-        return num_frames // frames, -(-height // (rows * self.merged)), -(-width // (columns * self.merged))
+        return Grid(num_frames // frames, -(-height // (rows * self.merged)), -(-width // (columns * self.merged)))
 
     def features(self, x: Tensor) -> Tensor:
         m = self.model
@@ -164,13 +193,26 @@ class VideoSwin(PretrainedEncoder):
 
 
 class MViT(PretrainedEncoder):
-    """MViT v2 (Li et al. 2022); with four stages as in the paper a token is 2 frames x 32 x 32 pixels.
+    """MViT v2 (Li et al. 2022).
 
-    `depths` are the blocks of the stages; the first stage has width `embed_dim` and one head, each further one twice
-    as many, and a quarter of the places. Built for 16 frames of 224 x 224 pixels as the library's weights are; for
-    other clips its relative positions are interpolated, which the library's own forward pass does not offer. The head
-    reads the CLS token alone. What the last block has for the queries of patches then changes no logit, as in the
-    library, and is not trained.
+    With the four stages of the paper, a token covers 2 frames x 32 x 32 pixels. The model is built for 16 frames of
+    224 x 224 pixels like the weights of the library. For other clips its relative positions are interpolated, which
+    the forward pass of the library does not support.
+
+    As in the library, the head reads the CLS token only. The parameters of the last block that only affect patch
+    queries then have no influence on the logits and are not trained.
+
+    Args:
+        embed_dim: Width of the first stage, which has one head. Both double with every stage, while the number of rows
+            and columns halves.
+        depths: Number of blocks of each stage.
+        drop_path_rate: Stochastic depth rate of the last block; it increases linearly with depth.
+        init_std: Standard deviation of the initial weights of linear layers (truncated normal).
+        num_classes: Classes of the head; 0 for no head, so that the encoder returns tokens.
+        weights: File with weights of torchvision; random weights if None.
+
+    Raises:
+        ValueError: If the weights do not match.
     """
 
     def __init__(
@@ -199,16 +241,16 @@ class MViT(PretrainedEncoder):
         self.stride = 4 * 2 ** (len(depths) - 1)
         if num_classes:
             for parameter in (last.rel_pos_t, last.rel_pos_h, last.rel_pos_w, last.pool_q.pool.weight):
-                parameter.requires_grad_(False)  # DistributedDataParallel waits for the gradient of what requires one
+                parameter.requires_grad_(False)  # DistributedDataParallel expects a gradient for every parameter
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        return -(-num_frames // 2), -(-height // self.stride), -(-width // self.stride)
+        return Grid(-(-num_frames // 2), -(-height // self.stride), -(-width // self.stride))
 
     def features(self, x: Tensor) -> Tensor:
         m = self.model
         x = m.conv_proj(x)
         grid = tuple(x.shape[2:])
-        x = m.pos_encoding(x.flatten(2).transpose(1, 2))  # the CLS token; positions are in the attention
+        x = m.pos_encoding(x.flatten(2).transpose(1, 2))  # adds the CLS token; positions are part of the attention
         for block in m.blocks:
             x, grid = block(x, grid)
         return m.norm(x)  # [B, 1 + N, D]
@@ -221,14 +263,22 @@ class MViT(PretrainedEncoder):
 
 
 class R3D(PretrainedEncoder):
-    """3D ResNet of 18 layers (Tran et al. 2018); positions of 8 frames x 16 x 16 pixels are the tokens."""
+    """3D ResNet with 18 layers (Tran et al. 2018); a token covers 8 frames x 16 x 16 pixels.
+
+    Args:
+        num_classes: Classes of the head; 0 for no head, so that the encoder returns tokens.
+        weights: File with weights of torchvision; random weights if None.
+
+    Raises:
+        ValueError: If the weights do not match.
+    """
 
     def __init__(self, num_classes: int = 0, weights: str | None = None):
         model = video.r3d_18(num_classes=max(num_classes, 1))
         super().__init__(model, model.fc.in_features, model.fc.in_features // 64, "fc", num_classes, weights)
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        return -(-num_frames // 8), -(-height // 16), -(-width // 16)
+        return Grid(-(-num_frames // 8), -(-height // 16), -(-width // 16))
 
     def features(self, x: Tensor) -> Tensor:
         m = self.model
@@ -242,11 +292,19 @@ class R3D(PretrainedEncoder):
 
 
 class S3D(PretrainedEncoder):
-    """Separable 3D Inception (Xie et al. 2018); positions of 8 frames x 32 x 32 pixels are the tokens.
+    """Separable 3D Inception, S3D (Xie et al. 2018); a token covers 8 frames x 32 x 32 pixels.
 
-    A clip has at least 5 frames of 17 x 17 pixels. Logits are averaged over windows of 2 x 7 x 7 positions as in the
-    library, and over smaller ones where there are fewer. `norm_momentum` is the library's: batch normalisation follows
-    the data over thousands of steps, so a short training wants more.
+    Clips need at least 5 frames of 17 x 17 pixels. As in the library, logits are averaged over windows of 2 x 7 x 7
+    tokens, and over smaller windows for smaller clips.
+
+    Args:
+        norm_momentum: Momentum of batch normalization. With the default of the library, running statistics adapt over
+            thousands of steps; use a larger value for short training runs.
+        num_classes: Classes of the head; 0 for no head, so that the encoder returns tokens.
+        weights: File with weights of torchvision; random weights if None.
+
+    Raises:
+        ValueError: If the weights do not match.
     """
 
     def __init__(self, norm_momentum: float = 0.001, num_classes: int = 0, weights: str | None = None):
@@ -256,12 +314,12 @@ class S3D(PretrainedEncoder):
         super().__init__(model, embed_dim, embed_dim // 64, "classifier", num_classes, weights)
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        # Halved once more, rounded down, after strides that round up.
-        grid = (-(-num_frames // 4) // 2, -(-height // 16) // 2, -(-width // 16) // 2)
+        # The strides round up; the last pooling halves the size and rounds down.
+        grid = Grid(-(-num_frames // 4) // 2, -(-height // 16) // 2, -(-width // 16) // 2)
         if 0 in grid:
             raise ValueError(
-                f"{num_frames} frames of {height}x{width} pixels are too few for S3D; "
-                "take at least 5 frames of 17x17 pixels"
+                f"{num_frames} frames of {height}x{width} pixels are too small for S3D; "
+                "use at least 5 frames of 17x17 pixels"
             )
         return grid
 
@@ -272,14 +330,26 @@ class S3D(PretrainedEncoder):
         return features.flatten(2).transpose(1, 2)
 
     def classify(self, features: Tensor) -> Tensor:
-        window = [min(most, size) for most, size in zip((2, 7, 7), features.shape[2:], strict=True)]
+        window = [min(maximum, size) for maximum, size in zip((2, 7, 7), features.shape[2:], strict=True)]
         return self.model.classifier(F.avg_pool3d(features, window, stride=1)).mean((2, 3, 4))
 
 
 class FramewiseViT(PretrainedEncoder):
-    """An image ViT of timm on every frame; tokens are averaged over the frames of a tubelet, logits over all frames.
+    """Image ViT of timm applied to every frame; tokens are averaged over tubelets and logits over all frames.
 
-    `timm_name` is a name of timm's, such as vit_base_patch16_224. Positions are interpolated for other image sizes.
+    Position embeddings are interpolated for other image sizes.
+
+    Args:
+        timm_name: Name of the model in timm, such as vit_base_patch16_224.
+        img_size: Frame size in pixels: the side of a square or (height, width).
+        num_frames: Frames per clip.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Number of consecutive frames whose tokens are averaged.
+        num_classes: Classes of the head; 0 for no head, so that the encoder returns tokens.
+        weights: File with weights of timm; random weights if None.
+
+    Raises:
+        ValueError: If `timm_name` is not an image ViT of timm, sizes are incompatible, or the weights do not match.
     """
 
     def __init__(
@@ -293,13 +363,11 @@ class FramewiseViT(PretrainedEncoder):
         weights: str | None = None,
     ):
         if not timm.is_model(timm_name):
-            raise ValueError(
-                f"timm_name '{timm_name}': timm has no such model. {nearest(timm_name, timm.list_models())}"
-            )
+            raise ValueError(f"timm_name '{timm_name}': unknown to timm. {nearest(timm_name, timm.list_models())}")
         if timm.model_entrypoint(timm_name).__module__ != VisionTransformer.__module__:
-            raise ValueError(f"timm_name '{timm_name}': not an image ViT; take one such as vit_base_patch16_224")
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        model = timm.create_model(
+            raise ValueError(f"timm_name '{timm_name}': not an image ViT; use one such as vit_base_patch16_224")
+        height, width = as_pair(img_size)
+        model: Any = timm.create_model(
             timm_name, img_size=(height, width), patch_size=patch_size, num_classes=num_classes, dynamic_img_size=True
         )
         super().__init__(model, model.embed_dim, model.blocks[-1].attn.num_heads, "head", num_classes, weights)
@@ -308,12 +376,12 @@ class FramewiseViT(PretrainedEncoder):
         self.grid_size(num_frames, height, width)
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        return token_grid(num_frames, height, width, self.tubelet_size, self.patch_size)
+        return ClipShape(num_frames, (height, width), self.patch_size, self.tubelet_size).video_grid
 
     def features(self, x: Tensor) -> Tensor:
         T = x.shape[2]
         y = self.model.forward_features(rearrange(x, "B C T H W -> (B T) C H W"))
-        return rearrange(y, "(B T) n D -> B T n D", T=T)  # with the CLS token
+        return rearrange(y, "(B T) n D -> B T n D", T=T)  # including the CLS token
 
     def tokens(self, features: Tensor) -> Tensor:
         patches = features[:, :, self.model.num_prefix_tokens :]
@@ -323,50 +391,58 @@ class FramewiseViT(PretrainedEncoder):
         return self.model.forward_head(features.flatten(0, 1)).unflatten(0, features.shape[:2]).mean(1)
 
     def _adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """timm's own conversion of older files, and of patches and positions of another size."""
+        """Convert older checkpoints, and patches and positions of other sizes, with timm's own filter."""
         return checkpoint_filter_fn(state, self.model)
 
 
 def _mvit_blocks(embed_dim: int, depths: Sequence[int]) -> list[MSBlockConfig]:
-    """A stage's first block halves rows and columns; keys are pooled to the same number in all stages."""
+    """Return the block settings of MViT v2.
+
+    The first block of a stage halves rows and columns. Keys are pooled to the same number in all stages.
+    """
     blocks, width = [], embed_dim
     for stage, depth in enumerate(depths):
-        own_width, stride_kv = embed_dim * 2**stage, 2 ** (len(depths) - 1 - stage)
+        stage_width, stride_kv = embed_dim * 2**stage, 2 ** (len(depths) - 1 - stage)
         for block in range(depth):
             stride_q = 2 if stage > 0 and block == 0 else 1
             blocks.append(
                 MSBlockConfig(
                     num_heads=2**stage,
                     input_channels=width,
-                    output_channels=own_width,
+                    output_channels=stage_width,
                     kernel_q=[3, 3, 3],
                     kernel_kv=[3, 3, 3],
                     stride_q=[1, stride_q, stride_q],
                     stride_kv=[1, stride_kv, stride_kv],
                 )
             )
-            width = own_width
+            width = stage_width
     return blocks
 
 
 def _init_linear(model: nn.Module, std: float) -> None:
-    """What torchvision's transformers do with a deviation of 0.02, which is too little for narrow ones."""
+    """Initialize linear layers as torchvision does for transformers, but with a configurable deviation."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=std)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors file or a pickle of tensors.
+
+    Raises:
+        ValueError: If the file does not exist or is not a state dict.
+    """
     if not path.is_file():
-        raise ValueError(f"weights {path}: no such file; save the library's weights there, nothing is downloaded")
+        raise ValueError(f"weights {path}: no such file; weights are not downloaded, save those of the library there")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"weights {path}: cannot be read as weights: {error}") from error
+        raise ValueError(f"weights {path}: cannot be read as a state dict: {error}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"weights {path}: holds a {type(state).__name__}, not a state dict")
+        raise ValueError(f"weights {path}: contains a {type(state).__name__}, not a state dict")
     return state
 
 

@@ -2,26 +2,37 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from tubelet.grid import Grid
 from tubelet.layers import Attention, Block
+from tubelet.layers.block import BlockLayers
 from tubelet.layers.groups import FoldedTokens, ScatteredTokens
 from tubelet.layers.init import init_weights
-from tubelet.layers.positions import Grid, LearnedPositions
+from tubelet.layers.positions import LearnedPositions
 from tubelet.models.inflatable import InflatableEncoder
 
 AttentionType = Literal["divided", "joint", "space_only"]
 
 
-class DividedBlock(Block):
-    """Attention over time, then over space: CLS token and patches [B, 1+N, D] -> [B, 1+N, D].
+class DividedBlock(BlockLayers):
+    """Divided space-time attention (section 3 of the paper): over time, then over space; [B, 1+N, D] -> [B, 1+N, D].
 
-    Paper, section 3, "divided space-time attention", with the linear layer that its code puts after the temporal
-    attention. The CLS token takes no part in the temporal attention; in the spatial one every frame has a copy of it,
-    and the copies' results are averaged.
+    The first token is the CLS token. It does not take part in temporal attention. In spatial attention every frame has
+    a copy of it, and the outputs of the copies are averaged. As in the published code, a linear layer follows the
+    temporal attention.
+
+    Args:
+        dim: Width D of the tokens.
+        num_heads: Number of attention heads; must divide `dim`.
+        mlp_ratio: Hidden width of the MLP divided by `dim`.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        drop: Dropout probability after attention projections and in the MLP.
+        attn_drop: Dropout probability of the attention weights.
+        norm_layer: Factory of the normalization layers, called with `dim`.
     """
 
     def __init__(
@@ -49,17 +60,41 @@ class DividedBlock(Block):
 
 
 class TimeSformer(InflatableEncoder):
-    """Tokens of a clip through `depth` blocks of divided, joint or space-only attention.
+    """TimeSformer with divided, joint or space-only attention and learned position embeddings.
 
-    `attention_type` "divided": over time, then over space; "joint": over all tokens; "space_only": over the frame's
-    alone, without positions in time. A CLS token takes part (in "space_only" one for each frame) and is what the head
-    reads, averaged over the frames. `tubelet_size` is 1 in the paper. Raises ValueError for sizes that do not fit.
+    The head reads the CLS token. With space-only attention there is one for each frame, and the head reads their mean.
 
-    >>> encoder = TimeSformer(img_size=64, num_frames=8, embed_dim=192, num_heads=3)
-    >>> clips = torch.randn(2, 3, 8, 64, 64)
-    >>> encoder(clips).shape, encoder(clips, torch.tensor([[0, 5, 9], [1, 2, 3]])).shape
-    (torch.Size([2, 128, 192]), torch.Size([2, 3, 192]))
+    Args:
+        img_size: Frame size in pixels: the side of a square or (height, width).
+        patch_size: Side of a patch in pixels.
+        num_frames: Frames per clip.
+        tubelet_size: Frames per token; 1 in the paper.
+        in_chans: Channels of the video.
+        num_classes: Classes of a linear head; 0 for no head, so that the encoder returns tokens.
+        attention_type: `divided` (over time, then over space), `joint` (over all tokens), or `space_only` (within each
+            frame, without temporal positions).
+        embed_dim: Width D of the tokens.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads per block; must divide `embed_dim`.
+        mlp_ratio: Hidden width of the MLP divided by `embed_dim`.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        drop_rate: Dropout probability after attention projections and in MLPs.
+        attn_drop_rate: Dropout probability of the attention weights.
+        norm_layer: Factory of the normalization layers, called with `embed_dim`.
+        init_std: Standard deviation of the initial weights (truncated normal).
+        use_activation_checkpointing: Recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: If sizes are incompatible or `attention_type` is unknown.
+
+    Example:
+        >>> encoder = TimeSformer(img_size=64, num_frames=8, embed_dim=192, num_heads=3)
+        >>> clips = torch.randn(2, 3, 8, 64, 64)
+        >>> encoder(clips).shape, encoder(clips, torch.tensor([[0, 5, 9], [1, 2, 3]])).shape
+        (torch.Size([2, 128, 192]), torch.Size([2, 3, 192]))
     """
+
+    cls_token: nn.Parameter
 
     def __init__(
         self,
@@ -92,20 +127,20 @@ class TimeSformer(InflatableEncoder):
             num_classes,
             use_activation_checkpointing,
         )
-        kinds = {"divided": DividedBlock, "joint": Block, "space_only": Block}
-        if attention_type not in kinds:
-            raise ValueError(f"attention_type '{attention_type}': take one of {', '.join(kinds)}")
+        block_types: dict[str, type[BlockLayers]] = {"divided": DividedBlock, "joint": Block, "space_only": Block}
+        if attention_type not in block_types:
+            raise ValueError(f"attention_type '{attention_type}': expected one of {', '.join(block_types)}")
         self.attention_type = attention_type
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         nn.init.trunc_normal_(self.cls_token, std=init_std)
-        self.positions = LearnedPositions(embed_dim, (1, *self.grid[1:]), init_std)
+        self.positions = LearnedPositions(embed_dim, self.grid._replace(t=1), init_std)
         if attention_type == "space_only":
             self.time_positions = None
         else:
-            self.time_positions = LearnedPositions(embed_dim, (self.grid[0], 1, 1), init_std)
+            self.time_positions = LearnedPositions(embed_dim, Grid(self.grid.t, 1, 1), init_std)
         self.drop = nn.Dropout(drop_rate)
         self.blocks = nn.ModuleList(
-            kinds[attention_type](
+            block_types[attention_type](
                 embed_dim,
                 num_heads,
                 mlp_ratio,
@@ -127,13 +162,13 @@ class TimeSformer(InflatableEncoder):
         return self._attend(self.drop(x), self.groups(keep, grid))
 
     def _attend(self, x: Tensor, groups: FoldedTokens | ScatteredTokens) -> tuple[Tensor, Tensor]:
-        """Embedded tokens [B, K, D] -> normed tokens [B, K, D] and the CLS token [B, D]."""
+        """Apply all blocks: embedded tokens [B, K, D] -> normalized tokens [B, K, D] and CLS token [B, D]."""
         if self.attention_type == "space_only":
             x = groups.join(self.cls_token.expand(len(x), groups.t, -1), x)
             for block in self.blocks:
                 x = self.run(block, x, None, groups.over_space)
-            frames, x = groups.split(self.norm(x))
-            return x, frames.mean(1)
+            frame_cls, x = groups.split(self.norm(x))
+            return x, frame_cls.mean(1)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         for block in self.blocks:
             x = self.run(block, x, groups) if self.attention_type == "divided" else self.run(block, x)
@@ -144,12 +179,12 @@ class TimeSformer(InflatableEncoder):
         if self.time_positions is not None:
             self.time_positions.table.zero_()
         for block in self.blocks:
-            if self.attention_type == "divided":
-                block.temporal_proj.weight.zero_()
-                block.temporal_proj.bias.zero_()
+            if isinstance(block, DividedBlock):
+                nn.init.zeros_(block.temporal_proj.weight)
+                nn.init.zeros_(block.temporal_proj.bias)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "timesformer_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "timesformer_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "timesformer_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
@@ -158,7 +193,7 @@ SIZES = {
 
 _timesformer = partial(TimeSformer, norm_layer=partial(nn.LayerNorm, eps=1e-6))
 
-# Each takes the keyword arguments of TimeSformer; what is given overrides the size.
+# Factories accept all keyword arguments of TimeSformer, which override the preset.
 timesformer_tiny = partial(_timesformer, **SIZES["timesformer_tiny"])
 timesformer_small = partial(_timesformer, **SIZES["timesformer_small"])
 timesformer_base = partial(_timesformer, **SIZES["timesformer_base"])

@@ -1,30 +1,59 @@
-"""Vision transformer for videos and images, as in V-JEPA (fixed sin-cos positions) and V-JEPA 2 (rotary positions)."""
+"""Vision transformer of V-JEPA (fixed sin-cos positions) and V-JEPA 2 (rotary positions), for videos and images."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
+from tubelet.grid import ClipShape, Grid, as_pair
 from tubelet.layers import Block, PatchEmbed, PatchEmbed3D
 from tubelet.layers.block import run_block
-from tubelet.layers.checks import token_grid
 from tubelet.layers.init import init_weights, rescale_blocks
-from tubelet.layers.positions import Grid, Positions, RopePairing
+from tubelet.layers.positions import Positions, RopePairing
+from tubelet.models.interfaces import Encoder
 
 
-class VisionTransformer(nn.Module):
-    """Tokens of a clip through `depth` blocks.
+class VisionTransformer(Encoder):
+    """Vision transformer with joint space-time attention (Bardes et al. 2024; Assran et al. 2025).
 
-    `img_size` is the side or (height, width) in pixels, `num_frames` 1 means images. `out_layers` returns the normed
-    features after these blocks instead of the last ones. `uniform_power` gives time, rows and columns equally many
-    channels in the sin-cos positions. `use_rope` takes rotary positions instead, `rope_pairing="vjepa2"` those that the
-    released weights of V-JEPA 2 need. `use_silu` takes SwiGLU layers. Raises ValueError for sizes that do not fit.
+    Args:
+        img_size: Frame size in pixels: the side of a square or (height, width).
+        patch_size: Side of a patch in pixels.
+        num_frames: Frames per clip; 1 builds an image encoder.
+        tubelet_size: Frames per token.
+        in_chans: Channels of the video.
+        embed_dim: Width D of the tokens.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads per block; must divide `embed_dim`.
+        mlp_ratio: Hidden width of the MLP divided by `embed_dim`.
+        qkv_bias: Add a learnable bias to queries, keys and values.
+        qk_scale: Factor of the attention logits; 1 / sqrt(head width) if None.
+        drop_rate: Dropout probability after attention projections and in MLPs.
+        attn_drop_rate: Dropout probability of the attention weights.
+        norm_layer: Factory of the normalization layers, called with `embed_dim`.
+        init_std: Standard deviation of the initial weights (truncated normal).
+        out_layers: Return the normalized features after these blocks (from 0) instead of the last features.
+        uniform_power: Give time, row and column a third of the channels of the sin-cos position embeddings each;
+            by default they get 1/2, 1/4 and 1/4.
+        use_rope: Use rotary positions instead of sin-cos position embeddings.
+        rope_pairing: Rotary frequencies: `interleaved` as in RoFormer, or `vjepa2` for released weights of V-JEPA 2.
+        use_silu: Use SwiGLU feed-forward layers instead of MLPs.
+        wide_silu: Reduce the hidden width of SwiGLU to 2/3, so that it has as many parameters as the MLP.
+        use_activation_checkpointing: Recompute activations in the backward pass to save memory.
+        depth_scaled_init: Divide the output projections of block l by sqrt(2 l), as in BEiT; False leaves them as
+            drawn, as V-JEPA's trainer does.
 
-    >>> encoder = VisionTransformer(img_size=64, num_frames=8, embed_dim=192, num_heads=3)
-    >>> clips = torch.randn(2, 3, 8, 64, 64)
-    >>> encoder(clips).shape, encoder(clips, torch.tensor([[0, 5, 9], [1, 2, 3]])).shape
-    (torch.Size([2, 64, 192]), torch.Size([2, 3, 192]))
+    Raises:
+        ValueError: If sizes, heads or layers are incompatible.
+
+    Example:
+        >>> encoder = VisionTransformer(img_size=64, num_frames=8, embed_dim=192, num_heads=3)
+        >>> clips = torch.randn(2, 3, 8, 64, 64)
+        >>> encoder(clips).shape, encoder(clips, torch.tensor([[0, 5, 9], [1, 2, 3]])).shape
+        (torch.Size([2, 64, 192]), torch.Size([2, 3, 192]))
     """
 
     accepts_masks = True
@@ -36,23 +65,24 @@ class VisionTransformer(nn.Module):
         num_frames: int = 1,
         tubelet_size: int = 2,
         in_chans: int = 3,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
+        embed_dim: PositiveInt = 768,
+        depth: PositiveInt = 12,
+        num_heads: PositiveInt = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        init_std: float = 0.02,
+        init_std: PositiveFloat = 0.02,
         out_layers: Sequence[int] | None = None,
-        uniform_power: bool = False,
+        uniform_power: bool = True,
         use_rope: bool = False,
         rope_pairing: RopePairing = "interleaved",
         use_silu: bool = False,
         wide_silu: bool = True,
         use_activation_checkpointing: bool = False,
+        depth_scaled_init: bool = True,
     ):
         super().__init__()
         self.embed_dim = embed_dim
@@ -65,9 +95,9 @@ class VisionTransformer(nn.Module):
         if out_layers is not None and not all(0 <= layer < depth for layer in out_layers):
             raise ValueError(f"out_layers {list(out_layers)}: with depth {depth} the layers are 0 to {depth - 1}")
 
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.grid = self.grid_size(num_frames, height, width)
-        self.num_patches = self.grid[0] * self.grid[1] * self.grid[2]
+        self.grid = self.grid_size(num_frames, *as_pair(img_size))
+        self.num_patches = self.grid.num_tokens
+        self.patch_embed: PatchEmbed3D | PatchEmbed
         if self.is_video:
             self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim)
         else:
@@ -92,18 +122,30 @@ class VisionTransformer(nn.Module):
         )
         self.norm = norm_layer(embed_dim)
         init_weights(self, init_std)
-        rescale_blocks(self.blocks)
+        if depth_scaled_init:
+            rescale_blocks(self.blocks)
 
     def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
-        """Tokens along time, rows and columns of a clip; ValueError where patches or tubelets do not fill it."""
-        num_frames = num_frames if self.is_video else self.tubelet_size  # an image is one time slot
-        return token_grid(num_frames, height, width, self.tubelet_size, self.patch_size)
+        """Return the token grid (t, h, w) of a clip; t is 1 for images.
+
+        Raises:
+            ValueError: If the tubelet or patch size does not divide the clip size.
+        """
+        if not self.is_video:
+            return ClipShape(1, (height, width), self.patch_size, self.tubelet_size).grid
+        return ClipShape(num_frames, (height, width), self.patch_size, self.tubelet_size).video_grid
 
     def forward(self, x: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None):
-        """Clips [B, C, T, H, W], or images [B, C, H, W] -> features [B, N, D].
+        """Encode clips or images.
 
-        With `masks` [B, K], the indices of the tokens to keep, [B, K, D]: the others are never computed. With a list of
-        masks, a list of features. With `out_layers` each of these is a list with one entry a layer.
+        Args:
+            x: Clips [B, C, T, H, W], or images [B, C, H, W] if `num_frames` is 1.
+            masks: Indices [B, K] of the tokens to keep, or a list of such masks; all tokens if None. Dropped tokens are
+                never computed.
+
+        Returns:
+            Tokens [B, N, D], or [B, K, D] with a mask. A list of these for a list of masks. With `out_layers` every
+            entry is a list with the tokens of each layer.
         """
         if isinstance(masks, list):
             return [self.forward(x, mask) for mask in masks]
@@ -115,7 +157,7 @@ class VisionTransformer(nn.Module):
 
         features = []
         for layer, block in enumerate(self.blocks):
-            x = run_block(block, x, rope, save_memory=self.use_activation_checkpointing and self.training)
+            x = run_block(block, x, rope, use_checkpoint=self.use_activation_checkpointing and self.training)
             if self.out_layers is not None and layer in self.out_layers:
                 features.append(self.norm(x))
         return self.norm(x) if self.out_layers is None else features
@@ -130,21 +172,21 @@ class VisionTransformer(nn.Module):
         return self.grid_size(x.shape[2] if x.ndim == 5 else 1, *x.shape[-2:])
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "mlp_ratio": 4.0},
     "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
     "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0},
     "vit_large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 4.0},
     "vit_huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_ratio": 4.0},
     "vit_giant": {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11},
-    # V-JEPA 2's giant: the same widths, heads of 64 channels.
+    # ViT-g of V-JEPA 2: the same widths, but heads of 64 channels.
     "vit_giant_xformers": {"embed_dim": 1408, "depth": 40, "num_heads": 22, "mlp_ratio": 48 / 11},
     "vit_gigantic": {"embed_dim": 1664, "depth": 48, "num_heads": 16, "mlp_ratio": 64 / 13, "patch_size": 14},
 }
 
 _vit = partial(VisionTransformer, norm_layer=partial(nn.LayerNorm, eps=1e-6))
 
-# Each takes the keyword arguments of VisionTransformer; what is given overrides the size.
+# Factories accept all keyword arguments of VisionTransformer, which override the preset.
 vit_tiny = partial(_vit, **SIZES["vit_tiny"])
 vit_small = partial(_vit, **SIZES["vit_small"])
 vit_base = partial(_vit, **SIZES["vit_base"])

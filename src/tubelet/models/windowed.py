@@ -1,27 +1,54 @@
-"""Joint space-time attention within local 3D windows, every second block with shifted ones, as in Video Swin."""
+"""Space-time attention within local 3D windows that are shifted in every second block, as in Video Swin."""
 
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from tubelet.layers.attention import Attend
-from tubelet.layers.patterns import Window
-from tubelet.layers.positions import Grid, RopePairing
+from tubelet.grid import Grid
+from tubelet.layers.attention import AttentionFn
+from tubelet.layers.patterns import Pattern, Window
+from tubelet.layers.positions import RopePairing
 from tubelet.models.sparse import SparseTransformer
 
 
 class WindowedTransformer(SparseTransformer):
-    """A vision transformer whose tokens attend within windows of `window_size` (time slots, rows, columns).
+    """Vision transformer with windowed attention ("Video Swin Transformer", Liu et al. 2022, section 3.2).
 
-    With `shifted`, every second block moves the windows' borders by half a window (Liu et al. 2022, "Video Swin
-    Transformer", section 3.2); without, no window ever hears of another. Unlike Video Swin it keeps one resolution, and
-    positions are VisionTransformer's. A grid that windows do not divide is padded, and the padding masked. Kept tokens
-    attend under the same windows as a mask. The parameters are named as VisionTransformer's. Raises ValueError for
-    sizes that do not fit.
+    Unlike Video Swin it has a single resolution and the positions of VisionTransformer. If the windows do not divide
+    the grid, it is padded and the padding masked. Kept tokens attend within the same windows. Parameter names equal
+    those of VisionTransformer.
 
-    >>> encoder = WindowedTransformer(64, 8, 8, window_size=(2, 4, 4), embed_dim=192, num_heads=3)
-    >>> encoder(torch.randn(2, 3, 8, 64, 64)).shape
-    torch.Size([2, 256, 192])
+    Args:
+        img_size: Frame size in pixels: the side of a square or (height, width).
+        patch_size: Side of a patch in pixels.
+        num_frames: Frames per clip.
+        tubelet_size: Frames per token.
+        in_chans: Channels of the video.
+        embed_dim: Width D of the tokens.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads per block; must divide `embed_dim`.
+        mlp_ratio: Hidden width of the MLP divided by `embed_dim`.
+        drop_rate: Dropout probability after attention projections and in MLPs.
+        window_size: Window size in tokens: frames, rows, columns.
+        shifted: Shift the window borders by half a window in every second block. Without it, windows never exchange
+            information.
+        num_classes: Classes of a linear head; 0 for no head, so that the encoder returns tokens.
+        init_std: Standard deviation of the initial weights (truncated normal).
+        uniform_power: Give time, row and column a third of the channels of the sin-cos position embeddings each;
+            by default they get 1/2, 1/4 and 1/4.
+        use_rope: Use rotary positions instead of sin-cos position embeddings.
+        rope_pairing: Rotary frequencies: `interleaved` as in RoFormer, or `vjepa2` for released weights of V-JEPA 2.
+        use_activation_checkpointing: Recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: If sizes are incompatible or `window_size` is not three positive integers.
+
+    Example:
+        >>> encoder = WindowedTransformer(64, 8, 8, window_size=(2, 4, 4), embed_dim=192, num_heads=3)
+        >>> encoder(torch.randn(2, 3, 8, 64, 64)).shape
+        torch.Size([2, 256, 192])
     """
 
     def __init__(
@@ -40,13 +67,14 @@ class WindowedTransformer(SparseTransformer):
         shifted: bool = True,
         num_classes: int = 0,
         init_std: float = 0.02,
-        uniform_power: bool = False,
+        uniform_power: bool = True,
         use_rope: bool = False,
         rope_pairing: RopePairing = "interleaved",
         use_activation_checkpointing: bool = False,
     ):
-        window = Window(tuple(window_size))
-        half = Window(window.size, tuple(size // 2 for size in window.size))
+        window = Window(window_size)
+        t, h, w = window.size
+        half = Window(window.size, (t // 2, h // 2, w // 2))
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -67,17 +95,19 @@ class WindowedTransformer(SparseTransformer):
             use_activation_checkpointing=use_activation_checkpointing,
         )
 
-    def attend_by(self, pattern: Window, keep: Tensor | None, grid: Grid, like: Tensor) -> Attend:
-        return super().attend_by(pattern.fitted(grid), keep, grid, like)
+    def attention_fn(self, pattern: Pattern, keep: Tensor | None, grid: Grid, device: torch.device) -> AttentionFn:
+        if isinstance(pattern, Window):
+            pattern = pattern.fitted(grid)
+        return super().attention_fn(pattern, keep, grid, device)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "windowed_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "windowed_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "windowed_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
 }
 
-# Each takes the keyword arguments of WindowedTransformer; what is given overrides the size.
+# Factories accept all keyword arguments of WindowedTransformer, which override the preset.
 windowed_tiny = partial(WindowedTransformer, **SIZES["windowed_tiny"])
 windowed_small = partial(WindowedTransformer, **SIZES["windowed_small"])
 windowed_base = partial(WindowedTransformer, **SIZES["windowed_base"])

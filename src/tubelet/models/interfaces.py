@@ -1,0 +1,47 @@
+"""What programs require of encoders and predictors."""
+
+from typing import Any
+
+from torch import nn
+
+from tubelet.grid import Grid
+
+
+class Encoder(nn.Module):
+    """Interface of encoders: `encoder(clips [B, C, T, H, W], masks) -> tokens`.
+
+    The tokens are [B, N, D] in time-major order, with indices [B, K] of the tokens to keep [B, K, D], with a list of
+    such masks a list of these. An encoder need not inherit from this class, only have its attributes.
+    """
+
+    accepts_masks: bool
+    """Whether the encoder can drop tokens, as masked pretraining requires."""
+    embed_dim: int
+    """Width D of the tokens."""
+    num_heads: int
+    """Attention heads per block, by default also those of a predictor or probe."""
+    built_from: dict[str, Any]
+    """Options and clip size as JSON types; set by `build_encoder`."""
+
+    def grid_size(self, num_frames: int, height: int, width: int) -> Grid:
+        """Return the token grid (t, h, w) of a clip.
+
+        Raises:
+            ValueError: Clips of this size cannot be cut into tokens.
+        """
+        raise NotImplementedError
+
+
+class Predictor(nn.Module):
+    """Interface of predictors: `predictor(context, target, masks_context, masks_target, mask_index) -> features`.
+
+    The features are those at the target positions [B, Kt, D]. A predictor need not inherit from this class, only have
+    its attributes; see `VisionTransformerPredictor.forward` for the arguments.
+    """
+
+    use_mask_tokens: bool
+    """Whether the input at a target position is a learned token; otherwise it is the noised target."""
+    predictor_embed_dim: int
+    """Width of the noise [B, Kt, predictor_embed_dim]; read only of a predictor with noised targets."""
+    noise_steps: int
+    """Number of time steps of the noise; read only of a predictor with noised targets."""
