@@ -7,20 +7,28 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tubelet.config import registry as plugins
+from tubelet.config import registry
+from tubelet.grid import ClipShape
+from tubelet.masks import MASKS, build_collator
 from tubelet.masks.default import DefaultCollator
 from tubelet.masks.random_tube import MaskCollator as RandomTube
 
-MASK_TYPES = [name for name in plugins.available("masks") if name != "default"]
+MASK_TYPES = MASKS.available()
 
 
 @pytest.fixture(params=MASK_TYPES)
 def module(request):
-    return plugins.find("masks", request.param)
+    return registry.find("masks", request.param)
 
 
 def collator_of(module, entries=2, **arguments):
-    return module.MaskCollator([module.MaskConfig()] * entries, **arguments)
+    clip = ClipShape(
+        arguments.pop("num_frames", 16),
+        arguments.pop("crop_size", 224),
+        arguments.pop("patch_size", 16),
+        arguments.pop("tubelet_size", 2),
+    )
+    return build_collator([module.MaskConfig()] * entries, clip, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +65,8 @@ def test_masks_are_sorted_disjoint_and_on_the_grid(module, crop_size, num_frames
 def test_masks_said_to_be_tubes_are_tubes(module, options):
     if not options.keys() <= module.MaskConfig.model_fields.keys():
         pytest.skip("this mask type has no such option")
-    collator = module.MaskCollator([module.MaskConfig(), module.MaskConfig(**options)])
-    assert collator.draws_tubes == (not options)
+    collator = build_collator([module.MaskConfig(), module.MaskConfig(**options)], ClipShape(16, 224))
+    assert not (options and collator.draws_tubes)
     for seed in range(5 * collator.draws_tubes):
         for masks in collator.sample_masks(4, np.random.default_rng(seed)):
             for tokens in masks:
@@ -119,10 +127,10 @@ def test_collators_travel_to_spawned_workers(module):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"crop_size": 225}, "crop_size 225x225 is no multiple of patch_size 16x16; .* 224x224"),
-        ({"crop_size": (224, 100)}, "crop_size 224x100 is no multiple"),
-        ({"num_frames": 15}, "num_frames 15 is no multiple of tubelet_size 2"),
-        ({"tubelet_size": 32}, "num_frames 16 is no multiple of tubelet_size 32"),
+        ({"crop_size": 225}, "crop_size 225 is not divisible by patch_size 16; .* 224"),
+        ({"crop_size": (224, 100)}, "crop_size 224x100 is not divisible by patch_size 16; .* 224x96"),
+        ({"num_frames": 15}, "num_frames 15 is not divisible by tubelet_size 2; .* 16"),
+        ({"tubelet_size": 32}, "num_frames 16 is not divisible by tubelet_size 32; .* 32"),
         ({"entries": 0}, "the list is empty"),
     ],
 )
@@ -133,7 +141,35 @@ def test_sizes_that_do_not_fit_are_refused(module, arguments, message):
 
 def test_unknown_options_are_refused(module):
     with pytest.raises(ValueError, match="unknown_option"):
-        module.MaskCollator([{"unknown_option": 1}])
+        build_collator([{"name": module.MaskConfig().name, "unknown_option": 1}], ClipShape(16, 224))
+
+
+def test_v_jepas_constructor_draws_the_same(module):
+    if not hasattr(module, "MaskCollator"):
+        pytest.skip("has no constructor with V-JEPA's arguments")
+    sizes = {"crop_size": (96, 160), "num_frames": 8, "patch_size": 16, "tubelet_size": 2}
+    theirs = module.MaskCollator([{}, {}], **sizes, seed=3)
+    ours = build_collator([module.MaskConfig().name] * 2, ClipShape(8, (96, 160)), seed=3)
+    assert same_masks(theirs.sample_masks(5, np.random.default_rng(1)), ours.sample_masks(5, np.random.default_rng(1)))
+    batch = [torch.zeros(1)] * 3
+    assert same_masks(theirs(batch)[1:], ours(batch)[1:])
+
+
+def test_masks_of_different_kinds_in_one_list():
+    """Each draws from the generator where the one before has stopped."""
+    entries = [{"num_blocks": 2}, {"name": "random_tube", "ratio": 0.75}, {"name": "multiblock3d", "num_blocks": 1}]
+    mixed = build_collator(entries, ClipShape(16, 224))
+    assert (len(mixed), mixed.grid, mixed.draws_tubes) == (3, (8, 14, 14), True)
+    found = mixed.sample_masks(4, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    single = [build_collator([entry], ClipShape(16, 224)).sample_masks(4, rng) for entry in entries]
+    expected = [[masks[side][0] for masks in single] for side in (0, 1)]
+    assert same_masks(found, expected)
+    assert found[0][1].shape[1] == 8 * 49
+    with pytest.raises(ValueError, match=r"mask\.1\.ratio: .* leaves 0 of them as context"):
+        build_collator([{}, {"name": "random_tube", "ratio": 0.99}], ClipShape(16, 64))
+    slots = [{}, {"temporal_scale": [0.5, 0.5]}, {"name": "random_tube"}]
+    assert not build_collator(slots, ClipShape(16, 224)).draws_tubes
 
 
 def test_random_tube_hides_its_ratio_in_whole_columns():

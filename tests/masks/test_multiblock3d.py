@@ -30,7 +30,7 @@ CONFIGS = {
 
 def slots_of(tokens: torch.Tensor, collator: MaskCollator) -> np.ndarray:
     """Number of tokens in each time slot, summed over the batch."""
-    return np.bincount(tokens.flatten().numpy() // collator.grid.columns, minlength=collator.grid.t)
+    return np.bincount(tokens.flatten().numpy() // collator.grid.tokens_per_frame, minlength=collator.grid.t)
 
 
 def contains(many: torch.Tensor, few: torch.Tensor) -> bool:
@@ -81,7 +81,7 @@ def test_no_time_slot_is_favoured(options):
     for _ in range(50):
         (context,), (target,) = collator.sample_masks(24, rng)
         for tokens in (context, target):
-            by_slot = tokens.reshape(24, collator.grid.t, -1) % collator.grid.columns
+            by_slot = tokens.reshape(24, collator.grid.t, -1) % collator.grid.tokens_per_frame
             assert (by_slot == by_slot[:, :1]).all()
 
 
@@ -230,10 +230,10 @@ def test_max_keep_cuts_whole_columns_at_random():
 
 
 REFUSED_OPTIONS = {
-    "spatial_scale": ([0.5, 1.2], "share"),
-    "temporal_scale": ([0.9, 0.5], "share"),
+    "spatial_scale": ([0.5, 1.2], "fraction"),
+    "temporal_scale": ([0.9, 0.5], "fraction"),
     "aspect_ratio": ([1.5, 0.75], "low <= high"),
-    "max_temporal_keep": (0.0, "share"),
+    "max_temporal_keep": (0.0, "fraction"),
     "num_blocks": (0, "greater than or equal to 1"),
     "max_keep": (0, "greater than or equal to 1"),
     "truncate": ("last", "'random' or 'first'"),

@@ -6,8 +6,8 @@ from torch.utils.data import default_collate
 
 
 class DefaultCollator:
-    """Collates a batch and masks nothing; stands where a mask collator would."""
+    """Collates a batch without masks; has the interface of a mask collator."""
 
     def __call__(self, batch: list) -> tuple[Any, None, None]:
-        """A list of samples to (collated samples, None, None)."""
+        """Return (collated samples, None, None) for a list of samples."""
         return default_collate(batch), None, None

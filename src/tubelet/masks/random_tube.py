@@ -4,53 +4,58 @@ import numpy as np
 import pydantic
 
 from tubelet.config import Config
-from tubelet.masks import BaseMaskCollator, random_order, split, tubes
+from tubelet.masks import CollatorOfOneKind, MaskSampler, random_order, split, tubes
 
 
 class MaskConfig(Config):
     """Options of one random-tube mask.
 
     Args:
-        ratio: share of the spatial positions that are hidden, between 0 and 1.
+        ratio: Fraction of the spatial positions that are hidden, between 0 and 1.
     """
 
+    name: str = "random_tube"
     ratio: float = 0.9
 
     @pydantic.field_validator("ratio")
     @classmethod
-    def _share(cls, ratio: float) -> float:
+    def _check_ratio(cls, ratio: float) -> float:
         if not 0 < ratio < 1:
             raise ValueError(
-                f"{ratio} is not between 0 and 1: it is the share of the tokens that are hidden, as in 0.9"
+                f"{ratio} is not between 0 and 1: it is the fraction of the tokens that are hidden, as in 0.9"
             )
         return ratio
 
 
-class MaskCollator(BaseMaskCollator):
-    """Context: columns of tokens drawn at random. Target: all the others. See `BaseMaskCollator`.
+class Sampler(MaskSampler):
+    """Context: columns of tokens drawn at random. Target: all the others.
 
     Every sample keeps the same number of tokens, so nothing is cut and there is no `truncate`.
     """
 
-    config_type = MaskConfig
+    config: MaskConfig
+    draws_tubes = True
 
-    def _draws_tubes(self, config: MaskConfig) -> bool:
-        return True
-
-    def _check(self, config: MaskConfig) -> None:
-        if not 0 < self._num_context(config) < self.grid.columns:
+    def check(self) -> None:
+        if not 0 < self._num_context() < self.grid.tokens_per_frame:
             raise ValueError(
-                f"ratio: {config.ratio} of {self.grid.columns} positions leaves {self._num_context(config)} of them "
-                "as context; both context and target need one at least"
+                f"ratio: {self.config.ratio} of {self.grid.tokens_per_frame} positions leaves {self._num_context()} of "
+                "them as context; both context and target need at least one"
             )
 
-    def _sample(self, config: MaskConfig, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        num_context = self._num_context(config)
-        hidden = np.zeros((batch_size, self.grid.columns), dtype=bool)
-        order = random_order(hidden.shape, rng)
-        context, target = split(hidden, order, num_context, self.grid.columns - num_context)
+    def sample(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        num_context, positions = self._num_context(), self.grid.tokens_per_frame
+        hidden = np.zeros((batch_size, positions), dtype=bool)
+        context, target = split(hidden, random_order(hidden.shape, rng), num_context, positions - num_context)
         return tubes(context, self.grid), tubes(target, self.grid)
 
-    def _num_context(self, config: MaskConfig) -> int:
-        # The small number: in floats, 10 * (1 - 0.9) is just below 1.
-        return int(self.grid.columns * (1 - config.ratio) + 1e-9)
+    def _num_context(self) -> int:
+        # 1e-9, because 10 * (1 - 0.9) is just below 1 in floats.
+        return int(self.grid.tokens_per_frame * (1 - self.config.ratio) + 1e-9)
+
+
+class MaskCollator(CollatorOfOneKind):
+    """Draws random-tube masks; the arguments are V-JEPA's."""
+
+    config_type = MaskConfig
+    sampler_type = Sampler
