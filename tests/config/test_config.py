@@ -1,8 +1,7 @@
-"""Configurations: what is wrong is said before anything is read, with the file, the key and the remedy."""
+"""Configurations: errors are raised before anything is read, with the file, the key and the remedy."""
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,13 @@ BROKEN = [
     ("optimization.lr='1e-3'", r"optimization\.lr: .*valid number"),
     ("optimization.lr=0", r"optimization\.lr: .*greater than 0"),
     ("optimization.ema=[0.9]", r"optimization\.ema\.1: required"),
-    ("optimization.ema=[0.9, 1.2]", r"optimization: ema: momentum lies between 0 and 1"),
+    ("optimization.ema=[0.9, 1.2]", r"optimization\.ema: momentum lies between 0 and 1"),
     ("optimization.warmup=1000", r"optimization: warmup: 1000.* do not fit into 300 epochs"),
-    ("optimization.accumulation_steps=5", r"accumulation_steps: 5 does not divide data\.batch_size 24"),
-    ("data.crop_size=225", r"data: crop_size 225 is not divisible by patch_size 16; 224 is"),
+    ("optimization.accumulation_steps=5", r"accumulation_steps: 5 does not divide batch_size 24"),
+    ("data.crop_size=225", r"data: crop_size 225 is not divisible by patch_size 16; the nearest valid size is 224"),
     ("data.num_frames=15", r"data: num_frames 15 is not divisible by tubelet_size 2"),
     ("data.fps=4.0", r"data: sampling_rate and fps given; keep exactly one"),
-    ("data.sampling_rate=null", r"data: .*Give one of sampling_rate, fps, clip_duration"),
+    ("data.sampling_rate=null", r"data: .*give one of sampling_rate, fps, clip_duration"),
     ("data.datasets=[]", r"data\.datasets: .*at least 1 item"),
     ("data.datasets=videos", r"data\.datasets: .*valid list"),
     ("data.datasets_weights=[1.0, 2.0]", r"data: datasets_weights has 2 entries for 1 datasets"),
@@ -47,27 +46,48 @@ BROKEN = [
     ("data.dataset_type=VideoDatset", r"'VideoDatset'.*Did you mean 'video_dataset'\?"),
     ("data.mask_type=multiblok3d", r"data\.mask_type: 'multiblok3d'.*Did you mean 'multiblock3d'\?"),
     ("data.mask_type=default", r"data\.mask_type: 'default'.*Valid: multiblock3d, random_tube\."),
-    ("data.dataset_type=generated", r"data\.dataset_type: 'generated': no such file"),
+    ("data.dataset_type=generated", r"data\.dataset_type: 'generated': not in tubelet/data"),
     ("meta.seed=-1", r"meta\.seed: .*greater than or equal to 0"),
     ("data_aug.random_resize_scale=[1.0, 0.3]", r"data_aug: random_resize_scale .*0 < low <= high"),
-    ("mask=[]", r"mask: .*at least 1 item"),
+    ("mask=[]", r"mask: this objective needs at least 1 mask"),
     ("mask.0.num_block=3", r"mask\.0\.num_block: unknown key\. Did you mean 'num_blocks'\?"),
-    ("mask.1.spatial_scale=[0.5, 1.5]", r"mask\.1\.spatial_scale: .*no range of shares"),
+    ("mask.1.spatial_scale=[0.5, 1.5]", r"mask\.1\.spatial_scale: .*no range of fractions"),
     ("mask.2.num_blocks=3", r"'2' is no index of a list of 2"),
-    ("model.model_name=vit_larg", r"model_name 'vit_larg'.*Did you mean 'vit_large'\?"),
-    ("model.encoder=vision_transformr", r"vision_transformr.*Did you mean 'vision_transformer'\?"),
+    ("model.model_name=vit_larg", r"model\.model_name: 'vit_larg'.*Did you mean 'vit_large'\?"),
+    ("model.encoder=vision_transformr", r"model\.encoder: 'vision_transformr'.*Did you mean 'vision_transformer'\?"),
     ("model.encoder_args={num_heads: 7}", r"7"),
     (
         "model={encoder: vivit, model_name: vivit_tiny, encoder_args: {num_classes: 5}}",
-        r"model\.encoder_args\.num_classes: .*last tokens.*remove it",
+        r"encoder\.num_classes: .*last tokens.*remove it",
     ),
-    ("model.encoder_args={out_layers: [1]}", r"model\.encoder_args\.out_layers: .*last tokens.*remove it"),
-    ("model.encoder_args={dept: 3}", r"encoder_args\.dept.*Did you mean 'depth'\?"),
-    ("model.pred_num_heads=7", r"model: the predictor .*7 heads"),
-    ("model.pred_embed_dim=200", r"model: the predictor .*16 heads do not divide the width 200"),
-    ("model={use_mask_tokens: false, noise_beta: [0.1, 0.2]}", r"model: .*noise_beta"),
-    ("model={use_mask_tokens: false, noise_schedule: vjepa, noise_beta: [0.9, 0.2]}", r"model: .*noise_beta"),
+    ("model.encoder_args={out_layers: [1]}", r"encoder\.out_layers: .*last tokens.*remove it"),
+    ("model.encoder_args={dept: 3}", r"model\.encoder_args\.dept: unknown key\. Did you mean 'depth'\?"),
+    ("model.pred_num_heads=7", r"objective\.predictor: 7 heads"),
+    ("model.pred_embed_dim=200", r"objective\.predictor: 16 heads do not divide the width 200"),
+    ("model={use_mask_tokens: false, noise_beta: [0.1, 0.2]}", r"objective\.predictor: noise_beta"),
+    (
+        "model={use_mask_tokens: false, noise_schedule: vjepa, noise_beta: [0.9, 0.2]}",
+        r"objective\.predictor: noise_beta",
+    ),
     ("model.encoder=jepa", r"model\.encoder: 'jepa'.*Valid: .*vision_transformer"),
+    ("model.pred_dept=3", r"model\.pred_dept: unknown key\. Did you mean 'pred_depth'\?"),
+    ("model.use_silu=maybe", r"model\.use_silu: .*valid boolean"),
+    ("loss.loss_ex=2.0", r"loss\.loss_ex: unknown key\. Did you mean 'loss_exp'\?"),
+    ("encoder.name=vit_larg", r"encoder\.name: 'vit_larg'.*Did you mean 'vit_large'\?"),
+    ("encoder={name: vit_larg}", r"encoder\.name: 'vit_larg'.*Did you mean 'vit_large'\?"),
+    ("encoder.dept=3", r"encoder\.dept: unknown key\. Did you mean 'depth'\?"),
+    ("encoder=3", r"encoder: expected the name of a part"),
+    ("encoder.img_size=64", r"encoder\.img_size: unknown key"),
+    ("encoder.use_rope=1", r"encoder\.use_rope: .*valid boolean"),
+    ("encoder.depth=0", r"encoder\.depth: .*greater than 0"),
+    ("encoder.name=nowhere.vit", r"encoder\.name: 'nowhere': cannot be imported"),
+    ("encoder.name=tubelet.models.vivit.viv", r"encoder\.name: 'viv': not in tubelet\.models\.vivit"),
+    ("encoder.name=tubelet.layers.Block", r"encoder\.name: 'Block': not one of the encoders.*accepts_masks"),
+    ("objective.predictor.dept=1", r"objective\.predictor\.dept: unknown key\. Did you mean 'depth'\?"),
+    ("objective.predictor.noise_schedule=cosin", r"objective\.predictor\.noise_schedule: .*'cosine', 'linear' or"),
+    ("data.format=video_datset", r"data\.format\.name: .*Did you mean 'video_dataset'\?"),
+    ("data.crop_size=[224]", r"data\.crop_size"),
+    ("mask.0.name=multiblock", r"mask\.0\.name: 'multiblock'.*Did you mean 'multiblock3d'\?"),
     ("meta.dtype=fp8", r"meta\.dtype: .*'bfloat16', 'float16' or 'float32'"),
     ("loss.loss_exp=-1", r"loss\.loss_exp: .*greater than 0"),
     ("folder", r"an override is written key\.path=value"),
@@ -124,27 +144,52 @@ def test_shipped_pretraining_is_valid_and_survives_being_written(path, tmp_path)
     assert config.load(tmp_path / "config.yaml", [], options_of("vjepa")) == options
 
 
-def test_published_sizes_stay_published():
-    options = config.load(ROOT / "configs/pretrain/vjepa_vitl16.yaml", [], options_of("vjepa"))
-    assert options.model.model_name == "vit_large"
-    assert [mask["num_blocks"] for mask in options.mask] == [8, 2]
-    assert [mask["spatial_scale"] for mask in options.mask] == [[0.15, 0.15], [0.7, 0.7]]
-    assert options.optimization.ema == (0.998, 1.0)
-    assert options.optimization.lr == 6.25e-4
+PUBLISHED = {
+    "vjepa_vitl16": ("vit_large", 224, 24, 384),
+    "vjepa_vith16": ("vit_huge", 224, 24, 384),
+    "vjepa_vith16_384": ("vit_huge", 384, 10, 384),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_files_of_v_jepa_select_what_was_published(name):
+    encoder, crop_size, batch_size, predictor_width = PUBLISHED[name]
+    options = config.load(ROOT / f"configs/pretrain/{name}.yaml", [], options_of("vjepa"))
+    assert (options.encoder.name, options.data.crop_size, options.data.batch_size) == (encoder, crop_size, batch_size)
+    assert options.data.mask_batch_size == batch_size
+    assert [mask.num_blocks for mask in options.mask] == [8, 2]
+    assert [mask.spatial_scale for mask in options.mask] == [(0.15, 0.15), (0.7, 0.7)]
+    assert [mask.truncate for mask in options.mask] == ["first", "first"]
+    objective, optimization = options.objective, options.optimization
+    for part in (options.encoder, objective.predictor):
+        assert (part.uniform_power, part.use_rope, part.depth_scaled_init, part.init_std) == (True, False, False, 0.02)
+    assert (objective.predictor.depth, objective.predictor.embed_dim) == (12, predictor_width)
+    assert objective.predictor.num_heads is None, "the encoder's"
+    assert (objective.ema, objective.loss_exp, objective.predictor.use_mask_tokens) == ((0.998, 1.0), 1.0, True)
+    assert (optimization.start_lr, optimization.lr, optimization.final_lr) == (2e-4, 6.25e-4, 1e-6)
+    assert (optimization.warmup, optimization.epochs, optimization.ipe, optimization.ipe_scale) == (40, 300, 300, 1.25)
+    assert (optimization.clip_grad, optimization.clip_separately, optimization.clip_start_epoch) == (10.0, True, 41)
+
+
+def test_the_file_of_v_jepa_2_selects_what_was_published():
+    options = config.load(ROOT / "configs/pretrain/vjepa2_vitl16_256.yaml", [], options_of("vjepa"))
+    for part in (options.encoder, options.objective.predictor):
+        assert (part.use_rope, part.rope_pairing, part.depth_scaled_init) == (True, "vjepa2", True)
+    assert options.objective.predictor.num_heads == 12
+    assert options.optimization.clip_grad is None
 
 
 @pytest.mark.parametrize("program", ["app.main", "evals.main"])
-def test_help_answers_at_once(program):
-    fastest = min(_seconds(program) for _ in range(3))
-    assert fastest < 1
-
-
-def _seconds(program):
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", program, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
+def test_help_does_not_import_torch(program):
+    """Importing it takes seconds."""
+    code = (
+        f"import runpy, sys\nsys.argv = ['{program}', '--help']\n"
+        f"try:\n    runpy.run_module('{program}', run_name='__main__')\n"
+        "except SystemExit:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--fname" in done.stdout
-    return time.perf_counter() - start
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_an_error_on_the_command_line_is_one_message(tmp_path):
@@ -163,7 +208,7 @@ def test_a_folder_without_videos_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     overrides = [f"data.datasets=[{tmp_path}/empty]", f"folder={tmp_path}/run", "model.model_name=vit_tiny"]
     options = config.load(ROOT / "configs/pretrain/vitt16.yaml", overrides, options_of("vjepa"))
-    with pytest.raises(ConfigError, match=r"data\.datasets: .*empty': no file of a known kind"):
+    with pytest.raises(ConfigError, match=r"data\.datasets: .*empty': no file of a known type"):
         main(options, World())
 
 
@@ -187,17 +232,17 @@ def test_unknown_keys_are_told_in_sections_with_names_of_the_users(name):
 def test_what_is_run_together_must_be_comparable():
     few = ["folder=x", "data.datasets=[x]", "loss.cov_coeff=1.0", "optimization.accumulation_steps=24"]
     options = config.load("configs/pretrain/base.yaml", few, options_of("vjepa"))
-    options.check_clip_size(2)
+    options.check_batch_size(2)
     with pytest.raises(ConfigError, match="data.batch_size, or lower optimization.accumulation_steps"):
-        options.check_clip_size(1)
+        options.check_batch_size(1)
     small = ["data.datasets=[x]", "data.batch_size=12"]
     options = config.load("configs/pretrain/vjepa_vith16.yaml", small, options_of("vjepa"))
-    options.check_clip_size(2)
+    options.check_batch_size(2)
     with pytest.raises(ConfigError, match="data.mask_batch_size: 24 does not divide the 12 samples of 1 process"):
-        options.check_clip_size(1)
+        options.check_batch_size(1)
 
 
-def test_an_encoder_whose_heads_divide_no_usual_predictor_can_be_probed():
-    from tubelet.models import ModelConfig
-
-    assert ModelConfig(model_name="vit_giant_xformers").model_name == "vit_giant_xformers"
+def test_an_encoder_can_be_pretrained_on_rectangles():
+    wide = ["folder=x", "data.datasets=[v]", "data.crop_size=[128,192]", "encoder.name=vit_tiny"]
+    options = config.load(ROOT / "configs/pretrain/base.yaml", wide, options_of("vjepa"))
+    assert options.mask_collator().grid == options.data.clip_shape.grid == (8, 8, 12)

@@ -1,0 +1,82 @@
+"""Compare the configuration of a run with that of its continuation."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pydantic
+
+from tubelet.config.aliases import to_canonical
+from tubelet.config.base import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, ConfigError, Marker
+
+Path = tuple[str, ...]
+
+
+def marked(options: Config, marker: Marker) -> Iterator[Path]:
+    """Yield the key paths of the options and sections whose fields have a marker."""
+    for name, field in type(options).model_fields.items():
+        if marker in field.metadata:
+            yield (name,)
+        else:
+            yield from ((name, *path) for path in _marked_below(getattr(options, name), marker))
+
+
+def compared(options: Config) -> dict[str, Any]:
+    """Return the values, by dotted key, that may not differ when a run is continued."""
+    ignored = set(marked(options, RESUME_IGNORED))
+    return {
+        ".".join(path): value
+        for path, value in _leaves(options.model_dump(mode="json"))
+        if not _starts_with_any(path, ignored)
+    }
+
+
+def differences(earlier: Mapping[str, Any], options: Config) -> list[str]:
+    """Compare a run's configuration with that of its continuation.
+
+    Args:
+        earlier: Content of the run's `config.yaml`, which may be of an earlier version: its keys are translated, and
+            options that it does not have get their defaults.
+        options: Options of the continuation.
+
+    Returns:
+        One line for each key that differs, except for those with the marker `RESUME_IGNORED`.
+    """
+    raw = to_canonical(earlier)
+    new = compared(options)
+    try:
+        old = compared(type(options).model_validate(raw))
+    except (pydantic.ValidationError, ConfigError):
+        # The file is of a version whose options are others: all that it says has to be the same.
+        ignored = set(marked(options, RESUME_IGNORED))
+        old = {".".join(path): value for path, value in _leaves(raw) if not _starts_with_any(path, ignored)}
+    null_matches = {".".join(path) for path in marked(options, RESUME_NULL_MATCHES)}
+    return [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not (key in null_matches and None in (old.get(key), new.get(key)))
+    ]
+
+
+def _marked_below(value: Any, marker: Marker) -> Iterator[Path]:
+    if isinstance(value, Config):
+        yield from marked(value, marker)
+    elif isinstance(value, Mapping):
+        yield from ((str(key), *path) for key, below in value.items() for path in _marked_below(below, marker))
+    elif isinstance(value, list | tuple):
+        yield from ((str(i), *path) for i, below in enumerate(value) for path in _marked_below(below, marker))
+
+
+def _leaves(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield the path and the value of everything that is no section."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, (*path, str(key)))
+    elif isinstance(node, list) and node and isinstance(node[0], Mapping):
+        for index, value in enumerate(node):
+            yield from _leaves(value, (*path, str(index)))
+    else:
+        yield path, node
+
+
+def _starts_with_any(path: Path, prefixes: set[Path]) -> bool:
+    return any(path[:length] in prefixes for length in range(1, len(path) + 1))
