@@ -1,4 +1,5 @@
 import functools
+import io
 
 import av
 import numpy as np
@@ -32,7 +33,7 @@ KINDS = {
     "odd sizes": {"codec": "libvpx-vp9", "height": 65, "width": 77, "options": {"crf": "10", "cpu-used": "8"}},
     "10 bit": {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": {"x265-params": "log-level=none"}},
     "mpeg4": {"codec": "mpeg4", "options": {"qscale": "2"}},
-    "padded rows": {"width": 144},  # decord refuses this width
+    "padded rows": {"width": 144},  # decord rejects this width
     "one frame": {"frames": 1},
 }
 
@@ -43,7 +44,7 @@ def all_frames(path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frames_asked_for_are_the_frames_of_the_file(decoder, kind, make_video, tmp_path):
+def test_requested_frames_are_the_frames_of_the_file(decoder, kind, make_video, tmp_path):
     suffix = ".webm" if "vp9" in KINDS[kind].get("codec", "") else ".mp4"
     path = make_video(tmp_path / f"v{suffix}", **KINDS[kind])
     everything = all_frames(path)
@@ -57,11 +58,36 @@ def test_frames_asked_for_are_the_frames_of_the_file(decoder, kind, make_video, 
         assert frames.shape == (len(indices), *everything.shape[1:])
         distances = np.abs(frames[:, None, ::5, ::5].astype(int) - everything[None, :, ::5, ::5]).mean((2, 3, 4))
         np.testing.assert_array_equal(distances.argmin(1), indices)
-        # libraries round colours differently, most of all in files of 10 bit
+        # libraries round colors differently, most of all in 10-bit files
         assert np.abs(frames.astype(int) - everything[indices]).mean() < (4 if kind == "10 bit" else 1)
 
 
-def test_time_that_does_not_start_at_zero(decoder, make_video, tmp_path, numbers_of):
+@pytest.mark.parametrize("kind", ["h264 with B frames", "padded rows", "mpeg4 in avi"])
+def test_file_like_objects_give_the_frames_of_the_path(decoder, kind, make_video, tmp_path):
+    options = {"codec": "mpeg4", "options": {"qscale": "2"}} if kind == "mpeg4 in avi" else KINDS[kind]
+    path = make_video(tmp_path / ("v.avi" if kind == "mpeg4 in avi" else "v.mp4"), **options)
+    indices = np.array([0, 3, 17, 17, 29])
+    expected = read_frames(open_video(path, decoder), indices, path)
+    content = io.BytesIO((tmp_path / path).read_bytes())
+    content.seek(100)  # it is read from its beginning
+    with open(path, "rb") as file:
+        for source in (content, file):
+            first, second = open_video(source, decoder), open_video(source, decoder)
+            assert (first.num_frames, first.fps) == (30 if options.get("frames") is None else options["frames"], 30)
+            for _ in range(2):  # two videos of the same object do not disturb each other
+                for video in (first, second):
+                    np.testing.assert_array_equal(read_frames(video, indices, path), expected)
+
+
+def test_errors_name_a_file_like_object(decoder, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    with open(tmp_path / "text.mp4", "rb") as file, pytest.raises(VideoError, match=r"text.mp4: \w+ cannot open it"):
+        open_video(file, decoder)
+    with pytest.raises(VideoError, match=r"\(file-like object\): \w+ cannot open it"):
+        open_video(io.BytesIO(b"not a video"), decoder)
+
+
+def test_time_stamps_that_do_not_start_at_zero(decoder, make_video, tmp_path, numbers_of):
     source = make_video(tmp_path / "v.mp4", frames=20)
     late = str(tmp_path / "late.mkv")
     with av.open(source) as reader, av.open(late, "w") as writer:
@@ -77,23 +103,23 @@ def test_time_that_does_not_start_at_zero(decoder, make_video, tmp_path, numbers
     np.testing.assert_array_equal(numbers_of(read_frames(video, np.array([3, 4, 17]), late)), [3, 4, 17])
 
 
-def test_a_rotation_noted_in_the_file_is_applied(decoder, make_video, tmp_path):
+def test_the_rotation_of_a_file_is_applied(decoder, make_video, tmp_path):
     path = make_video(tmp_path / "v.mp4", frames=4)
     upright = all_frames(path)
     content = bytearray((tmp_path / "v.mp4").read_bytes())
     # The track header's matrix (nine 32-bit numbers, 40 bytes into the box's content) for a quarter turn clockwise.
-    place = content.index(b"tkhd") + 4 + 40
+    start = content.index(b"tkhd") + 4 + 40
     quarter = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]
-    content[place : place + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
-    turned = tmp_path / "turned.mp4"
-    turned.write_bytes(content)
-    frames = read_frames(open_video(str(turned), decoder), np.arange(4), str(turned))
+    content[start : start + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
+    rotated = tmp_path / "rotated.mp4"
+    rotated.write_bytes(content)
+    frames = read_frames(open_video(str(rotated), decoder), np.arange(4), str(rotated))
     np.testing.assert_array_equal(frames, np.rot90(upright, k=-1, axes=(1, 2)))
-    cached = CachedVideo(str(turned), decoder, str(tmp_path / "cache"))
-    np.testing.assert_array_equal(read_frames(cached, np.arange(4), str(turned)), frames)
+    cached = CachedVideo(str(rotated), decoder, str(tmp_path / "cache"))
+    np.testing.assert_array_equal(read_frames(cached, np.arange(4), str(rotated)), frames)
 
 
-def test_what_cannot_be_decoded_is_a_video_error(decoder, broken_video, tmp_path):
+def test_files_that_cannot_be_decoded_are_a_video_error(decoder, broken_video, tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video")
     for name in ("empty.mp4", "text.mp4", "gone.mp4"):
@@ -103,7 +129,7 @@ def test_what_cannot_be_decoded_is_a_video_error(decoder, broken_video, tmp_path
         read_frames(open_video(broken_video, decoder), np.arange(10), broken_video)
 
 
-def test_cached_frames_are_bit_for_bit_the_decoded_ones_and_follow_the_file(make_video, tmp_path):
+def test_cached_frames_are_the_decoded_ones_and_follow_the_file(make_video, tmp_path):
     path, folder = make_video(tmp_path / "v.mp4", frames=12), str(tmp_path / "cache")
     indices = np.array([0, 3, 3, 11])
     expected = read_frames(open_video(path, "decord"), indices, path)

@@ -11,11 +11,10 @@ from tubelet.data.transforms import EvalTransform, TrainTransform
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
-    for place, name in enumerate(("cat/1.png", "cat/deep/2.png", "dog/1.png", "axe/1.png")):
+    for name in ("cat/1.png", "cat/deep/2.png", "dog/1.png", "axe/1.png"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(path)
-        assert place < 4
     Image.new("L", (32, 32), 7).save(tmp_path / "images" / "dog" / "grey.png")
     return tmp_path / "images"
 
@@ -28,16 +27,16 @@ def images(*entries, frames=1, transform=None, **changed):
 
 
 def test_labels_are_the_class_folders_in_order(folder):
-    found = images(folder)
-    assert found.classes == ["axe", "cat", "dog"]
-    assert found.labels == [0, 1, 1, 2, 2]
+    dataset = images(folder)
+    assert dataset.classes == ["axe", "cat", "dog"]
+    assert dataset.labels == [0, 1, 1, 2, 2]
 
 
-def test_an_empty_class_folder_counts_a_hidden_one_does_not(folder):
+def test_empty_class_folders_are_classes_and_hidden_folders_are_not(folder):
     for name in ("bee", ".cache"):
         (folder / name).mkdir()
-    found = images(folder)
-    assert (found.classes, found.labels) == (["axe", "bee", "cat", "dog"], [0, 2, 2, 3, 3])
+    dataset = images(folder)
+    assert (dataset.classes, dataset.labels) == (["axe", "bee", "cat", "dog"], [0, 2, 2, 3, 3])
 
 
 def test_a_clip_shows_its_image_in_each_frame(folder):
@@ -53,7 +52,7 @@ def test_a_clip_shows_its_image_in_each_frame(folder):
     assert (augmented[:, :, 0] == augmented[:, :, 1]).all()
 
 
-def test_lists_flat_folders_and_mistakes(folder, tmp_path):
+def test_lists_flat_folders_and_errors(folder, tmp_path):
     (tmp_path / "list.csv").write_text("images/dog/1.png 5\nimages/cat/1.png 6\n")
     assert images(tmp_path / "list.csv").labels == [5, 6]
     assert images(folder / "axe").labels == [-1]
@@ -61,7 +60,7 @@ def test_lists_flat_folders_and_mistakes(folder, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "other" / "bird" / "1.png")
     with pytest.raises(ConfigError, match="other class folders"):
         images(folder, tmp_path / "other")
-    with pytest.raises(ConfigError, match="an image has one clip"):
+    with pytest.raises(ConfigError, match="an image has a single clip"):
         images(folder, num_clips=2)
     (folder / "axe" / "1.png").write_bytes((folder / "axe" / "1.png").read_bytes()[:100])
     with pytest.raises(VideoError, match="cannot read this image"):

@@ -57,36 +57,36 @@ def test_same_batches_with_any_number_of_workers_and_from_any_step(videos, broke
     assert [batch.step for batch in expected] == [0, 1, 2, 3, 4]
     assert not torch.equal(expected[0].clips, expected[1].clips)
     for workers, first in ((1, 0), (2, 0), (0, 3), (2, 2)):
-        found = train(videos, [broken_video], workers=workers, first=first)
-        assert len(found) == 5 - first
-        for one, two in zip(expected[first:], found, strict=True):
+        batches = train(videos, [broken_video], workers=workers, first=first)
+        assert len(batches) == 5 - first
+        for one, two in zip(expected[first:], batches, strict=True):
             assert_equal(one, two)
 
 
 def test_two_processes_see_the_rows_of_one(videos):
-    whole = train(videos)
+    full = train(videos)
     halves = [train(videos, rank=rank, world_size=2) for rank in (0, 1)]
-    for one, first, second in zip(whole, *halves, strict=True):
+    for one, first, second in zip(full, *halves, strict=True):
         assert first.paths + second.paths == one.paths
         assert torch.equal(torch.cat([first.clips, second.clips]), one.clips)
         for mask, a, b in zip(one.masks_context, first.masks_context, second.masks_context, strict=True):
             assert torch.equal(torch.cat([a, b]), mask)
         for mask, a, b in zip(one.masks_target, first.masks_target, second.masks_target, strict=True):
             assert torch.equal(torch.cat([a, b]), mask)
-    with pytest.raises(ValueError, match="4 cannot be shared by 3"):
+    with pytest.raises(ValueError, match="4 cannot be divided among 3"):
         train(videos, world_size=3)
 
 
-def test_masks_are_cut_in_groups_that_do_not_depend_on_the_processes(videos):
+def test_masks_are_truncated_in_groups_that_do_not_depend_on_the_processes(videos):
     by_two = [train(videos, batch_size=8, rank=rank, world_size=4, mask_batch_size=4) for rank in range(4)]
     by_four = [train(videos, batch_size=8, rank=rank, world_size=2, mask_batch_size=4) for rank in range(2)]
     for first, second, third, fourth, low, high in zip(*by_two, *by_four, strict=True):
-        for halves, whole in (((first, second), low), ((third, fourth), high)):
+        for halves, full in (((first, second), low), ((third, fourth), high)):
             for name in ("masks_context", "masks_target"):
-                for a, b, mask in zip(*(getattr(half, name) for half in halves), getattr(whole, name), strict=True):
+                for a, b, mask in zip(*(getattr(half, name) for half in halves), getattr(full, name), strict=True):
                     assert torch.equal(torch.cat([a, b]), mask)
         assert not torch.equal(low.masks_context[0], high.masks_context[0])
-    with pytest.raises(ValueError, match="mask_batch_size 3 does not divide the global batch of 4"):
+    with pytest.raises(ValueError, match="mask_batch_size 3 must divide the global batch of 4"):
         train(videos, mask_batch_size=3)
 
 
@@ -101,39 +101,41 @@ def test_shapes_and_masks_for_each_clip(videos):
     assert moved.clips.device.type == moved.masks_target[1].device.type == "meta"
 
 
-class Deadly(TrainTransform):
-    """Does to its worker what a decoder's crash or endless loop does, at the videos of 64 rows."""
+class FailingTransform(TrainTransform):
+    """Crashes or blocks its worker at videos of 64 rows, as a decoder may."""
 
-    def __init__(self, deed):
+    def __init__(self, failure):
         super().__init__(AugConfig(), 32)
-        self.deed = deed
+        self.failure = failure
 
     def __call__(self, frames, rng):
         if frames.shape[1] == 64:
-            os.kill(os.getpid(), signal.SIGKILL) if self.deed == "crash" else time.sleep(1000)
+            os.kill(os.getpid(), signal.SIGKILL) if self.failure == "crash" else time.sleep(1000)
         return super().__call__(frames, rng)
 
 
-@pytest.mark.parametrize("deed", ["crash", "hang"])
-def test_a_video_that_crashes_or_blocks_its_worker_is_replaced_and_named(deed, make_video, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["crash", "hang"])
+def test_a_video_that_crashes_or_blocks_its_worker_is_replaced_and_named(failure, make_video, tmp_path, caplog):
     for name, height in (("a", 96), ("b", 80), ("c", 64), ("d", 96)):
         make_video(tmp_path / f"{name}.mp4", height=height, frames=12)
     data = DataConfig(datasets=[str(tmp_path)], sampling_rate=1, num_frames=4, crop_size=32)
-    dataset = Dataset(data, Deadly(deed), on_error="replace")
+    dataset = Dataset(data, FailingTransform(failure), on_error="replace")
     stream = SampleStream(dataset.sizes, None, 2, seed=0)
     loader = make_train_loader(
-        dataset, stream, None, seed=0, first_step=0, last_step=6, num_workers=2, timeout=3 if deed == "hang" else 0
+        dataset, stream, None, seed=0, first_step=0, last_step=6, num_workers=2, timeout=3 if failure == "hang" else 0
     )
     batches = list(loader)
     assert [batch.step for batch in batches] == list(range(6))
     bad = [file for batch in batches for file in batch.bad]
     assert {file.path for file in bad} == {str(tmp_path / "c.mp4")}
     assert len(bad) >= 3  # once an epoch
-    assert bad[0].reason.startswith("its worker crashed or gave no answer: DataLoader")
+    assert bad[0].reason.startswith("its worker crashed or did not respond: DataLoader")
+    assert "restarting the data workers without samples [2]" in caplog.text
     assert all(len(batch) == 2 and str(tmp_path / "c.mp4") not in batch.paths for batch in batches)
 
 
-def test_making_batches_leaves_the_global_generators_alone(videos):
+def test_loaders_do_not_change_the_global_generators(videos):
     torch.manual_seed(0)
     np.random.seed(0)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -154,19 +156,21 @@ def test_evaluation_sees_each_sample_once_in_order(videos, workers):
     parts = [list(make_eval_loader(dataset, batch_size=4, rank=rank, world_size=4)) for rank in range(4)]
     seen = [index for part in parts for batch in part for index in batch.indices.tolist()]
     assert sorted(seen) == list(range(6))
+    chosen = make_eval_loader(dataset, indices=[4, 1, 5], batch_size=2, num_workers=workers)
+    assert [batch.indices.tolist() for batch in chosen] == [[4, 1], [5]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_video_is_told_as_it_is(videos, broken_video, workers):
+def test_the_error_of_an_unreadable_video_is_not_wrapped(videos, broken_video, workers):
     data = DataConfig(datasets=[str(videos), str(broken_video)], sampling_rate=2, num_frames=4, crop_size=32)
     batches = make_eval_loader(Dataset(data, EvalTransform(32), on_error="raise"), batch_size=4, num_workers=workers)
     began = time.monotonic()
     with pytest.raises(VideoError, match="broken.mp4: cannot decode frames"):
         list(batches)
-    assert time.monotonic() - began < 4  # no search for a worker that hangs
+    assert time.monotonic() - began < 4  # did not wait for a hung worker
 
 
-def test_places_spread_over_a_set_lie_in_it():
+def test_evenly_spaced_indices_are_within_the_data_set():
     assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
     assert evenly_spaced(3, 4).tolist() == [0, 1, 2]
     assert evenly_spaced(22_000_000, 256)[-1] == 21_999_999

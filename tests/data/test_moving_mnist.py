@@ -34,14 +34,14 @@ def dataset(*entries, seed=0, **options):
 
 
 def clip(data, index, epoch=0):
-    """[T, 64, 64]; all colours are the same."""
+    """[T, 64, 64]; all color channels are equal."""
     frames = data[Draw(0, epoch, index, 0)].clips[0]
     assert torch.equal(frames, frames[:1].expand(3, -1, -1, -1))
     return frames[0].numpy()
 
 
 def published(digits, length, rng):
-    """The rules as they were published, digit by digit, frame by frame, number by number."""
+    """The published rules, one digit, frame and coordinate at a time."""
     frames = np.zeros((length, 64, 64), dtype=np.uint8)
     for digit in digits[rng.integers(len(digits), size=2)]:
         y, x = rng.random(2).tolist()
@@ -98,7 +98,7 @@ def test_published_test_clips(tmp_path):
     assert len(data) == 5
     for number in range(5):
         assert np.array_equal(clip(data, number), frames[:, number])
-    with pytest.raises(ConfigError, match="have 20 frames, and 25 are asked for"):
+    with pytest.raises(ConfigError, match="have 20 frames, but 25 are needed"):
         dataset(str(tmp_path / "mnist_test_seq.npy"), num_frames=24 + 1, tubelet_size=1)
 
 
@@ -112,7 +112,7 @@ def test_published_test_clips(tmp_path):
         (gzip.compress(b"x" * 5000)[:-20], "damaged"),
     ],
 )
-def test_other_files_are_refused(tmp_path, content, message):
+def test_other_files_are_an_error(tmp_path, content, message):
     path = tmp_path / "images"
     if content is not None:
         path.write_bytes(content)
@@ -122,10 +122,10 @@ def test_other_files_are_refused(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("frames", [np.zeros((20, 3, 32, 32), np.uint8), np.zeros((20, 3, 64, 64), np.float32)])
-def test_arrays_of_another_layout_are_refused(tmp_path, frames):
+def test_arrays_of_another_layout_are_an_error(tmp_path, frames):
     np.save(tmp_path / "other.npy", frames)
     with pytest.raises(ConfigError, match=r"other\.npy: holds .* expected the layout of mnist_test_seq\.npy"):
         dataset(str(tmp_path / "other.npy"))
     (tmp_path / "other.npy").write_bytes(b"no array")
-    with pytest.raises(ConfigError, match="damaged, or no .npy file"):
+    with pytest.raises(ConfigError, match="damaged, or not a .npy file"):
         dataset(str(tmp_path / "other.npy"))

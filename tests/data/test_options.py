@@ -10,20 +10,20 @@ from tubelet.data import AugConfig, DataConfig, VideoError
     ("changed", "message"),
     [
         ({"datasets": []}, "at least 1 item"),
-        ({"sampling_rate": None}, "Give one of sampling_rate, fps, clip_duration"),
+        ({"sampling_rate": None}, "give one of sampling_rate, fps, clip_duration"),
         ({"fps": 5.0}, "sampling_rate and fps given; keep exactly one"),
         ({"fps": 5.0, "clip_duration": 2.0}, "sampling_rate and fps and clip_duration given"),
-        ({"crop_size": 100}, "crop_size 100 is not divisible by patch_size 16; 96 is"),
+        ({"crop_size": 100}, "crop_size 100 is not divisible by patch_size 16; the nearest valid size is 96"),
         ({"num_frames": 15}, "num_frames 15 is not divisible by tubelet_size 2"),
         ({"datasets_weights": [1.0, 2.0]}, "2 entries for 1 datasets"),
         ({"datasets_weights": [-1.0]}, "must not be negative"),
-        ({"datasets_weights": [0.0]}, "one must be above zero"),
+        ({"datasets_weights": [0.0]}, "one must be positive"),
         ({"decoder": "opencv"}, "'decord', 'pyav' or 'torchcodec'"),
-        ({"max_bad_share": 1.5}, "less than or equal to 1"),
+        ({"max_bad_fraction": 1.5}, "less than or equal to 1"),
         ({"batch_sise": 3}, "Extra inputs"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(changed, message):
+def test_invalid_combinations_of_options_are_an_error(changed, message):
     with pytest.raises(pydantic.ValidationError, match=message):
         DataConfig(**{"datasets": ["x"], "sampling_rate": 4} | changed)
 
@@ -32,17 +32,25 @@ def test_options_that_do_not_go_together_are_refused(changed, message):
     ("changed", "message"),
     [
         ({"random_resize_scale": [0.5, 0.3]}, "expected 0 < low <= high"),
-        ({"random_resize_scale": [0.5, 1.3]}, "at most the frame"),
+        ({"random_resize_scale": [0.5, 1.3]}, "at most the whole frame"),
         ({"random_resize_aspect_ratio": [0.0, 1.0]}, "expected 0 < low <= high"),
-        ({"normalize_std": [0.0, 1.0, 1.0]}, "must be above zero"),
+        ({"normalize_std": [0.0, 1.0, 1.0]}, "must be positive"),
         ({"reprob": 2.0}, "less than or equal to 1"),
     ],
 )
-def test_augmentations_that_cannot_be_are_refused(changed, message):
+def test_invalid_augmentations_are_an_error(changed, message):
     with pytest.raises(pydantic.ValidationError, match=message):
         AugConfig(**changed)
 
 
-def test_video_error_comes_whole_out_of_a_worker():
+def test_video_error_survives_pickling():
     error = pickle.loads(pickle.dumps(VideoError("a.mp4", "too short", filtered=True)))
     assert (error.path, error.reason, error.filtered, str(error)) == ("a.mp4", "too short", True, "a.mp4: too short")
+
+
+def test_crops_may_be_rectangles():
+    data = DataConfig(datasets=["x"], sampling_rate=4, crop_size=[64, 96])
+    assert data.clip_shape.grid == (8, 4, 6)
+    assert DataConfig(**data.model_dump(mode="json")) == data
+    with pytest.raises(pydantic.ValidationError, match="nearest valid size is 64x96"):
+        DataConfig(datasets=["x"], sampling_rate=4, crop_size=[64, 100])

@@ -37,13 +37,13 @@ def test_folder_is_searched_recursively_in_order_and_follows_links_once(tmp_path
     for name in ("b.MP4", "a.webm", "deep/er/c.avi", ".hidden.mp4", "._a.mp4", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    os.symlink(tmp_path, tmp_path / "deep" / "circle")
-    found = [os.path.relpath(path, tmp_path) for path in read(tmp_path).paths]
-    assert found == ["a.webm", "b.MP4", "deep/er/c.avi"]
+    os.symlink(tmp_path, tmp_path / "deep" / "cycle")
+    paths = [os.path.relpath(path, tmp_path) for path in read(tmp_path).paths]
+    assert paths == ["a.webm", "b.MP4", "deep/er/c.avi"]
     assert read(tmp_path).labels == [-1, -1, -1]
 
 
-def test_list_looks_beside_itself_then_in_the_working_directory(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_list_or_to_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "lists").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -65,23 +65,23 @@ def test_list_looks_beside_itself_then_in_the_working_directory(tmp_path, monkey
         ("\n \n", "the list is empty"),
         (
             "a.mp4 1\ngone.mp4 2\nlost one.mp4 0\n",
-            "(?s)2 of 3 files looked up do not exist.*line 2: .*line 3: lost one.mp4",
+            "(?s)2 of 3 checked files do not exist.*line 2: .*line 3: lost one.mp4",
         ),
         ("a.mp4 1\na.mp4 cat\n", "line 2: 'a.mp4 cat' does not end in a label"),
         ("path,label\na.mp4,1\n", "line 1: 'path,label' does not end in a label"),
         ("a.mp4 -1\n", "do not exist"),
     ],
 )
-def test_broken_lists_are_refused_with_the_line(tmp_path, content, message):
+def test_the_error_of_an_invalid_list_names_the_line(tmp_path, content, message):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / "list.csv")
 
 
-def test_what_is_not_there_is_refused(tmp_path):
+def test_missing_folders_and_files_are_an_error(tmp_path):
     (tmp_path / "notes.md").touch()
-    with pytest.raises(ConfigError, match="no file of a known kind in this folder or below"):
+    with pytest.raises(ConfigError, match="no file of a known type in this folder or below"):
         read(tmp_path)
     with pytest.raises(ConfigError, match="no such folder, list or file"):
         read(tmp_path / "gone")

@@ -18,7 +18,7 @@ def test_each_sample_once_an_epoch_and_orders_differ():
     assert all(sorted(one) == list(range(13)) for one in passes)
     assert len({tuple(one) for one in passes}) == 4
     assert [draw.epoch for draw in draws] == [i // 13 for i in range(52)]
-    assert [draw.slot for draw in draws] == [0, 1, 2, 3] * 13
+    assert [draw.position for draw in draws] == [0, 1, 2, 3] * 13
 
 
 def test_a_step_needs_no_other_step():
@@ -30,7 +30,7 @@ def test_a_step_needs_no_other_step():
 
 
 def test_batches_larger_than_the_set():
-    draws = SampleStream([3], None, batch_size=10, seed=0).draws(1)  # places 10 .. 19 of the stream
+    draws = SampleStream([3], None, batch_size=10, seed=0).draws(1)  # draws 10 to 19 of the stream
     assert [draw.epoch for draw in draws] == [3, 3, 4, 4, 4, 5, 5, 5, 6, 6]
 
 
@@ -48,7 +48,7 @@ def test_weights_are_met_exactly_in_each_pass():
     assert max(small.values()) - min(small.values()) <= 1
 
 
-def test_a_weight_of_zero_leaves_a_source_out_and_one_too_small_is_refused():
+def test_a_weight_of_zero_excludes_a_source_and_one_too_small_is_an_error():
     stream = SampleStream([4, 4], [1.0, 0.0], batch_size=8, seed=0)
     assert {draw.index for draw in flat(stream, range(5))} == {0, 1, 2, 3}
     with pytest.raises(ConfigError, match="data.datasets_weights: .* would never be drawn"):
@@ -58,3 +58,12 @@ def test_a_weight_of_zero_leaves_a_source_out_and_one_too_small_is_refused():
 def test_without_shuffling_the_order_is_that_of_the_files():
     stream = SampleStream([2, 3], None, batch_size=5, seed=0, shuffle=False)
     assert [draw.index for draw in stream.draws(7)] == [0, 1, 2, 3, 4]
+
+
+def test_draws_are_those_of_every_version():
+    stream = SampleStream([5, 8, 30], [0.2, 0.5, 0.3], batch_size=6, seed=3)
+    draws = [[(draw.index, draw.epoch) for draw in stream.draws(step)] for step in (0, 9)]
+    assert draws == [
+        [(8, 2), (6, 0), (12, 1), (4, 1), (9, 0), (16, 0)],
+        [(34, 0), (8, 4), (31, 0), (2, 3), (6, 4), (15, 0)],
+    ]

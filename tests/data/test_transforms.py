@@ -123,3 +123,22 @@ def test_to_float_is_the_textbook_normalisation(frames):
     expected = (clips.double() / 255 - torch.tensor(mean).view(column)) / torch.tensor(std).view(column)
     torch.testing.assert_close(to_float(clips, mean, std).double(), expected, atol=2e-6, rtol=0)
     assert to_float(clips, mean, std, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_crops_may_be_rectangles(frames):
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)  # of 90x120
+    for size, window in (((90, 120), (0, 0)), ((90, 60), (0, 30)), ((45, 120), (22, 0))):
+        views = EvalTransform(size, 1)(frames)
+        assert views.shape == (1, 3, 5, *size)
+        top, left = window
+        torch.testing.assert_close(views[0], pixels[:, :, top : top + size[0], left : left + size[1]])
+    across = EvalTransform((90, 60), 3)(frames)
+    torch.testing.assert_close(across[2], pixels[..., 60:])
+    down = EvalTransform((45, 120), 3)(frames)
+    torch.testing.assert_close(down[2], pixels[:, :, 45:])
+    trained = TrainTransform(AugConfig(), (32, 48))(frames, np.random.default_rng(0))
+    assert trained.shape == (1, 3, 5, 32, 48)
+    assert TrainTransform(AugConfig(motion_shift=True), (32, 48))(frames, np.random.default_rng(0)).shape[-2:] == (
+        32,
+        48,
+    )

@@ -51,14 +51,14 @@ def test_each_fold_leaves_out_two_sequences_with_or_without_labels(copy_of_the_s
     assert len(tested) == len(set(tested)) == 40
 
 
-def test_other_folders_and_names_are_refused(tmp_path):
+def test_other_folders_and_names_are_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"labels\.csv does not exist"):
         write_lists(tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="third part is the sequence"):
         sequence_of(Path("set2_1_1_6.mp4"))
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} does not exist")
 def test_lists_of_the_real_set(tmp_path):
     write_lists(REAL, tmp_path)
     tests = [read_list(tmp_path / f"fold{fold}_test.csv") for fold in range(NUM_FOLDS)]

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from tubelet.data import AugConfig, BadFile, DataConfig, Draw, VideoError
-from tubelet.data.bad_files import BadFiles, TooManyBadFiles
 from tubelet.data.loader import collate, make_eval_loader
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.data.video_dataset import Dataset
@@ -16,7 +15,7 @@ def dataset(*sources, on_error="raise", transform=None, **changed):
 
 
 def draw(index, epoch=0):
-    return Draw(step=0, epoch=epoch, index=index, slot=0)
+    return Draw(step=0, epoch=epoch, index=index, position=0)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
@@ -26,14 +25,14 @@ def test_frames_of_a_sample_are_those_it_names(videos, numbers_of, decoder):
         sample = samples[draw(index)]
         for clip, frames in zip(sample.clips.numpy(), sample.frames.numpy(), strict=True):
             np.testing.assert_array_equal(numbers_of(clip), frames)
-        assert (sample.path, sample.index, sample.label) == (samples.paths[index], index, -1)
+        assert (sample.path, sample.index, sample.targets["label"]) == (samples.paths[index], index, -1)
 
 
 def test_sample_depends_on_seed_epoch_and_index_only(videos):
     samples = dataset(videos, transform=TrainTransform(AugConfig(), 32))
     first = samples[draw(3, epoch=2)]
     samples[draw(1)]
-    again = samples[Draw(step=9, epoch=2, index=3, slot=7)]
+    again = samples[Draw(step=9, epoch=2, index=3, position=7)]
     assert torch.equal(first.clips, again.clips)
     assert not torch.equal(first.clips, samples[draw(3, epoch=3)].clips)
 
@@ -60,14 +59,14 @@ def test_broken_video_is_replaced_by_another_of_its_source_and_reported(videos, 
         assert "cannot decode frames" in sample.bad[0].reason
         assert sample.clips.shape == (1, 3, 4, 32, 32)
         assert sample.index in (7, 8, 9)
-        assert sample.label == sample.index - 7
+        assert sample.targets["label"] == sample.index - 7
         assert torch.equal(sample.clips, samples[draw(6, epoch)].clips)
         seen.add(sample.index)
     assert seen == {7, 8, 9}
 
 
-def test_a_set_of_broken_videos_ends_instead_of_searching_for_ever(broken_video):
-    with pytest.raises(VideoError, match="neither it nor others in its place can be used"):
+def test_a_data_set_of_broken_videos_is_an_error(broken_video):
+    with pytest.raises(VideoError, match="neither this video nor 0 others can be used"):
         dataset(broken_video, on_error="replace")[draw(0)]
 
 
@@ -81,7 +80,7 @@ def test_in_validation_a_broken_video_is_an_error_or_a_reported_exclusion(videos
     assert together.indices.tolist() == [1, 2, 3]
 
 
-def test_short_and_long_videos_can_be_left_out(videos):
+def test_short_and_long_videos_can_be_excluded(videos):
     lengths = [20, 27, 34, 41, 48, 55]
     samples = dataset(videos, on_error="exclude", num_frames=10, sampling_rate=4, filter_short_videos=True)
     short = [samples[draw(index)].excluded for index in range(6)]
@@ -92,31 +91,25 @@ def test_short_and_long_videos_can_be_left_out(videos):
     assert all(everything[draw(index)].bad[0].filtered for index in range(6))
 
 
-class TestBadFiles:
-    def batch(self, videos, broken_video, good, bad):
-        samples = dataset(videos, broken_video, on_error="exclude")
-        return collate([samples[draw(0)]] * good + [samples[draw(6)]] * bad, step=0)
+def test_a_transform_may_return_several_views(videos):
+    def two_sizes(clip, rng):
+        return {"global": EvalTransform(64, 2)(clip), "local": EvalTransform(32, 3)(clip)}
 
-    def test_lists_a_file_once_warns_and_goes_on_after_a_restart(self, videos, broken_video, tmp_path):
-        path = tmp_path / "bad_files.txt"
-        book = BadFiles(path, max_share=0.5)
-        with pytest.warns(UserWarning, match="broken.mp4: cannot decode frames"):
-            new = book.record(self.batch(videos, broken_video, 2, 2))
-        assert [file.path for file in new] == [broken_video]
-        assert book.record(self.batch(videos, broken_video, 2, 2)) == []
-        assert (book.draws, book.bad_draws) == (8, 4)
-        assert BadFiles(path, max_share=0.5).record(self.batch(videos, broken_video, 2, 2)) == []
-        lines = path.read_text().splitlines()
-        assert len(lines) == 1
-        assert lines[0].startswith(f"{broken_video}\tcannot decode frames")
+    sample = dataset(videos, num_clips=2, transform=two_sizes)[draw(0)]
+    assert {name: tuple(view.shape) for name, view in sample.views.items()} == {
+        "global": (4, 3, 4, 64, 64),
+        "local": (6, 3, 4, 32, 32),
+    }
+    batch = collate([sample, sample], step=0)
+    assert torch.equal(batch.views["local"][6:], sample.views["local"])
 
-    @pytest.mark.filterwarnings("ignore:left out")
-    def test_too_large_a_share_stops_with_the_list(self, videos, broken_video, tmp_path):
-        book = BadFiles(tmp_path / "bad_files.txt", max_share=0.25)
-        few = self.batch(videos, broken_video, 15, 5)
-        for _ in range(6):
-            book.record(few)
-        book.judge(book.draws, book.bad_draws)
-        book.record(self.batch(videos, broken_video, 9, 6))
-        with pytest.raises(TooManyBadFiles, match="(?s)36 of 135 draws .*max_bad_share 0.25.*broken.mp4"):
-            book.judge(book.draws, book.bad_draws)
+
+def test_a_format_may_add_targets(videos):
+    class Captioned(Dataset):
+        def targets(self, index):
+            return {**super().targets(index), "caption": self.paths[index].rsplit("/", 1)[1]}
+
+    data = DataConfig(datasets=[str(videos)], sampling_rate=2, num_frames=4, crop_size=32)
+    batch = next(iter(make_eval_loader(Captioned(data, EvalTransform(32)), batch_size=2)))
+    assert batch.targets["caption"] == ("a.mp4", "b.mp4")
+    assert batch.labels.tolist() == [-1, -1]

@@ -1,55 +1,86 @@
-"""What could not be read in training: counted, listed in a file, warned about, and too much of it ends the run."""
+"""Unreadable videos met in training: counted, listed once in a file, and an error where there are too many."""
 
-import warnings
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from tubelet.config import UserError
-from tubelet.data import BadFile, Batch
+from tubelet.data.types import BadFile, Batch
+from tubelet.runtime.distributed import World
 
-MIN_DRAWS = 100  # draws before the share of bad ones is judged; earlier, one file would be too much
+logger = logging.getLogger(__name__)
+
+MIN_DRAWS = 100
+"""Draws before the fraction of bad ones is checked; with fewer, a single file would exceed it."""
+MAX_LISTED = 50
+"""Files named in the error message."""
 
 
 class TooManyBadFiles(UserError):
-    """More than `data.max_bad_share` of the draws met an unreadable video; the message lists the files."""
+    """More than `data.max_bad_fraction` of the draws met an unreadable video. The message lists the files."""
 
 
 class BadFiles:
-    """Counts the videos that batches report as bad, and appends each file once to `path` as `path<tab>reason`.
+    """Counts the videos that batches report as bad, and lists each file once in `path` as `path<tab>reason`.
 
-    Files left out on the user's wish (filter_short_videos, filter_long_videos) are listed, but not counted.
+    Only rank 0 writes and warns: at once about its own files, in `sync` about those of the other processes. Files
+    excluded by an option (`filter_short_videos`, `filter_long_videos`) are listed, but not counted.
+
+    Args:
+        path: The list; files that it already names are not listed again.
+        max_fraction: Largest fraction of draws that may meet an unreadable video.
+        world: The processes of the run.
     """
 
-    def __init__(self, path: str | Path, max_share: float):
-        self.path, self.max_share = Path(path), max_share
-        self.draws = self.bad_draws = 0
-        self._listed = {line.split("\t")[0] for line in self._lines()}
+    def __init__(self, path: str | Path, max_fraction: float, world: World | None = None):
+        self.path, self.max_fraction, self.world = Path(path), max_fraction, world or World()
+        self.num_draws = self.num_bad = 0
+        """Of this process."""
+        self._listed: dict[str, str] = self._read()
+        self._unsynced: list[BadFile] = []
 
-    def record(self, batch: Batch) -> list[BadFile]:
-        """Takes a batch into account; returns the files seen bad for the first time, after a warning about each."""
-        new = []
-        for file in batch.bad:
-            if file.path not in self._listed:
-                self._listed.add(file.path)
-                new.append(file)
-                warnings.warn(f"left out {file.path}: {file.reason} (listed in {self.path})", stacklevel=2)
-        if new:
-            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as lines:
-                lines.writelines(f"{file.path}\t{' '.join(file.reason.split())}\n" for file in new)
-        broken = sum(not file.filtered for file in batch.bad)
-        self.bad_draws += broken
-        self.draws += len(batch) + broken
-        return new
+    def record(self, batch: Batch) -> None:
+        """Count a batch of this process."""
+        num_bad = sum(not file.filtered for file in batch.bad)
+        self.num_bad += num_bad
+        self.num_draws += len(batch) + num_bad
+        self._unsynced += [file for file in batch.bad if file.path not in self._listed]
+        if self.world.is_main:
+            self._list(batch.bad)
 
-    def judge(self, draws: int, bad_draws: int) -> None:
-        """Raises TooManyBadFiles with the list where more than `max_share` of the draws of all processes were bad."""
-        if draws >= MIN_DRAWS and bad_draws > self.max_share * draws:
-            listed = "".join(f"\n  {line}" for line in self._lines()[:50])
+    def sync(self) -> None:
+        """List the files of all processes, and check the fraction of bad draws. Called by all processes together.
+
+        Raises:
+            TooManyBadFiles: In all processes.
+        """
+        gathered = self.world.all_gather_object((self.num_draws, self.num_bad, self._unsynced))
+        draws, bad, files = zip(*gathered, strict=True)
+        self._unsynced = []
+        self._list([file for of_rank in files for file in of_rank])
+        num_draws, num_bad = sum(draws), sum(bad)
+        if num_draws >= MIN_DRAWS and num_bad > self.max_fraction * num_draws:
+            listed = "".join(f"\n  {path}\t{reason}" for path, reason in list(self._listed.items())[:MAX_LISTED])
             raise TooManyBadFiles(
-                f"{bad_draws} of {draws} draws met an unreadable video, more than data.max_bad_share "
-                f"{self.max_share}; repair or remove these files (all of them in {self.path}):{listed}"
+                f"{num_bad} of {num_draws} draws met an unreadable video, more than data.max_bad_fraction "
+                f"{self.max_fraction}; repair or remove these files (full list: {self.path}):{listed}"
             )
 
-    def _lines(self) -> list[str]:
+    def _list(self, files: Iterable[BadFile]) -> None:
+        lines = []
+        for file in files:
+            if file.path in self._listed:
+                continue
+            self._listed[file.path] = " ".join(file.reason.split())
+            lines.append(f"{file.path}\t{self._listed[file.path]}\n")
+            if self.world.is_main:
+                logger.warning("skipped %s: %s (listed in %s)", file.path, file.reason, self.path)
+        if lines and self.world.is_main:
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as text:
+                text.writelines(lines)
+
+    def _read(self) -> dict[str, str]:
         if not self.path.exists():
-            return []
-        return self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            return {}
+        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        return {path: reason for path, _, reason in (line.partition("\t") for line in lines)}

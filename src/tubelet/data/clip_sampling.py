@@ -1,14 +1,14 @@
-"""Which frames of a video a clip shows: V-JEPA's rules as a pure function of the video's length and a random state."""
+"""Which frames of a video make up its clips, by V-JEPA's rules."""
 
 import math
 
 import numpy as np
 
-from tubelet.data import DataConfig
+from tubelet.data.options import DataConfig
 
 
 def frame_step(options: DataConfig, video_fps: float) -> float:
-    """Frames of the file from one frame of the clip to the next; a fraction where `fps` does not divide evenly."""
+    """Distance between the frames of a clip in frames of the file; fractional where `fps` does not divide evenly."""
     if options.sampling_rate is not None:
         return float(options.sampling_rate)
     if options.fps is not None:
@@ -19,19 +19,28 @@ def frame_step(options: DataConfig, video_fps: float) -> float:
 
 
 def clip_length(options: DataConfig, video_fps: float) -> int:
-    """Length of a clip's window in frames of the file."""
+    """Length of a clip in frames of the file."""
     return max(1, math.ceil(options.num_frames * frame_step(options, video_fps)))
 
 
 def sample_frames(
     num_video_frames: int, video_fps: float, options: DataConfig, rng: np.random.Generator | None
 ) -> np.ndarray:
-    """Frame numbers [num_clips, num_frames], int64, ascending, each in 0 .. num_video_frames - 1.
+    """The frame numbers of the clips of a video.
 
-    The video is cut into num_clips equal parts. A clip is every `frame_step`-th frame of a window in its part: at
-    random, or in the middle (random_clip_sampling false, or rng None). In a part shorter than the window the clip
-    starts with the part and repeats its last frame at the end; with allow_clip_overlap the windows are instead spread
-    evenly over the whole video, and only a video shorter than one window repeats its last frame.
+    The video is divided into `num_clips` equal parts. Each clip takes every `frame_step`-th frame of a window in its
+    part. Where a part is shorter than the window, the clip starts with the part and repeats its last frame; with
+    `allow_clip_overlap` the windows are evenly spaced over the whole video instead, and only a video shorter than a
+    window repeats its last frame.
+
+    Args:
+        num_video_frames: Length of the video.
+        video_fps: Frames per second of the video.
+        options: Section `data`.
+        rng: Draws the position of each window in its part; None, or `random_clip_sampling` false: the middle.
+
+    Returns:
+        int64 [num_clips, num_frames], each clip ascending.
     """
     if num_video_frames < 1:
         raise ValueError("a video without frames has no clips")
@@ -43,8 +52,10 @@ def sample_frames(
         last = np.full(options.num_clips, num_video_frames - 1)
     else:
         slack = max(0, part - window)
-        at_random = options.random_clip_sampling and rng is not None
-        shift = rng.integers(slack + 1, size=options.num_clips) if at_random else slack // 2
+        if options.random_clip_sampling and rng is not None:
+            shift = rng.integers(slack + 1, size=options.num_clips)
+        else:
+            shift = np.full(options.num_clips, slack // 2)
         starts = np.arange(options.num_clips) * part + shift
         last = np.arange(1, options.num_clips + 1) * part - 1
     return np.minimum(starts[:, None] + offsets, last[:, None])

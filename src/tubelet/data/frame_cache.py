@@ -1,22 +1,27 @@
-"""Decoded videos on disk: for small sets of short videos, where opening and decoding would cost more than training."""
+"""Decoded videos on disk, for small data sets of short videos, where decoding would take longer than training."""
 
-import contextlib
 import hashlib
 import os
-import uuid
+from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from tubelet.data.decoders import open_video, read_frames
+from tubelet.runtime.files import write_atomic
 
 
 class CachedVideo:
-    """All frames of a video in `folder`, uint8, decoded once, then read from there: a `Video` like any other.
+    """A `Video` whose frames are decoded once into a uint8 file and read from there afterwards.
 
-    Processes and runs share the files, and the system drops them from memory when it must. A file belongs to a video's
-    path, size, time of change, and the decoder; it appears under its name only when it is complete.
+    Processes and runs share the files, which the operating system keeps in its page cache. A file is identified by the
+    video's path, size and modification time and by the decoder, and gets its name only when it is complete.
+
+    Args:
+        path: The video.
+        decoder: See `open_video`.
+        folder: Folder of the cached files.
     """
 
     def __init__(self, path: str, decoder: str, folder: str):
@@ -36,21 +41,9 @@ class CachedVideo:
 
 
 def _decode(path: str, decoder: str, cached: str) -> None:
-    """Under another name first: processes that fill the same cache, and kills, must not leave half a file.
-
-    Processes of several hosts may have the same number, so the name is a random one.
-    """
+    """Decode all frames into the file `cached`."""
     video = open_video(path, decoder)
     frames = read_frames(video, np.arange(video.num_frames), path)
     os.makedirs(os.path.dirname(cached), exist_ok=True)
-    # An upright video's frames are rotated views, whose bytes lie in another order.
-    content = save({"frames": np.ascontiguousarray(frames)}, metadata={"fps": repr(video.fps)})
-    unfinished = f"{cached}.{uuid.uuid4().hex}.part"
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-        os.replace(unfinished, cached)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-        raise
+    # Frames of a rotated video are strided views, whose bytes are in another order.
+    write_atomic(Path(cached), save({"frames": np.ascontiguousarray(frames)}, metadata={"fps": repr(video.fps)}))

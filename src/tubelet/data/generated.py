@@ -1,20 +1,16 @@
-"""A small set of generated clips as real video files (mp4, h264), for the demo and for trying an idea without data.
+"""A data set of synthetic clips as real video files (mp4, h264), for the demo and for trying an idea without data.
 
     python -m tubelet.data.generated --folder runs/demo/clips
 
 writes `pretrain/*.mp4` without labels, `labelled/*.mp4`, and the lists `motion_train.csv`, `motion_test.csv`,
-`appearance_train.csv`, `appearance_test.csv`: the same labelled clips under their two labels. The same arguments give
-the same files, byte for byte. Run again, it makes only what is missing.
+`appearance_train.csv` and `appearance_test.csv`: the same labeled clips with either of their two labels. The same
+arguments give the same files, byte for byte. An interrupted run continues with the missing files.
 """
 
 import argparse
 import functools
-import hashlib
-import inspect
-import json
 import multiprocessing
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,16 +19,14 @@ import numpy as np
 
 from tubelet.config import ConfigError, UserError
 from tubelet.data import synthetic
-from tubelet.data.randomness import Purpose, generator
+from tubelet.runtime.files import read_json, replacing, write_json
 from tubelet.runtime.progress import progress
-
-# (rng, motion, appearance, num_frames, size) -> uint8 [T, H, W, 3]
-Render = Callable[[np.random.Generator, int, int, int, int], np.ndarray]
+from tubelet.runtime.seeds import Purpose, numpy_generator
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the files are a pure function of, together with the renderer."""
+    """The files are a pure function of these and of the renderer."""
 
     clips: int = 4000
     """Clips without labels."""
@@ -46,7 +40,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Clip:
-    """One file to be made. split: 0 pretrain, 1 train, 2 test."""
+    """A file of the data set. split: 0 pretrain, 1 train, 2 test."""
 
     path: Path
     split: int
@@ -55,33 +49,34 @@ class Clip:
     appearance: int
 
 
-def write_dataset(
-    folder: Path,
-    render: Render,
-    settings: Settings,
-    motions: tuple[str, ...],
-    appearances: tuple[str, ...],
-    processes: int,
-) -> None:
-    """Make what is missing of the set in `folder`. Raises ConfigError when it holds a set of other settings."""
-    source = hashlib.sha256(inspect.getsource(inspect.getmodule(render)).encode()).hexdigest()[:16]
-    facts = {**asdict(settings), "motions": motions, "appearances": appearances, "renderer": source}
-    if _begin(folder, json.loads(json.dumps(facts))):
+def write_dataset(folder: Path, settings: Settings, processes: int) -> None:
+    """Write the missing files of the data set in `folder`.
+
+    Raises:
+        ConfigError: The folder holds a data set with other settings.
+    """
+    facts = {
+        **asdict(settings),
+        "motions": list(synthetic.MOTIONS),
+        "appearances": list(synthetic.APPEARANCES),
+        "renderer": synthetic.RENDERER,
+    }
+    if _start(folder, facts):
         return
-    clips = plan(folder, settings, len(motions), len(appearances))
+    clips = plan(folder, settings)
     missing = [clip for clip in clips if not clip.path.exists()]
-    make = functools.partial(_make, render, settings)
     with multiprocessing.Pool(processes) as pool:
-        made = pool.imap_unordered(make, missing, chunksize=8)
-        for _ in progress(made, desc="clips", total=len(clips), initial=len(clips) - len(missing), unit="clip"):
+        written = pool.imap_unordered(functools.partial(_write_clip, settings), missing, chunksize=8)
+        for _ in progress(written, desc="clips", total=len(clips), initial=len(clips) - len(missing), unit="clip"):
             pass
     _write_lists(folder, clips)
     (folder / "finished").touch()
 
 
-def plan(folder: Path, settings: Settings, motions: int, appearances: int) -> list[Clip]:
-    """All clips. Labelled ones meet every motion and every appearance equally often, and their pairs nearly so."""
-    rng = generator(settings.seed, Purpose.GENERATED_LABELS)
+def plan(folder: Path, settings: Settings) -> list[Clip]:
+    """All clips. Among the labeled ones, motions and appearances are balanced, and their pairs nearly so."""
+    motions, appearances = len(synthetic.MOTIONS), len(synthetic.APPEARANCES)
+    rng = numpy_generator(settings.seed, Purpose.GENERATED_LABELS)
     clips = [
         Clip(folder / "pretrain" / f"{number:06}.mp4", 0, number, int(motion), int(appearance))
         for number, (motion, appearance) in enumerate(
@@ -96,10 +91,9 @@ def plan(folder: Path, settings: Settings, motions: int, appearances: int) -> li
 
 
 def encode(frames: np.ndarray, path: Path, fps: int) -> None:
-    """uint8 [T, H, W, 3] as mp4, h264, 4:2:0 with even sides; the file appears only when it is complete."""
-    unfinished = path.with_suffix(".part")
-    with av.open(str(unfinished), "w", format="mp4") as container:
-        # x264's macroblock tree looks at memory beyond small pictures: the bytes would differ from run to run.
+    """Write uint8 [T, H, W, 3] (even H and W) as mp4, h264, 4:2:0. The file gets its name only when it is complete."""
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        # x264's macroblock tree reads beyond the end of small pictures: the bytes would differ from run to run.
         options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -108,34 +102,33 @@ def encode(frames: np.ndarray, path: Path, fps: int) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
-    unfinished.replace(path)
 
 
-def _begin(folder: Path, facts: dict) -> bool:
-    """Note in `folder` what it will hold; whether it holds all of it already."""
-    note = folder / "settings.json"
-    if note.exists():
-        found = json.loads(note.read_text(encoding="utf-8"))
-        if found != facts:
-            keys = ", ".join(key for key in facts if found.get(key) != facts[key])
-            raise ConfigError(f"{folder} holds clips made differently ({keys}); remove it or choose another --folder")
+def _start(folder: Path, facts: dict) -> bool:
+    """Create the folder with its `settings.json`; returns whether the data set in it is already complete."""
+    path = folder / "settings.json"
+    if (existing := read_json(path)) is not None:
+        if existing != facts:
+            keys = ", ".join(key for key in facts if existing.get(key) != facts[key])
+            raise ConfigError(f"{folder} holds clips with other settings ({keys}); remove it or choose another one")
         return (folder / "finished").exists()
     for name in ("pretrain", "labelled"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    write_json(path, facts)
     return False
 
 
-def _make(render: Render, settings: Settings, clip: Clip) -> None:
-    rng = generator(settings.seed, Purpose.GENERATED_CLIP, clip.split, clip.number)
-    encode(render(rng, clip.motion, clip.appearance, settings.frames, settings.size), clip.path, settings.fps)
+def _write_clip(settings: Settings, clip: Clip) -> None:
+    rng = numpy_generator(settings.seed, Purpose.GENERATED_CLIP, clip.split, clip.number)
+    frames = synthetic.render_clip(rng, clip.motion, clip.appearance, settings.frames, settings.size)
+    encode(frames, clip.path, settings.fps)
 
 
 def _write_lists(folder: Path, clips: list[Clip]) -> None:
     for split, name in ((1, "train"), (2, "test")):
         for label in ("motion", "appearance"):
-            chosen = [clip for clip in clips if clip.split == split]
-            lines = [f"{clip.path.relative_to(folder)} {getattr(clip, label)}\n" for clip in chosen]
+            of_split = [clip for clip in clips if clip.split == split]
+            lines = [f"{clip.path.relative_to(folder)} {getattr(clip, label)}\n" for clip in of_split]
             (folder / f"{label}_{name}.csv").write_text("".join(lines), encoding="utf-8")
 
 
@@ -145,21 +138,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     helps = {
         "clips": "clips without labels",
-        "train": "labelled clips to train a probe",
-        "test": "labelled clips to test it",
-        "frames": "frames of a clip",
-        "size": "height and width, pixels",
-        "fps": "frames a second",
-        "seed": "",
+        "train": "labeled clips for training a probe",
+        "test": "labeled clips for testing it",
+        "frames": "frames per clip",
+        "size": "height and width in pixels",
+        "fps": "frames per second",
+        "seed": "seed of all draws",
     }
     for name, default in asdict(Settings()).items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{helps[name]} (default {default})")
-    arguments = vars(parser.parse_args())
-    folder, processes = arguments.pop("folder"), arguments.pop("processes")
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{helps[name]} (default: {default})")
+    args = vars(parser.parse_args())
+    folder, processes = args.pop("folder"), args.pop("processes")
     try:
-        write_dataset(
-            folder, synthetic.render_clip, Settings(**arguments), synthetic.MOTIONS, synthetic.APPEARANCES, processes
-        )
+        write_dataset(folder, Settings(**args), processes)
     except UserError as error:
         sys.exit(f"error: {error}")
 

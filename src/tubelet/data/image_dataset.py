@@ -1,25 +1,26 @@
-"""Clips of still images: folders `root/<class>/*.jpg` or lists `path label`. A clip shows its image T times."""
+"""Still images as clips that repeat the image T times: folders `root/<class>/*.jpg` or lists of `path label`."""
 
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from tubelet.config import ConfigError
-from tubelet.data import VideoError, video_dataset
+from tubelet.data import video_dataset
 from tubelet.data.sources import IMAGE_SUFFIXES, Source, read_source
+from tubelet.data.types import VideoError
 
 
 class Dataset(video_dataset.Dataset):
-    """As `video_dataset.Dataset`; an image's label is the place of its class folder in the order of names.
+    """Like `video_dataset.Dataset`; an image's label is the index of its class folder in alphabetical order.
 
-    classes: the class folders' names, empty ones too; all folders of `data.datasets` must have the same.
+    Attributes:
+        classes: Names of the class folders, including empty ones; the same in all folders of `data.datasets`.
     """
 
-    def _read_source(self, entry: str) -> Source:
+    def find_samples(self, entry: str) -> Source:
         if self.data.num_clips != 1:
-            raise ConfigError(f"data.num_clips: {self.data.num_clips}: an image has one clip; set it to 1")
+            raise ConfigError(f"data.num_clips: {self.data.num_clips}: an image has a single clip; set it to 1")
         source = read_source(entry, IMAGE_SUFFIXES)
         root = Path(entry).expanduser()
         if not root.is_dir():
@@ -27,23 +28,28 @@ class Dataset(video_dataset.Dataset):
         folders = [Path(path).relative_to(root).parts[0] for path in source.paths]
         classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not set(folders) <= set(classes):
-            return source  # images beside each other, without class folders
+            return source  # no class folders
         if self.classes not in ([], classes):
             raise ConfigError(f"data.datasets: '{entry}' has other class folders than the entries before it")
         self.classes = classes
-        number = {name: label for label, name in enumerate(classes)}
-        return Source(source.paths, [number[folder] for folder in folders])
+        label_of = {name: label for label, name in enumerate(classes)}
+        return Source(source.paths, [label_of[folder] for folder in folders])
 
-    def _clips(self, path: str, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
-        frames = read_image(path)[None]
-        clip = self.transform(frames, rng).expand(-1, -1, self.data.num_frames, -1, -1).contiguous()
-        return clip, np.zeros((1, self.data.num_frames), dtype=np.int64)
+    def read_views(self, path: str, rng: np.random.Generator) -> tuple[video_dataset.Views, np.ndarray]:
+        views = self.transformed([read_image(path)[None]], rng)
+        num_frames = self.data.num_frames
+        repeated = {name: view.expand(-1, -1, num_frames, -1, -1).contiguous() for name, view in views.items()}
+        return repeated, np.zeros((1, num_frames), dtype=np.int64)
 
 
 def read_image(path: str) -> np.ndarray:
-    """uint8 [H, W, 3], upright; raises VideoError when it cannot be read."""
+    """Read an image as upright uint8 [H, W, 3].
+
+    Raises:
+        VideoError: It cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:  # PIL's readers raise whatever the damage makes them stumble over
+    except Exception as error:  # PIL's readers raise any type of error for damaged files
         raise VideoError(path, f"cannot read this image: {type(error).__name__}: {error}") from error

@@ -1,30 +1,36 @@
-"""Batches from worker processes: the same ones whatever the number of workers, from any step on."""
+"""Load batches in worker processes, from any step on; they do not depend on the number of workers."""
 
 import ctypes
 import functools
+import logging
 import platform
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset  # a module with the name `Dataset` would be a data format
 
 from tubelet.config import UserError
-from tubelet.data import Batch, Draw, Sample
-from tubelet.data.randomness import Purpose, generator
+from tubelet.data.collate import collate
 from tubelet.data.streams import SampleStream
+from tubelet.data.types import Batch, Draw, Sample
 from tubelet.data.worker_monitor import WorkerMonitor
+from tubelet.runtime.seeds import Purpose, numpy_generator
+
+logger = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 class SampleSource(Protocol):
-    """What a dataset file's `Dataset` is to a loader."""
+    """The part of a data set that a loader uses; see `video_dataset.Dataset`."""
 
-    refused: dict[int, str]
+    unreadable: dict[int, str]
 
     def __len__(self) -> int: ...
 
@@ -32,9 +38,19 @@ class SampleSource(Protocol):
 
 
 class MaskSampler(Protocol):
-    def sample_masks(
-        self, batch_size: int, rng: np.random.Generator
-    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]: ...
+    """The part of a mask collator that a loader uses."""
+
+    def sample_masks(self, batch_size: int, rng: np.random.Generator) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the context and target tokens of each mask: two sequences of int64 [batch_size, K]."""
+        ...
+
+
+class BatchSource(Protocol):
+    """`source[step]` is the batch of a step. A worker makes complete batches, so they keep the order of the steps."""
+
+    dataset: SampleSource
+
+    def __getitem__(self, step: int) -> Batch: ...
 
 
 def make_train_loader(
@@ -51,23 +67,36 @@ def make_train_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     timeout: int = 0,
-) -> Iterable[Batch]:
-    """The batches of steps first_step .. last_step - 1 for one process.
+) -> "Loader":
+    """Return the batches of steps `first_step` to `last_step` - 1 for one process.
 
-    A batch depends on `seed` and its step only. Masks are drawn together for each `mask_batch_size` samples of the
-    global batch (None: for all of it), so that one process or several see the same rows. timeout: seconds to wait for a
-    batch before the video it is stuck at counts as bad; 0: for ever.
+    A batch depends on `seed` and its step only. The batches of all processes together do not depend on their number.
+
+    Args:
+        dataset: The samples.
+        stream: The draws of each step; its batch size is that of all processes together.
+        masks: Draws the masks for the view `clip`; None for batches without masks.
+        seed: Seed of the masks.
+        first_step: 0, or the step at which a run is resumed.
+        last_step: Number of steps of the whole run.
+        mask_batch_size: Samples whose masks are drawn together and truncated to one length; None: the global batch.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        num_workers: Worker processes; 0: batches are made in this process.
+        pin_memory: Copy batches to pinned memory.
+        timeout: Seconds to wait for a batch until the video that blocks a worker is marked unreadable; 0: no limit.
     """
     if stream.batch_size % world_size:
-        raise ValueError(f"a global batch of {stream.batch_size} cannot be shared by {world_size} processes")
-    rows = stream.batch_size // world_size
-    together = mask_batch_size or stream.batch_size
-    if stream.batch_size % together or together % rows:
+        raise ValueError(f"a global batch of {stream.batch_size} cannot be divided among {world_size} processes")
+    local_size = stream.batch_size // world_size
+    mask_batch_size = mask_batch_size or stream.batch_size
+    if stream.batch_size % mask_batch_size or mask_batch_size % local_size:
         raise ValueError(
-            f"mask_batch_size {together} does not divide the global batch of {stream.batch_size} into groups of whole "
-            f"processes' batches of {rows}"
+            f"mask_batch_size {mask_batch_size} must divide the global batch of {stream.batch_size} and be a multiple "
+            f"of the {local_size} samples of a process"
         )
-    source = _TrainBatches(dataset, stream, masks, seed, slice(rank * rows, (rank + 1) * rows), together)
+    local = slice(rank * local_size, (rank + 1) * local_size)
+    source = _TrainBatches(dataset, stream, masks, seed, local, mask_batch_size)
     return Loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
 
 
@@ -75,64 +104,54 @@ def make_eval_loader(
     dataset: SampleSource,
     *,
     batch_size: int,
+    indices: Sequence[int] | None = None,
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
     timeout: int = 0,
-) -> Iterable[Batch]:
-    """Each sample once and in order, nothing padded; process `rank` of `world_size` gets every world_size-th sample.
+) -> "Loader":
+    """Return a loader that reads each sample once, in order, without padding; `rank` gets every `world_size`-th sample.
 
-    Excluded samples are missing from their batch, with the reason in its `bad`; a batch may so be empty.
+    Excluded samples are missing from their batch, whose `bad` has the reasons; a batch may be empty.
+
+    Args:
+        dataset: The samples.
+        indices: The samples to read; None: all.
+        batch_size, num_workers, rank, world_size, pin_memory, timeout: See `make_train_loader`.
     """
-    source = _EvalBatches(dataset, range(rank, len(dataset), world_size), batch_size)
+    indices = range(len(dataset)) if indices is None else indices
+    source = _EvalBatches(dataset, indices[rank::world_size], batch_size)
     return Loader(source, range(len(source)), num_workers, pin_memory, timeout)
 
 
-def collate(samples: list[Sample], step: int) -> Batch:
-    """Stack samples; those excluded are left out, what was bad is kept."""
-    kept = [sample for sample in samples if not sample.excluded]
-    return Batch(
-        # In a worker, default_collate writes to memory shared with the main process; a copy would go there otherwise.
-        clips=default_collate([s.clips for s in kept]).flatten(0, 1) if kept else torch.empty(0, dtype=torch.uint8),
-        labels=torch.tensor([sample.label for sample in kept], dtype=torch.int64),
-        indices=torch.tensor([sample.index for sample in kept], dtype=torch.int64),
-        paths=tuple(sample.path for sample in kept),
-        frames=torch.stack([sample.frames for sample in kept]) if kept else torch.empty(0, dtype=torch.int64),
-        step=step,
-        bad=tuple(bad for sample in samples for bad in sample.bad),
-    )
-
-
 class _TrainBatches:
-    """A map from step to batch, so that a worker makes whole batches and the loader's order is the order of steps."""
-
     def __init__(
         self,
         dataset: SampleSource,
         stream: SampleStream,
         masks: MaskSampler | None,
         seed: int,
-        rows: slice,
+        local: slice,
         mask_batch_size: int,
     ):
-        self.dataset, self.stream, self.masks, self.seed, self.rows = dataset, stream, masks, seed, rows
+        self.dataset, self.stream, self.masks, self.seed, self.local = dataset, stream, masks, seed, local
         self.mask_batch_size = mask_batch_size
 
     def __getitem__(self, step: int) -> Batch:
-        batch = collate([self.dataset[draw] for draw in self.stream.draws(step)[self.rows]], step)
+        batch = collate([self.dataset[draw] for draw in self.stream.draws(step)[self.local]], step)
         if self.masks is None:
             return batch
         clips_per_sample = len(batch.clips) // len(batch)
-        group, first = divmod(self.rows.start, self.mask_batch_size)
+        group, first = divmod(self.local.start, self.mask_batch_size)
         rows = slice(first * clips_per_sample, first * clips_per_sample + len(batch.clips))
-        rng = generator(self.seed, Purpose.MASKS, step, group)
+        rng = numpy_generator(self.seed, Purpose.MASKS, step, group)
         context, target = self.masks.sample_masks(self.mask_batch_size * clips_per_sample, rng)
         return batch.with_masks([mask[rows] for mask in context], [mask[rows] for mask in target])
 
 
 class _EvalBatches:
-    def __init__(self, dataset: SampleSource, indices: range, batch_size: int):
+    def __init__(self, dataset: SampleSource, indices: Sequence[int], batch_size: int):
         self.dataset, self.indices, self.batch_size = dataset, indices, batch_size
 
     def __len__(self) -> int:
@@ -140,17 +159,17 @@ class _EvalBatches:
 
     def __getitem__(self, step: int) -> Batch:
         indices = self.indices[step * self.batch_size : (step + 1) * self.batch_size]
-        return collate([self.dataset[Draw(step, 0, index, slot)] for slot, index in enumerate(indices)], step)
+        return collate([self.dataset[Draw(step, 0, int(i), position)] for position, i in enumerate(indices)], step)
 
 
 class Loader:
-    """`source[step]` of each of `steps`, in order, made by worker processes.
+    """`source[step]` for each of `steps`, in order, made by worker processes.
 
-    A video that crashes a worker, or keeps it for `timeout` seconds, is refused from then on: `source.dataset` treats
-    it as unreadable.
+    A video that crashes a worker, or blocks it for `timeout` seconds, is added to `source.dataset.unreadable`, and the
+    batches are made again without it.
     """
 
-    def __init__(self, source, steps: range, num_workers: int, pin_memory: bool, timeout: int):
+    def __init__(self, source: BatchSource, steps: range, num_workers: int, pin_memory: bool, timeout: int):
         self.source, self.steps = source, steps
         self.num_workers, self.pin_memory, self.timeout = num_workers, pin_memory, timeout
 
@@ -160,51 +179,53 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         done = 0
         while done < len(self.steps):
-            videos = WorkerMonitor(self.num_workers)
-            batches = self._batches(self.steps[done:], videos)
+            monitor = WorkerMonitor(self.num_workers)
+            batches = self._batches(self.steps[done:], monitor)
             try:
                 for batch in batches:
                     if isinstance(batch, UserError):
-                        videos.kill_workers()  # the error keeps this frame, and so them, for as long as it is looked at
+                        # The error's traceback keeps this frame alive, and with it the workers.
+                        monitor.kill_workers()
                         raise batch
                     done += 1
                     yield batch
             except RuntimeError as error:
-                culprits = videos.stuck()
-                videos.kill_workers()
-                if not culprits:
+                hung = monitor.hung_samples()
+                monitor.kill_workers()
+                if not hung:
                     raise
-                reason = f"its worker crashed or gave no answer: {str(error).splitlines()[0]}"
-                self.source.dataset.refused |= dict.fromkeys(culprits, reason)
+                reason = f"its worker crashed or did not respond: {str(error).splitlines()[0]}"
+                logger.warning("restarting the data workers without samples %s: %s", hung, reason)
+                self.source.dataset.unreadable |= dict.fromkeys(hung, reason)
 
-    def _batches(self, steps: range, videos: WorkerMonitor) -> Iterator[Batch | UserError]:
-        before = signal.getsignal(signal.SIGCHLD)
+    def _batches(self, steps: range, monitor: WorkerMonitor) -> Iterator[Batch | UserError]:
+        handler = signal.getsignal(signal.SIGCHLD)
         batches = iter(
             DataLoader(
                 _ErrorsAsValues(self.source),
                 batch_size=None,
                 sampler=steps,
                 num_workers=self.num_workers,
-                # Also in a process that was spawned itself, whose workers would else import everything anew each epoch.
+                # Also in a process that was spawned itself: spawned workers would import everything anew each epoch.
                 multiprocessing_context="fork" if self.num_workers else None,
                 pin_memory=self.pin_memory,
                 timeout=self.timeout if self.num_workers else 0,
-                worker_init_fn=functools.partial(_start_worker, videos),
-                # Without its own generator it takes a number from torch's global one, and a resumed run would differ.
+                worker_init_fn=functools.partial(_start_worker, monitor),
+                # Without a generator it draws from torch's global one, and a resumed run would differ.
                 generator=torch.Generator(),
             )
         )
         if threading.current_thread() is threading.main_thread():
-            # torch's handler would raise the death of a worker in the middle of a training step; without it, it is
-            # raised where the batch is asked for.
-            signal.signal(signal.SIGCHLD, before)
+            # torch's handler would raise the death of a worker in the middle of a training step. Without it, the error
+            # is raised where the batch is requested.
+            signal.signal(signal.SIGCHLD, handler)
         return batches
 
 
-class _ErrorsAsValues:
-    """What the user can mend comes out of a worker as it is: torch would make another error of it and its trace."""
+class _ErrorsAsValues(TorchDataset):
+    """Returns user errors from a worker unchanged; torch would wrap them in an error with the worker's traceback."""
 
-    def __init__(self, source):
+    def __init__(self, source: BatchSource):
         self.source = source
 
     def __getitem__(self, step: int) -> Batch | UserError:
@@ -214,16 +235,16 @@ class _ErrorsAsValues:
             return error
 
 
-def _start_worker(videos: WorkerMonitor, worker: int) -> None:
-    """Ctrl-C and a cluster's warning reach every process; the main one wants its workers alive to finish its step."""
+def _start_worker(monitor: WorkerMonitor, worker: int) -> None:
+    """Ignore stop signals, which reach all processes: the main process needs its workers to finish its step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     _keep_freed_memory()
-    videos.join(worker)
+    monitor.attach(worker)
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc hold on to what is freed: to get fresh pages for each clip takes as long as to resize it."""
+    """Keep glibc from returning freed memory: getting new pages for each clip takes as long as resizing it."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)

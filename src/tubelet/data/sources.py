@@ -1,4 +1,4 @@
-"""Folders, lists and files named in the configuration, into paths with labels; what is wrong is said at once."""
+"""Read the folders, lists and files of `data.datasets` as paths and labels; invalid entries are errors."""
 
 import os
 import re
@@ -35,32 +35,38 @@ IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 LIST_SUFFIXES = frozenset([".csv", ".list", ".lst", ".tsv", ".txt"])
 
 NO_LABEL = -1
-MAX_CHECKED = 100_000  # files of a list looked up before training; more would take minutes on a network drive
+MAX_CHECKED = 100_000
+"""Files of a list whose existence is checked before training; more would take minutes on a network drive."""
 
-# `path label`, `path,label`, `path<tab>label`; the path may stand in quotes, and "" within double quotes is a quote.
+# `path label`, `path,label` or `path<tab>label`; the path may be quoted, and "" within double quotes is a quote.
 _PATH = r"""(?:"(?P<double>(?:[^"]|"")*)"|'(?P<single>[^']*)'|(?P<bare>.+?))"""
-_LABELLED = re.compile(_PATH + r"(?:\s*[,\t]\s*|\s+)(?P<label>\d+)")
-_UNLABELLED = re.compile(_PATH)
+_LABELED = re.compile(_PATH + r"(?:\s*[,\t]\s*|\s+)(?P<label>\d+)")
+_UNLABELED = re.compile(_PATH)
 
 
 class Source(NamedTuple):
-    """The files of one entry of `data.datasets`. labels: NO_LABEL where there is none."""
+    """The files of one entry of `data.datasets` and their labels, `NO_LABEL` where there is none."""
 
     paths: list[str]
     labels: list[int]
 
 
 def read_source(entry: str, suffixes: frozenset[str]) -> Source:
-    """Files of a folder (searched recursively), of a list (`path label` a line) or the one file `entry`.
+    """Return the files of an entry: a folder (searched recursively), a list (`path label` per line) or a single file.
 
-    Raises ConfigError when nothing is there, a list cannot be understood, or files of a list are missing.
+    Args:
+        entry: Path of the folder, list or file.
+        suffixes: Lowercase suffixes of the files to find.
+
+    Raises:
+        ConfigError: There are no such files, a line of a list is invalid, or files of a list do not exist.
     """
     path = Path(entry).expanduser()
     if path.is_dir():
         paths = list(_files_below(path, suffixes))
         if not paths:
             raise ConfigError(
-                f"data.datasets: '{entry}': no file of a known kind in this folder or below ({_kinds(suffixes)})"
+                f"data.datasets: '{entry}': no file of a known type in this folder or below ({_joined(suffixes)})"
             )
         return Source(paths, [NO_LABEL] * len(paths))
     if not path.exists():
@@ -70,47 +76,48 @@ def read_source(entry: str, suffixes: frozenset[str]) -> Source:
     if path.suffix.lower() in suffixes:
         return Source([str(path)], [NO_LABEL])
     raise ConfigError(
-        f"data.datasets: '{entry}': neither a folder, nor a list ({_kinds(LIST_SUFFIXES)}), "
-        f"nor one of {_kinds(suffixes)}"
+        f"data.datasets: '{entry}': neither a folder, nor a list ({_joined(LIST_SUFFIXES)}), "
+        f"nor one of {_joined(suffixes)}"
     )
 
 
 def read_list(path: Path) -> Source:
-    """A list in V-JEPA's form. Relative paths are looked for beside the list, then in the working directory."""
+    """Read a list in V-JEPA's format. Relative paths are relative to the list's folder or to the working directory."""
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise ConfigError(f"data.datasets: {path}: {error.strerror}") from None
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
-        raise ConfigError(f"data.datasets: {path}: the list is empty; it needs a line `path label` for each video")
+        raise ConfigError(f"data.datasets: {path}: the list is empty; it needs one line `path label` per video")
     entries = [parse_line(line) for _, line in numbered]
     labels = [label for _, label in entries]
     if NO_LABEL in labels and max(labels) != NO_LABEL:
         number, line = numbered[labels.index(NO_LABEL)]
         raise ConfigError(
             f"data.datasets: {path}, line {number}: '{line}' does not end in a label like the other lines; "
-            "a label is a whole number from 0, after the path and a space, comma or tab"
+            "a label is an integer from 0, after the path and a space, comma or tab"
         )
-    paths = [_located(Path(name).expanduser(), path.parent) for name, _ in entries]
+    paths = [_resolved(Path(name).expanduser(), path.parent) for name, _ in entries]
     _check_files_exist(path, paths, [number for number, _ in numbered])
     return Source(paths, labels)
 
 
 def parse_line(line: str) -> tuple[str, int]:
-    """(path, label) of a line of a list; NO_LABEL when it does not end in a whole number."""
-    labelled = _LABELLED.fullmatch(line)
-    match = labelled or _UNLABELLED.fullmatch(line)
+    """Parse a line of a list to (path, label); `NO_LABEL` if it does not end in an integer."""
+    labeled = _LABELED.fullmatch(line)
+    match = labeled or _UNLABELED.fullmatch(line)
+    assert match is not None
     if match["double"] is not None:
         name = match["double"].replace('""', '"')
     else:
         name = match["single"] if match["single"] is not None else match["bare"]
-    return name, int(labelled["label"]) if labelled else NO_LABEL
+    return name, int(labeled["label"]) if labeled else NO_LABEL
 
 
-def _located(name: Path, folder: Path) -> str:
-    beside = folder / name  # an absolute name stays itself
-    return str(beside if beside.exists() else name)
+def _resolved(name: Path, folder: Path) -> str:
+    in_folder = folder / name  # equals `name` where that is absolute
+    return str(in_folder if in_folder.exists() else name)
 
 
 def _check_files_exist(path: Path, paths: list[str], numbers: list[int]) -> None:
@@ -119,13 +126,13 @@ def _check_files_exist(path: Path, paths: list[str], numbers: list[int]) -> None
     if missing:
         examples = "".join(f"\n  line {numbers[i]}: {paths[i]}" for i in missing[:5])
         raise ConfigError(
-            f"data.datasets: {path}: {len(missing)} of {len(checked)} files looked up do not exist; "
+            f"data.datasets: {path}: {len(missing)} of {len(checked)} checked files do not exist; "
             f"correct the list or remove these lines:{examples}"
         )
 
 
 def _files_below(folder: Path, suffixes: Iterable[str]) -> Iterable[str]:
-    """Paths in sorted order; hidden files and folders are passed over, links are followed, circles of links are not."""
+    """Yield paths in sorted order. Hidden files and folders are skipped; links are followed, but never into a cycle."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -139,5 +146,5 @@ def _files_below(folder: Path, suffixes: Iterable[str]) -> Iterable[str]:
                 yield os.path.join(parent, name)
 
 
-def _kinds(suffixes: Iterable[str]) -> str:
+def _joined(suffixes: Iterable[str]) -> str:
     return " ".join(sorted(suffixes))

@@ -1,21 +1,29 @@
-"""Which sample stands at which place of which step."""
+"""The samples of each step."""
 
 import numpy as np
+import torch
 
 from tubelet.config import ConfigError
-from tubelet.data import Draw
-from tubelet.data.randomness import Purpose, generator
+from tubelet.data.types import Draw
+from tubelet.runtime.seeds import Purpose, numpy_generator
 
 
 class SampleStream:
-    """An endless, shuffled stream of samples, cut into steps; `draws(step)` is a pure function of the step.
+    """An endless shuffled stream of samples, cut into steps. `draws(step)` is a pure function of the step.
 
-    One pass is as long as all sources together. Without weights every sample comes exactly once in it; with weights
-    each source gets its share of the pass (to the nearest whole sample), and goes on in the next pass where it stopped,
-    so that each sample of a source comes once before any comes again.
+    A pass has as many draws as all sources have samples. Without weights it contains every sample once. With weights
+    each source gets its fraction of the pass (to the nearest integer) and continues in the next pass where it stopped,
+    so that each sample of a source comes once before any is repeated.
 
-    dataset_sizes: samples of each source; a sample's index counts through all sources.
-    batch_size: of a step over all processes. Raises ConfigError where a weight is too small for a single draw.
+    Args:
+        dataset_sizes: Number of samples of each source; sample indices run over all sources.
+        weights: Relative weight of each source; None: in proportion to the sizes.
+        batch_size: Samples of a step over all processes.
+        seed: Seed of the orders.
+        shuffle: False for the order of the files.
+
+    Raises:
+        ConfigError: A positive weight is too small for a single draw per pass.
     """
 
     def __init__(
@@ -26,43 +34,51 @@ class SampleStream:
             raise ValueError(f"every source needs at least one sample, got sizes {dataset_sizes}")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.pass_length = int(self.sizes.sum())
-        self.quotas = self.sizes if weights is None else _shares(self.pass_length, weights)
+        self.quotas = self.sizes if weights is None else _quotas(self.pass_length, weights)
         self._starts = np.cumsum(self.sizes) - self.sizes
         self._quota_ends = np.cumsum(self.quotas)
         self._orders: dict[tuple[int, ...], np.ndarray] = {}
 
     def draws(self, step: int) -> list[Draw]:
-        """The `batch_size` draws of a step, in order; the rows of a process are a slice of them."""
+        """Return the `batch_size` draws of a step in order; each process takes a slice of them."""
         first = step * self.batch_size
-        return [self._draw(step, slot, *divmod(first + slot, self.pass_length)) for slot in range(self.batch_size)]
+        positions = range(self.batch_size)
+        return [self._draw(step, position, *divmod(first + position, self.pass_length)) for position in positions]
 
-    def _draw(self, step: int, slot: int, number: int, place: int) -> Draw:
-        """Draw at `place` of pass `number`."""
-        ticket = self._order(self.pass_length, Purpose.PASS_ORDER, number)[place]
-        source = int(np.searchsorted(self._quota_ends, ticket, side="right"))
-        rank_in_quota = ticket - (self._quota_ends[source] - self.quotas[source])
+    def _draw(self, step: int, position: int, number: int, offset: int) -> Draw:
+        """Return draw `offset` of pass `number`."""
+        pass_index = self._order(self.pass_length, Purpose.PASS_ORDER, number)[offset]
+        source = int(np.searchsorted(self._quota_ends, pass_index, side="right"))
+        rank_in_quota = pass_index - (self._quota_ends[source] - self.quotas[source])
         epoch, rank = divmod(int(number * self.quotas[source] + rank_in_quota), int(self.sizes[source]))
         index = self._starts[source] + self._order(int(self.sizes[source]), Purpose.SOURCE_ORDER, epoch, source)[rank]
-        return Draw(step, epoch, int(index), slot)
+        return Draw(step, epoch, int(index), position)
 
-    def _order(self, length: int, *key: int) -> np.ndarray:
-        """A permutation; key: the pass, or epoch and source. The newest few are kept."""
+    def _order(self, length: int, purpose: Purpose, *key: int) -> np.ndarray:
+        """Return a permutation; `key` is the pass, or epoch and source. The most recent ones are cached."""
         if not self.shuffle:
             return np.arange(length)
-        if key not in self._orders:
+        name = (purpose, *key)
+        if name not in self._orders:
             while len(self._orders) > 4 * len(self.sizes) + 4:
                 del self._orders[next(iter(self._orders))]
-            self._orders[key] = generator(self.seed, *key).permutation(length)
-        return self._orders[key]
+            self._orders[name] = numpy_generator(self.seed, purpose, *key).permutation(length)
+        return self._orders[name]
 
 
-def _shares(total: int, weights: list[float]) -> np.ndarray:
-    """Whole numbers in the proportion of `weights` that sum to `total` (largest remainders)."""
+def evenly_spaced(length: int, number: int) -> torch.Tensor:
+    """Return at most `number` indices, int64, evenly spaced from the first to the last of `length` samples."""
+    return torch.linspace(0, length - 1, min(number, length), dtype=torch.float64).long()
+
+
+def _quotas(total: int, weights: list[float]) -> np.ndarray:
+    """Return integers in proportion to `weights` that sum to `total` (largest remainder method)."""
     exact = total * np.array(weights) / np.sum(weights)
-    shares = np.floor(exact).astype(np.int64)
-    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
-    if any(w > 0 and share == 0 for w, share in zip(weights, shares, strict=True)):
+    quotas = np.floor(exact).astype(np.int64)
+    quotas[np.argsort(quotas - exact, kind="stable")[: total - quotas.sum()]] += 1
+    if any(weight > 0 and quota == 0 for weight, quota in zip(weights, quotas, strict=True)):
         raise ConfigError(
-            f"data.datasets_weights: with {weights} a source would never be drawn among {total}; raise its weight"
+            f"data.datasets_weights: with {weights} a source would never be drawn in a pass of {total} draws; "
+            "raise its weight"
         )
-    return shares
+    return quotas

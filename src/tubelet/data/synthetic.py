@@ -1,17 +1,17 @@
-"""Small moving scenes in noise. A flock of sprites on a cloudy ground, all carried by ONE motion programme.
+"""Small moving scenes in noise: sprites on a cloudy background, all moved by the same global motion.
 
-Each clip is a window onto a periodic ("torus") canvas. The canvas is painted once per clip: a smooth cloud in each
-colour, and some fifty sprites of one shape in random sizes, orientations and colours, some darker than the ground and
-some brighter, so that no colour is shared by the whole clip. Every frame then looks at the canvas through an affine
-map, sampled bilinearly, so motion is smooth to a fraction of a pixel. Coarse noise, new in every frame, lies on top:
-it cannot be predicted, so that an encoder has something to leave out.
+A clip is a moving window onto a periodic ("torus") canvas, which is painted once per clip: a smooth cloud in each color
+channel, and about fifty sprites of one shape in random sizes, orientations and colors, some darker and some brighter
+than the background. Each frame samples the canvas through an affine map with bilinear interpolation, so motion has
+subpixel accuracy. Coarse noise, independent in every frame, is added: it cannot be predicted, so a predictive objective
+learns to ignore it.
 
 Two independent labels:
-  motion      how the window moves: eight programmes in four opposite pairs (a clip played backwards is its partner,
-              so neither one frame nor the absolute differences between frames can tell the two apart);
+  motion      how the window moves: eight motions in four opposite pairs. A clip played backwards shows the opposite
+              motion, so neither a single frame nor absolute frame differences can tell the two apart;
   appearance  the shape of the sprites.
-Nothing else is tied to a label: colours, ground, number, size and place of sprites, zoom, speed, centre and noise are
-random.
+Everything else is random and independent of the labels: colors, background, number, size and position of the sprites,
+zoom, speed, center and noise.
 """
 
 import numpy as np
@@ -20,12 +20,15 @@ import numpy.typing as npt
 MOTIONS = ("pan left", "pan right", "pan up", "pan down", "zoom in", "zoom out", "turn left", "turn right")
 APPEARANCES = ("disc", "ring", "square", "triangle", "plus", "star", "bar", "dots")
 
-NOISE = 60.0
-"""Standard deviation of the noise, in grey levels of 255; sprites and ground differ by about 100."""
-NOISE_GRAIN = 2
-"""Side of the squares of equal noise, in pixels: finer noise is averaged out when a clip is encoded and scaled down."""
+RENDERER = "03ed3bdf7855b7ef"
+"""Identifies the renderer in a data set's settings.json. Replace it in every change that alters the rendered clips."""
 
-Array = npt.NDArray[np.float32]
+NOISE = 60.0
+"""Standard deviation of the noise, in gray levels of 255; sprites and background differ by about 100."""
+NOISE_GRAIN = 2
+"""Side of the squares of equal noise in pixels; finer noise would be lost in video compression and resizing."""
+
+Array = npt.NDArray[np.floating]
 
 
 def _cloud(rng: np.random.Generator, side: int, waves: int = 6) -> Array:
@@ -63,39 +66,38 @@ def _shape(appearance: int, u: Array, v: Array) -> Array:
 
 
 def _canvas(rng: np.random.Generator, appearance: int, side: int, unit: float) -> Array:
-    """Paint ground and sprites: [side, side, 3] in 0..255, periodic in both directions."""
-    ground = np.stack([_cloud(rng, side) for _ in range(3)], axis=-1)
-    canvas = 128 + 90 * (ground - ground.mean(axis=(0, 1)))
+    """Paint background and sprites: [side, side, 3] from 0 to 255, periodic in both directions."""
+    background = np.stack([_cloud(rng, side) for _ in range(3)], axis=-1)
+    canvas = 128 + 90 * (background - background.mean(axis=(0, 1)))
     number = int(rng.integers(36, 65))
-    # places on a jittered lattice, so that no part of the canvas is empty
+    # Positions on a jittered grid, so that no part of the canvas is empty.
     cells = int(np.ceil(number**0.5))
-    places = rng.permutation(cells * cells)[:number]
-    for place in places:
-        centre = (np.array(divmod(int(place), cells)) + rng.uniform(0.1, 0.9, 2)) * (side / cells)
+    for cell in rng.permutation(cells * cells)[:number]:
+        center = (np.array(divmod(int(cell), cells)) + rng.uniform(0.1, 0.9, 2)) * (side / cells)
         radius = float(unit * rng.uniform(0.7, 1.3))
         reach = int(np.ceil(radius * 1.45 + 1))
-        corner = np.floor(centre).astype(int) - reach
-        y = (corner[0] + np.arange(2 * reach + 1) - centre[0]).astype(np.float32)[:, None] / radius
-        x = (corner[1] + np.arange(2 * reach + 1) - centre[1]).astype(np.float32)[None, :] / radius
+        corner = np.floor(center).astype(int) - reach
+        y = (corner[0] + np.arange(2 * reach + 1) - center[0]).astype(np.float32)[:, None] / radius
+        x = (corner[1] + np.arange(2 * reach + 1) - center[1]).astype(np.float32)[None, :] / radius
         angle = rng.uniform(0, 2 * np.pi)
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         cover = np.clip(0.5 - _shape(appearance, c * x + s * y, c * y - s * x) * radius, 0, 1)[..., None]
-        colour = np.where(rng.random(3) < 0.5, rng.uniform(0, 60, 3), rng.uniform(195, 255, 3)).astype(np.float32)
+        color = np.where(rng.random(3) < 0.5, rng.uniform(0, 60, 3), rng.uniform(195, 255, 3)).astype(np.float32)
         rows = (corner[0] + np.arange(2 * reach + 1)) % side
         columns = (corner[1] + np.arange(2 * reach + 1)) % side
         spot = np.ix_(rows, columns)
-        canvas[spot] += cover * (colour - canvas[spot])
+        canvas[spot] += cover * (color - canvas[spot])
     return canvas
 
 
 def _maps(rng: np.random.Generator, motion: int, num_frames: int, size: int) -> tuple[Array, Array]:
-    """For each frame the linear part [T, 2, 2] and the shift [T, 2] that take a pixel (y, x) to the canvas."""
-    time = np.linspace(-0.5, 0.5, num_frames)  # the middle frame has the same law for all programmes
+    """For each frame the linear part [T, 2, 2] and the shift [T, 2] of the map from pixels (y, x) to the canvas."""
+    time = np.linspace(-0.5, 0.5, num_frames)  # the middle frame has the same distribution for all motions
     name = MOTIONS[motion]
     travel = rng.uniform(0.2, 0.45) * size
     growth = np.log(rng.uniform(1.4, 2.0))
     turn = np.deg2rad(rng.uniform(30, 75))
-    centre = size * rng.uniform(0.25, 0.75, 2)  # of zoom and turn
+    center = size * rng.uniform(0.25, 0.75, 2)  # of zoom and turn
     scale, angle = np.ones(num_frames), np.zeros(num_frames)
     drift = np.zeros((num_frames, 2))
     if name.startswith("pan"):
@@ -107,15 +109,15 @@ def _maps(rng: np.random.Generator, motion: int, num_frames: int, size: int) -> 
         angle = time * turn * (-1 if name.endswith("left") else 1)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     linear = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
-    linear = linear / rng.uniform(0.9, 1.1)  # the clip's own zoom
-    shift = drift + rng.uniform(0, 4 * size, 2) - np.einsum("tij,j->ti", linear, centre)
+    linear = linear / rng.uniform(0.9, 1.1)  # zoom of the whole clip
+    shift = drift + rng.uniform(0, 4 * size, 2) - np.einsum("tij,j->ti", linear, center)
     return linear.astype(np.float32), shift.astype(np.float32)
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Array:
-    """Independent grains for each frame and colour, [T, H, W, 3]."""
-    frames, height, width, colours = shape
-    grains = (frames, -(-height // NOISE_GRAIN), -(-width // NOISE_GRAIN), colours)
+    """Noise that is independent for each frame, grain and color channel, [T, H, W, 3]."""
+    frames, height, width, channels = shape
+    grains = (frames, -(-height // NOISE_GRAIN), -(-width // NOISE_GRAIN), channels)
     noise = NOISE * rng.standard_normal(grains, dtype=np.float32)
     return noise.repeat(NOISE_GRAIN, axis=1).repeat(NOISE_GRAIN, axis=2)[:, :height, :width]
 
@@ -123,21 +125,32 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Array:
 def render_clip(
     rng: np.random.Generator, motion: int, appearance: int, num_frames: int = 16, size: int = 64
 ) -> npt.NDArray[np.uint8]:
-    """One clip, uint8 [T, H, W, 3]; everything but the two labels is drawn from `rng`."""
+    """Render one clip. Everything but the two labels is drawn from `rng`.
+
+    Args:
+        rng: Source of the draws.
+        motion: Index of `MOTIONS`.
+        appearance: Index of `APPEARANCES`.
+        num_frames: T.
+        size: H and W in pixels.
+
+    Returns:
+        uint8 [T, H, W, 3].
+    """
     side = 2 * size
     canvas = _canvas(rng, appearance, side, unit=size * 0.09).reshape(side * side, 3)
     linear, shift = _maps(rng, motion, num_frames, size)
     axis = np.arange(size, dtype=np.float32)
-    where = [
+    positions = [
         linear[:, i, 0, None, None] * axis[:, None] + linear[:, i, 1, None, None] * axis + shift[:, i, None, None]
         for i in (0, 1)
     ]
-    low = [np.floor(w).astype(np.int32) for w in where]
-    fy, fx = ((w - start)[..., None] for w, start in zip(where, low, strict=True))
+    low = [np.floor(w).astype(np.int32) for w in positions]
+    fy, fx = ((w - start)[..., None] for w, start in zip(positions, low, strict=True))
     y0, x0 = (start % side for start in low)
     y1, x1 = ((start + 1) % side for start in low)
-    top = _between(canvas, y0 * side + x0, y0 * side + x1, fx)
-    bottom = _between(canvas, y1 * side + x0, y1 * side + x1, fx)
+    top = _mix(canvas, y0 * side + x0, y0 * side + x1, fx)
+    bottom = _mix(canvas, y1 * side + x0, y1 * side + x1, fx)
     bottom -= top
     bottom *= fy
     top += bottom
@@ -146,8 +159,8 @@ def render_clip(
     return np.clip(top, 0, 255, out=top).astype(np.uint8)
 
 
-def _between(canvas: Array, left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], share: np.ndarray) -> np.ndarray:
-    """Colours [..., 3] of the pixels numbered `left` and `right`, mixed with the `share` [..., 1] of the right ones."""
-    mixed = canvas.take(left, axis=0) * (1 - share)
-    mixed += canvas.take(right, axis=0) * share
+def _mix(canvas: Array, left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], fraction: np.ndarray) -> np.ndarray:
+    """Interpolate the colors [..., 3] of pixels `left` and `right`, with `fraction` [..., 1] of the right one."""
+    mixed = canvas.take(left, axis=0) * (1 - fraction)
+    mixed += canvas.take(right, axis=0) * fraction
     return mixed

@@ -1,31 +1,37 @@
-"""What is done to the frames of a clip, on uint8: a window is cut out first, then only the window is resized."""
+"""Transforms of the frames of a clip, on uint8. A window is cropped first, and only the window is resized.
+
+A transform takes (frames uint8 [T, H, W, 3], rng) and returns the view `clip`, uint8 [n, 3, T, h, w], or a dict of such
+views, for example `{"global": …, "local": …}` for multi-crop objectives. It draws from `rng` only.
+"""
 
 import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from tubelet.data import AugConfig
+from tubelet.data.options import AugConfig
+from tubelet.grid import as_pair
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 
-ERASED_AREA = (0.02, 1 / 3)  # share of the frame; with the aspect ratios, timm's random erasing
+# Area as a fraction of the frame's, and aspect ratio, as in timm's random erasing.
+ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
 class TrainTransform:
-    """Random resized crop and flip, and what `AugConfig` asks for beyond; the same for all frames of a clip."""
+    """Random resized crop, flip and the further augmentations of `AugConfig`; the same for all frames of a clip."""
 
-    def __init__(self, augmentation: AugConfig, crop_size: int):
-        self.augmentation, self.crop_size = augmentation, crop_size
-        self._colour: list[torch.nn.Module] = []
+    def __init__(self, augmentation: AugConfig, crop_size: int | tuple[int, int]):
+        self.augmentation, self.crop_size = augmentation, as_pair(crop_size)
+        self._color: list[torch.nn.Module] = []
         if augmentation.auto_augment:
             ops, magnitude = augmentation.auto_augment_ops, augmentation.auto_augment_magnitude
-            self._colour.append(v2.RandAugment(ops, magnitude, interpolation=v2.InterpolationMode.BILINEAR))
+            self._color.append(v2.RandAugment(ops, magnitude, interpolation=v2.InterpolationMode.BILINEAR))
         if augmentation.color_jitter:
-            self._colour.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))
+            self._color.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """uint8 [T, H, W, 3] -> uint8 [1, 3, T, crop, crop], one view."""
+        """uint8 [T, H, W, 3] -> uint8 [1, 3, T, *crop_size]."""
         options = self.augmentation
         height, width = frames.shape[1:3]
         window = random_window(height, width, options.random_resize_scale, options.random_resize_aspect_ratio, rng)
@@ -36,8 +42,8 @@ class TrainTransform:
             clip = crop(frames, window, self.crop_size)
         if options.horizontal_flip and rng.random() < 0.5:
             clip = clip.flip(-1)
-        if self._colour:
-            clip = _with_seed(self._colour, clip, int(rng.integers(2**63)))
+        if self._color:
+            clip = _with_seed(self._color, clip, int(rng.integers(2**63)))
         clip = clip.permute(1, 0, 2, 3).contiguous()
         if options.reprob and rng.random() < options.reprob:
             erase(clip, rng, options.normalize_mean, options.normalize_std)
@@ -45,34 +51,47 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Square windows of the short side's length, evenly along the long side (one: the middle), resized to crop_size."""
+    """The largest crops with the shape of `crop_size`, evenly spaced along the frame, resized to it.
 
-    def __init__(self, crop_size: int, views: int = 1):
-        self.crop_size, self.views = crop_size, views
+    With a square `crop_size` these are squares of the short side's length, along the long side.
+
+    Args:
+        crop_size: Size of the result, one number or (height, width).
+        views: Number of crops; a single one is the center crop.
+    """
+
+    def __init__(self, crop_size: int | tuple[int, int], views: int = 1):
+        self.crop_size, self.views = as_pair(crop_size), views
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
-        """uint8 [T, H, W, 3] -> uint8 [views, 3, T, crop, crop]; nothing is random."""
+        """uint8 [T, H, W, 3] -> uint8 [views, 3, T, *crop_size]; deterministic."""
         height, width = frames.shape[1:3]
-        side, slack = min(height, width), abs(height - width)
+        rows, columns = self.crop_size
+        if height * columns > width * rows:  # a frame taller than the window
+            h, w = max(1, round(width * rows / columns)), width
+        else:
+            h, w = height, max(1, round(height * columns / rows))
+        slack = height - h + width - w  # one of the two is zero
         starts = [slack // 2] if self.views == 1 else np.linspace(0, slack, self.views).round().astype(int).tolist()
-        windows = [(start, 0, side, side) if height > width else (0, start, side, side) for start in starts]
+        windows = [(start, 0, h, w) if height > h else (0, start, h, w) for start in starts]
         return torch.stack([crop(frames, window, self.crop_size).permute(1, 0, 2, 3) for window in windows])
 
 
-def crop(frames: np.ndarray, window: Window, size: int) -> torch.Tensor:
-    """The window of uint8 frames [T, H, W, 3], resized (bilinear, antialiased), as uint8 [T, 3, size, size].
+def crop(frames: np.ndarray, window: Window, size: int | tuple[int, int]) -> torch.Tensor:
+    """Crop a window from uint8 frames [T, H, W, 3] and resize it (bilinear, antialiased) to uint8 [T, 3, *size].
 
-    The result lies channels last in memory, like the frames: torch resizes that layout without leaving uint8.
+    The result is channels-last in memory, like the frames: torch resizes that layout without leaving uint8.
     """
     top, left, height, width = window
-    cut = torch.from_numpy(frames[:, top : top + height, left : left + width]).permute(0, 3, 1, 2)
-    if (height, width) == (size, size):
-        return cut
-    return torch.nn.functional.interpolate(cut, size=(size, size), mode="bilinear", antialias=True)
+    size = as_pair(size)
+    window_pixels = torch.from_numpy(frames[:, top : top + height, left : left + width]).permute(0, 3, 1, 2)
+    if (height, width) == size:
+        return window_pixels
+    return torch.nn.functional.interpolate(window_pixels, size=size, mode="bilinear", antialias=True)
 
 
-def moving_crop(frames: np.ndarray, start: Window, end: Window, size: int) -> torch.Tensor:
-    """Like `crop`, with a window that goes in a straight line from `start` to `end` during the clip (motion shift)."""
+def moving_crop(frames: np.ndarray, start: Window, end: Window, size: tuple[int, int]) -> torch.Tensor:
+    """Like `crop`, with a window that moves linearly from `start` to `end` during the clip (motion shift)."""
     windows = np.linspace(start, end, len(frames)).round().astype(int).tolist()
     return torch.cat([crop(frames[t : t + 1], tuple(window), size) for t, window in enumerate(windows)])
 
@@ -80,10 +99,17 @@ def moving_crop(frames: np.ndarray, start: Window, end: Window, size: int) -> to
 def random_window(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Window:
-    """A window with an area (share of the frame) in `scale` and a log-uniform aspect ratio (width / height) in `ratio`.
+    """Draw the window of a random resized crop, as torchvision's RandomResizedCrop.
 
-    One that does not fit is drawn again, ten times at most; then it is the largest in the middle with an allowed ratio.
-    Inception's crop (Szegedy et al., "Going deeper with convolutions", 2015), as torchvision's RandomResizedCrop.
+    A window that exceeds the frame is drawn again, at most ten times; after that it is the largest centered one with an
+    allowed aspect ratio. From Szegedy et al., "Going deeper with convolutions", 2015.
+
+    Args:
+        height: Height of the frame.
+        width: Width of the frame.
+        scale: Range of the window's area as a fraction of the frame's, uniform.
+        ratio: Range of its aspect ratio (width / height), log-uniform.
+        rng: Source of the draws.
     """
     for _ in range(10):
         area, aspect = height * width * rng.uniform(*scale), np.exp(rng.uniform(*np.log(ratio)))
@@ -98,19 +124,19 @@ def random_window(
 def erase(
     clip: torch.Tensor, rng: np.random.Generator, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
-    """Noise in place of a random box of clip uint8 [3, T, H, W], the same box in all frames; in place.
+    """Replace a random box of clip uint8 [3, T, H, W] by noise, in place; the same box in all frames.
 
-    Zhong et al., "Random erasing data augmentation", 2020. After normalisation the noise is that of a standard normal.
+    After normalization the noise is standard normal. From Zhong et al., "Random erasing data augmentation", 2020.
     """
     top, left, h, w = random_window(clip.shape[2], clip.shape[3], ERASED_AREA, ERASED_ASPECT, rng)
     noise = torch.from_numpy(rng.standard_normal((3, clip.shape[1], h, w), dtype=np.float32))
-    colours = (noise * torch.tensor(std)[:, None, None, None] + torch.tensor(mean)[:, None, None, None]) * 255
-    clip[:, :, top : top + h, left : left + w] = colours.round().clamp(0, 255).to(torch.uint8)
+    pixels = (noise * torch.tensor(std)[:, None, None, None] + torch.tensor(mean)[:, None, None, None]) * 255
+    clip[:, :, top : top + h, left : left + w] = pixels.round().clamp(0, 255).to(torch.uint8)
     return clip
 
 
 def _with_seed(transforms: list[torch.nn.Module], clip: torch.Tensor, seed: int) -> torch.Tensor:
-    """torchvision draws from torch's global generator: seeded for the clip, and left as it was."""
+    """Apply torchvision transforms, which draw from torch's global generator, with `seed`; its state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for transform in transforms:

@@ -1,35 +1,47 @@
-"""Clips of video files: V-JEPA's VideoDataset."""
+"""Clips of video files: V-JEPA's VideoDataset, and the base class of other formats."""
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from tubelet.data import BadFile, DataConfig, Draw, Sample, VideoError
 from tubelet.data.clip_sampling import clip_length, sample_frames
 from tubelet.data.decoders import Video, open_video, read_frames
 from tubelet.data.frame_cache import CachedVideo
-from tubelet.data.randomness import Purpose, generator
+from tubelet.data.options import DataConfig
 from tubelet.data.sources import VIDEO_SUFFIXES, Source, read_source
+from tubelet.data.types import BadFile, Draw, Sample, VideoError
 from tubelet.data.worker_monitor import reading
+from tubelet.runtime.seeds import Purpose, numpy_generator
 
-ATTEMPTS = 10  # other videos tried for one draw before training gives up: then it is the set that is broken
+MAX_REPLACEMENTS = 10
+"""Replacements tried for a draw in training; if all fail, the data set is broken, which is an error."""
 
-Transform = Callable[[np.ndarray, np.random.Generator], torch.Tensor]
+Views = dict[str, Tensor]
+Transform = Callable[[np.ndarray, np.random.Generator], Tensor | Views]
 
 
 class Dataset:
-    """`dataset[draw]` -> Sample, a pure function of seed and draw.
+    """`dataset[draw]` -> `Sample`, a pure function of the seed and the draw. See `tubelet.data` for other formats.
 
-    transform: (frames uint8 [T, H, W, 3], rng) -> uint8 [views, 3, T, h, w].
-    on_error: what becomes of a video that cannot be used. "replace": another one of the same source takes its place,
-    and Sample.bad tells; "raise": VideoError; "exclude": an empty Sample whose `bad` tells.
+    Args:
+        data: Section `data` of the configuration.
+        transform: See `tubelet.data.transforms`.
+        seed: Seed of clip positions, augmentations and replacements.
+        on_error: What happens with a video that cannot be used. "replace": another one of the same source is read
+            instead, and `Sample.bad` names it; "raise": VideoError; "exclude": the sample has no views, and its `bad`
+            names the file.
 
-    paths, labels (-1: none): of every sample. classes: the labels' names, where the files tell. sizes: number of
-    samples of each entry of `data.datasets`. refused: index -> reason of videos that may not be opened any more,
-    because they crashed or blocked a worker; the loader adds to it.
+    Attributes:
+        paths: Path of each sample.
+        labels: Label of each sample, -1 if it has none.
+        classes: Names of the classes, where the format knows them.
+        sizes: Number of samples of each entry of `data.datasets`.
+        unreadable: index -> reason, of samples that must not be read again because they crashed or blocked a worker.
+            The loader adds to it.
     """
 
     def __init__(
@@ -42,8 +54,8 @@ class Dataset:
     ):
         self.data, self.transform, self.seed, self.on_error = data, transform, seed, on_error
         self.classes: list[str] = []
-        self.refused: dict[int, str] = {}
-        sources = [self._read_source(entry) for entry in data.datasets]
+        self.unreadable: dict[int, str] = {}
+        sources = [self.find_samples(entry) for entry in data.datasets]
         self.sizes = [len(source.paths) for source in sources]
         self.paths = [path for source in sources for path in source.paths]
         self.labels = [label for source in sources for label in source.labels]
@@ -61,54 +73,24 @@ class Dataset:
                     raise
                 bad.append(BadFile(error.path, error.reason, error.filtered))
         if self.on_error == "exclude":
-            return self._empty(draw.index, bad)
+            return self._excluded(draw.index, bad)
         listed = "".join(f"\n  {file.path}: {file.reason}" for file in bad)
-        raise VideoError(self.paths[draw.index], f"neither it nor others in its place can be used:{listed}")
+        raise VideoError(self.paths[draw.index], f"neither this video nor {len(bad) - 1} others can be used:{listed}")
 
-    def _candidates(self, draw: Draw) -> Iterator[int]:
-        """The sample drawn, then, in training, others at random: of its source first, then of all."""
-        yield draw.index
-        if self.on_error != "replace":
-            return
-        ends = np.cumsum(self.sizes)
-        source = np.searchsorted(ends, draw.index, side="right")
-        rng = generator(self.seed, Purpose.REPLACEMENT, draw.epoch, draw.index)
-        own = rng.integers(ends[source] - self.sizes[source], ends[source], size=ATTEMPTS // 2)
-        others = rng.integers(len(self), size=ATTEMPTS - ATTEMPTS // 2)
-        tried = {draw.index}
-        for index in np.concatenate([own, others]).tolist():
-            if index not in tried:
-                tried.add(index)
-                yield index
-
-    def _read(self, index: int, epoch: int, bad: list[BadFile]) -> Sample:
-        path = self.paths[index]
-        if index in self.refused:
-            raise VideoError(path, self.refused[index])
-        rng = generator(self.seed, Purpose.CLIP, epoch, index)
-        with reading(index):
-            clips, numbers = self._clips(path, rng)
-        return Sample(clips, self.labels[index], index, path, torch.from_numpy(numbers), tuple(bad))
-
-    def _read_source(self, entry: str) -> Source:
+    def find_samples(self, entry: str) -> Source:
+        """Return the samples of an entry of `data.datasets`, as paths and labels."""
         return read_source(entry, VIDEO_SUFFIXES)
 
-    def _clips(self, path: str, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
-        """Clips uint8 [num_clips · views, 3, T, h, w] of a file and their frames' numbers [num_clips, T]."""
-        video = self._open(path)
-        window = clip_length(self.data, video.fps)
-        if self.data.filter_short_videos and video.num_frames < window:
-            reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
-            raise VideoError(path, reason, filtered=True)
-        numbers = sample_frames(video.num_frames, video.fps, self.data, rng)
-        frames = read_frames(video, numbers.reshape(-1), path)
-        return torch.cat([self.transform(clip, rng) for clip in np.split(frames, self.data.num_clips)]), numbers
+    def open(self, path: str) -> Video:
+        """Open the video of a sample.
 
-    def _open(self, path: str) -> Video:
+        Raises:
+            VideoError: It cannot be opened, or is excluded by an option.
+        """
         try:
             size = os.stat(path).st_size
         except OSError as error:
-            raise VideoError(path, error.strerror) from error
+            raise VideoError(path, error.strerror or str(error)) from error
         if size > self.data.filter_long_videos:
             reason = f"{size} bytes, more than filter_long_videos {self.data.filter_long_videos}"
             raise VideoError(path, reason, filtered=True)
@@ -116,10 +98,63 @@ class Dataset:
             return open_video(path, self.data.decoder)
         return CachedVideo(path, self.data.decoder, self.data.cache)
 
-    def _empty(self, index: int, bad: list[BadFile]) -> Sample:
+    def read_views(self, path: str, rng: np.random.Generator) -> tuple[Views, np.ndarray]:
+        """Read and transform the clips of a sample.
+
+        Returns:
+            The views, uint8 [n, C, T, H, W], and the numbers of the frames they show, int64 [num_clips, T].
+
+        Raises:
+            VideoError: The video cannot be used.
+        """
+        video = self.open(path)
+        window = clip_length(self.data, video.fps)
+        if self.data.filter_short_videos and video.num_frames < window:
+            reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
+            raise VideoError(path, reason, filtered=True)
+        numbers = sample_frames(video.num_frames, video.fps, self.data, rng)
+        frames = read_frames(video, numbers.reshape(-1), path)
+        return self.transformed(np.split(frames, self.data.num_clips), rng), numbers
+
+    def transformed(self, clips: Sequence[np.ndarray], rng: np.random.Generator) -> Views:
+        """Transform clips uint8 [T, H, W, 3]; return their views, concatenated in the order of the clips."""
+        outputs = [self.transform(clip, rng) for clip in clips]
+        views = [output if isinstance(output, dict) else {"clip": output} for output in outputs]
+        return {name: torch.cat([view[name] for view in views]) for name in views[0]}
+
+    def targets(self, index: int) -> dict[str, Any]:
+        """Return `Sample.targets` of a sample."""
+        return {"label": self.labels[index]}
+
+    def _candidates(self, draw: Draw) -> Iterator[int]:
+        """Yield the sample drawn, then, in training, random replacements: from its source first, then from all."""
+        yield draw.index
+        if self.on_error != "replace":
+            return
+        ends = np.cumsum(self.sizes)
+        source = np.searchsorted(ends, draw.index, side="right")
+        rng = numpy_generator(self.seed, Purpose.REPLACEMENT, draw.epoch, draw.index)
+        from_source = rng.integers(ends[source] - self.sizes[source], ends[source], size=MAX_REPLACEMENTS // 2)
+        from_all = rng.integers(len(self), size=MAX_REPLACEMENTS - MAX_REPLACEMENTS // 2)
+        tried = {draw.index}
+        for index in np.concatenate([from_source, from_all]).tolist():
+            if index not in tried:
+                tried.add(index)
+                yield index
+
+    def _read(self, index: int, epoch: int, bad: list[BadFile]) -> Sample:
+        path = self.paths[index]
+        if index in self.unreadable:
+            raise VideoError(path, self.unreadable[index])
+        rng = numpy_generator(self.seed, Purpose.CLIP, epoch, index)
+        with reading(index):
+            views, numbers = self.read_views(path, rng)
+        return Sample(views, self.targets(index), index, path, torch.from_numpy(numbers), tuple(bad))
+
+    def _excluded(self, index: int, bad: list[BadFile]) -> Sample:
         return Sample(
-            clips=torch.empty(0, dtype=torch.uint8),
-            label=self.labels[index],
+            views={},
+            targets=self.targets(index),
             index=index,
             path=self.paths[index],
             frames=torch.empty(0, dtype=torch.int64),

@@ -1,0 +1,129 @@
+"""YAML sections `data` and `data_aug`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tubelet.config import RESUME_IGNORED, Config, Pair, Size, Triple
+from tubelet.config.registry import Module, PartOptions
+from tubelet.grid import ClipShape, nearest_multiple
+
+Decoder = Literal["decord", "pyav", "torchcodec"]
+
+MaxBadFraction = Annotated[float, Field(ge=0, le=1)]
+DataFormat = Annotated[PartOptions, Module("data", "FormatOptions", provides="Dataset", default="video_dataset")]
+"""Type of an option that selects how samples are stored, by a module with `Dataset`: `{name: video_dataset}`."""
+
+
+class DataConfig(Config):
+    """YAML section `data`. Keys have V-JEPA's names where they have the same meaning."""
+
+    datasets: list[str] = Field(min_length=1)
+    """Folders (searched recursively), lists (one `path label` per line) or single video files."""
+    datasets_weights: list[float] | None = None
+    """Relative number of draws from each entry of `datasets`; None: every sample equally often."""
+    format: DataFormat = Field({}, validate_default=True)
+    """How the samples are stored: `{name: video_dataset}`, or another module of tubelet/data with `Dataset`."""
+
+    batch_size: Annotated[int, RESUME_IGNORED] = Field(default=24, ge=1)
+    """Samples per step and process."""
+    mask_batch_size: int | None = Field(default=None, ge=1)
+    """Samples whose masks are truncated to the shortest among them: a multiple of `batch_size`; None: the global batch.
+    V-JEPA truncates per process; in a global batch of thousands the shortest mask leaves little context for all."""
+    num_workers: Annotated[int, RESUME_IGNORED] = Field(default=2, ge=0)
+    pin_mem: Annotated[bool, RESUME_IGNORED] = True
+    worker_timeout: Annotated[int, RESUME_IGNORED] = Field(default=300, ge=0)
+    """Seconds to wait for a batch before the video that a worker hangs at counts as unreadable; 0: no limit."""
+
+    num_clips: int = Field(default=1, ge=1)
+    """Clips per video, one from each of as many equal parts of it."""
+    num_frames: int = Field(default=16, ge=1)
+    tubelet_size: int = Field(default=2, ge=1)
+    sampling_rate: int | None = Field(default=None, ge=1)
+    """Take every n-th frame of the file. Alternatives: `fps` (frames per second) or `clip_duration` (seconds)."""
+    fps: float | None = Field(default=None, gt=0)
+    clip_duration: float | None = Field(default=None, gt=0)
+    random_clip_sampling: bool = True
+    """Random position of the clip in its part of the video; false: the middle."""
+    allow_clip_overlap: bool = False
+    """Where the parts are shorter than a clip, overlap the clips instead of repeating the last frame of each part."""
+    filter_short_videos: bool = False
+    """Skip videos shorter than one clip, with a warning, instead of repeating their last frame."""
+    filter_long_videos: int = Field(default=10**9, ge=1)
+    """Skip files larger than this, in bytes, with a warning."""
+
+    crop_size: Size = 224
+    """Pixels of the clips, one number or [height, width]."""
+    patch_size: int = Field(default=16, ge=1)
+
+    decoder: Decoder = "pyav"
+    max_bad_fraction: Annotated[MaxBadFraction, RESUME_IGNORED] = 0.05
+    """Training stops when more than this fraction of the draws met an unreadable video."""
+    cache: Annotated[str | None, RESUME_IGNORED] = None
+    """Folder for decoded videos (uint8), shared by workers and runs; for small data sets of short videos."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataConfig":
+        weights = self.datasets_weights
+        if weights is not None and len(weights) != len(self.datasets):
+            raise ValueError(
+                f"datasets_weights has {len(weights)} entries for {len(self.datasets)} datasets; give one for each"
+            )
+        if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
+            raise ValueError(f"datasets_weights {weights}: weights must not be negative, and one must be positive")
+        given = [name for name in ("sampling_rate", "fps", "clip_duration") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} given; keep exactly one of sampling_rate, fps, clip_duration")
+        if not given and self.num_frames > 1:
+            raise ValueError("no frame rate for the clips: give one of sampling_rate, fps, clip_duration")
+        _ = self.clip_shape.grid  # checks the sizes
+        if self.mask_batch_size is not None and self.mask_batch_size % self.batch_size:
+            raise ValueError(
+                f"mask_batch_size {self.mask_batch_size} is not a multiple of batch_size {self.batch_size}; "
+                f"{nearest_multiple(self.mask_batch_size, self.batch_size)} is"
+            )
+        return self
+
+    @property
+    def clip_shape(self) -> ClipShape:
+        """Size of the clips and tubelets."""
+        return ClipShape(self.num_frames, self.crop_size, self.patch_size, self.tubelet_size)
+
+
+NORMALIZATION = ("normalize_mean", "normalize_std")
+
+
+class AugConfig(Config):
+    """YAML section `data_aug`: augmentations, the same for all frames of a clip except with `motion_shift`."""
+
+    auto_augment: bool = False
+    """RandAugment of torchvision."""
+    auto_augment_ops: int = Field(default=4, ge=1)
+    auto_augment_magnitude: int = Field(default=7, ge=0, le=30)
+    motion_shift: bool = False
+    """Move the crop window from one random window to another during the clip."""
+    random_resize_aspect_ratio: Pair = (0.75, 1.35)
+    random_resize_scale: Pair = (0.3, 1.0)
+    """Area of the crop window as a fraction of the frame's."""
+    reprob: float = Field(default=0.0, ge=0, le=1)
+    """Probability of random erasing, which replaces a box of the clip by noise."""
+    horizontal_flip: bool = True
+    color_jitter: float = Field(default=0.0, ge=0)
+    """Strength for brightness, contrast and saturation."""
+    normalize_mean: Triple = (0.485, 0.456, 0.406)
+    normalize_std: Triple = (0.229, 0.224, 0.225)
+    """For colors from 0 to 1; applied on the device."""
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> "AugConfig":
+        for name in ("random_resize_aspect_ratio", "random_resize_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} [{low}, {high}]: expected 0 < low <= high")
+        if self.random_resize_scale[1] > 1:
+            raise ValueError(
+                f"random_resize_scale {list(self.random_resize_scale)}: a crop is at most the whole frame, 1.0"
+            )
+        if min(self.normalize_std) <= 0:
+            raise ValueError(f"normalize_std {list(self.normalize_std)}: must be positive")
+        return self

@@ -1,0 +1,75 @@
+import logging
+import time
+
+import pytest
+import torch
+
+from tests.processes import run as run_on_processes
+from tubelet.data import BadFile, Batch
+from tubelet.data.bad_files import BadFiles, TooManyBadFiles
+
+
+def batch(good, *bad):
+    """So many samples, and the paths of files that could not be read."""
+    files = tuple(BadFile(path, "cannot decode\nframes", filtered=path.startswith("short")) for path in bad)
+    return Batch({}, {}, torch.arange(good), ("x.mp4",) * good, torch.zeros(good, 1, 4), 0, files)
+
+
+def lines(folder):
+    return (folder / "bad_files.txt").read_text().splitlines()
+
+
+def test_a_file_is_listed_and_reported_once_even_after_a_restart(tmp_path, caplog):
+    bad_files = BadFiles(tmp_path / "bad_files.txt", 0.5)
+    for _ in range(3):
+        bad_files.record(batch(2, "a b.mp4", "short.mp4"))
+        bad_files.sync()
+    assert (bad_files.num_draws, bad_files.num_bad) == (9, 3)  # files excluded by an option do not count
+    resumed = BadFiles(tmp_path / "bad_files.txt", 0.5)
+    resumed.record(batch(2, "c.mp4", "a b.mp4"))
+    assert lines(tmp_path) == [f"{path}\tcannot decode frames" for path in ("a b.mp4", "short.mp4", "c.mp4")]
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.split(":")[0] for message in messages] == ["skipped a b.mp4", "skipped short.mp4", "skipped c.mp4"]
+
+
+def test_too_large_a_fraction_is_an_error_with_the_list(tmp_path):
+    bad_files = BadFiles(tmp_path / "bad_files.txt", 0.25)
+    for _ in range(6):
+        bad_files.record(batch(15, *["a.mp4"] * 5))
+    bad_files.sync()
+    bad_files.record(batch(9, *["b.mp4"] * 6))
+    with pytest.raises(TooManyBadFiles, match=r"(?s)36 of 135 draws .*max_bad_fraction 0.25.*a\.mp4\t.*b\.mp4"):
+        bad_files.sync()
+
+
+def test_few_draws_are_no_error(tmp_path):
+    bad_files = BadFiles(tmp_path / "bad_files.txt", 0.05)
+    bad_files.record(batch(0, "a.mp4"))
+    bad_files.sync()
+
+
+def of_two_processes(folder, world):
+    bad_files = BadFiles(folder / "bad_files.txt", 0.3, world)
+    if world.rank == 1:
+        time.sleep(0.2)
+    bad_files.record(batch(30, "both.mp4", f"rank {world.rank}.mp4"))
+    bad_files.record(batch(30, "both.mp4"))
+    if world.rank == 1 and (folder / "bad_files.txt").exists():
+        assert "rank 1" not in (folder / "bad_files.txt").read_text()  # rank 0 alone writes
+    bad_files.sync()
+    bad_files.record(batch(0, "both.mp4", f"rank {world.rank}.mp4", f"late {world.rank}.mp4", *["x.mp4"] * 30))
+    with pytest.raises(TooManyBadFiles) as error:
+        bad_files.sync()
+    reasons = world.all_gather_object(str(error.value))
+    assert reasons[0].startswith("72 of 192 draws")
+    assert "rank 1.mp4" in reasons[0]
+    assert "late 1.mp4" in reasons[0]
+    assert {line.split("\t")[0] for line in reasons[0].splitlines()} == {
+        line.split("\t")[0] for line in reasons[1].splitlines()
+    }
+
+
+def test_processes_list_each_file_once_and_stop_together(tmp_path):
+    run_on_processes(of_two_processes, tmp_path, 2)
+    paths = [line.split("\t")[0] for line in lines(tmp_path)]
+    assert sorted(paths) == ["both.mp4", "late 0.mp4", "late 1.mp4", "rank 0.mp4", "rank 1.mp4", "x.mp4"]
