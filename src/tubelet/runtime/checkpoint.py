@@ -1,254 +1,296 @@
-"""Checkpoints that are whole or absent: written aside, flushed, renamed; the last good ones are kept.
+"""Checkpoints of a run: complete or absent, verified, the last good ones kept.
 
-A checkpoint is a file `step-<step>.pt`, or, of a sharded model, a folder `step-<step>.dcp` with a file of each process
-(torch.distributed.checkpoint). Both are read as the same dictionary.
+A checkpoint is a folder `checkpoints/step-<step>/`, see `checkpoint_format`; the link `latest` names the newest. Those
+of Tubelet 0.1, `step-<step>.pt` and `step-<step>.dcp`, are read alike, see `checkpoint_v1`.
+
+Example:
+    state = CheckpointState({"encoder": encoder.state_dict()}, optimizer.state_dict(), {"config": config})
+    save(folder / "checkpoints", step=10, state=state, keep=3)
+    path = newest(folder / "checkpoints")  # verifies the checksums: once, in rank 0
+    load_weights(encoder, read_weights(path, ["encoder"])["encoder"], "encoder of the checkpoint")
 """
 
+import contextlib
+import itertools
+import logging
 import os
-import pathlib
-import pickle
 import re
 import shutil
-import warnings
-import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import metadata as described
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from tubelet.config import UserError
+from tubelet.runtime import checkpoint_format, checkpoint_v1
+from tubelet.runtime.checkpoint_format import CheckpointError, CheckpointState, DamagedCheckpoint, Snapshot
 
-LATEST = "latest.pt"
-REST = "rest.pt"  # in a sharded checkpoint: what is no tensor
+__all__ = ["CheckpointError", "CheckpointState", "DamagedCheckpoint"]
+
+logger = logging.getLogger(__name__)
+
+LATEST = "latest"
+_LATEST_V1 = "latest.pt"
+_NAME = re.compile(r"step-(\d{8,})(\.pt|\.dcp)?")
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used. The message names the file and what to do."""
+# ---------------------------------------------------------------- writing
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` as `folder/step-<step>.pt`, let `folder/latest.pt` name it, and drop all but the last `keep`.
+def save(folder: Path, step: int, state: CheckpointState, keep: int) -> Path:
+    """Write `folder/step-<step>/`, let the link `folder/latest` name it, and remove all but the last `keep`.
 
-    A kill at any moment leaves the previous checkpoint and `latest.pt` whole.
+    A kill at any moment leaves the previous checkpoint complete. Of a sharded model use `checkpoint_writer.Saver`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    aside = path.with_suffix(".tmp")
-    write(aside, state)
-    adopt(aside, path, keep)
+    return write(folder, step, Snapshot(state), keep)
+
+
+def write(
+    folder: Path,
+    step: int,
+    snapshot: Snapshot,
+    keep: int,
+    rank: int = 0,
+    world_size: int = 1,
+    on_all_ranks: Callable[[Callable[[], Any]], list[Any]] = lambda action: [action()],
+) -> Path:
+    """Write one checkpoint, by all processes together; see `save`.
+
+    Args:
+        folder: Folder of the checkpoints.
+        step: Step of the checkpoint.
+        snapshot: The part of the state that this process writes.
+        keep: Number of checkpoints that are kept.
+        rank: Rank of this process.
+        world_size: Number of processes that write.
+        on_all_ranks: Calls its argument in every process and returns the results by rank; if the call fails in any
+            process, raises in all.
+    """
+    path = folder / f"step-{step:08d}"
+    unfinished = path.with_name(path.name + ".tmp")
+    is_main = rank == 0
+    try:
+        on_all_ranks(lambda: _prepare(folder, unfinished) if is_main else None)
+        written = on_all_ranks(lambda: snapshot.write(unfinished, rank, world_size))
+        files = {name: entry for of_rank in written for name, entry in of_rank.items()}
+
+        def commit() -> None:
+            snapshot.write_metadata(unfinished, step, files)
+            _commit(unfinished, path, keep)
+
+        on_all_ranks(lambda: commit() if is_main else None)
+    except BaseException:
+        if is_main:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                _remove(unfinished)
+        raise
     return path
 
 
-def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a file and flush it to the disk.
-
-    Where that fails, nothing is left of it: what a full disk is to tell of it needs room, too.
-    """
-    try:
-        with open(path, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+def _prepare(folder: Path, unfinished: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("step-*.tmp"):  # of a process that was killed
+        _remove(leftover)
+    unfinished.mkdir()
 
 
-def adopt(aside: Path, path: Path, keep: int) -> None:
-    """Give a checkpoint that was written `aside` its name `path`; see `save`."""
-    remove(path)
-    os.replace(aside, path)
+def _commit(unfinished: Path, path: Path, keep: int) -> None:
+    replaced = path.with_name(path.name + ".old.tmp")
+    if path.exists():
+        os.replace(path, replaced)
+    os.replace(unfinished, path)
+    _remove(replaced)
+    _link_latest(path)
+    for old in find(path.parent)[:-keep]:
+        _remove(old)
+    checkpoint_format.flush(path.parent)
+
+
+def _link_latest(path: Path) -> None:
     link = path.with_name(LATEST + ".tmp")
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, path.with_name(LATEST))
-    for old in found(path.parent)[:-keep]:
-        remove(old)
+    path.with_name(_LATEST_V1).unlink(missing_ok=True)  # it names an older one; `locate` takes either name
 
 
-def found(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}\.(pt|dcp)", path.name))
+def _remove(path: Path) -> None:
+    """Delete a checkpoint. A kill leaves nothing that could be taken for a checkpoint."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if path.suffix != ".tmp":
+        path = path.rename(path.with_name(path.name + ".old.tmp"))
+    shutil.rmtree(path)
 
 
-def load_latest(folder: Path) -> dict[str, Any] | None:
-    """The content of the newest whole checkpoint of `folder`; None when it has none. Errors as for `newest`."""
-    path = newest(folder)
-    return None if path is None else read(path)
+# ---------------------------------------------------------------- finding
+
+
+def find(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first, not verified."""
+    paths = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: (step_of(path), path.suffix == ""))
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not named like a checkpoint")
+    return int(match[1])
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of `folder`; None when it has none.
+    """The newest intact checkpoint of `folder`; None if it has none. Verifies all checksums, so call it in one process.
 
-    A damaged one is reported and set aside as `*.damaged`, and the one before it is used. Raises CheckpointError when
-    all are damaged: a run never starts again from zero without a word.
+    A damaged one is reported and set aside as `*.damaged`, and the one before it is used.
+
+    Raises:
+        CheckpointError: All are damaged, now or at an earlier call. A run never silently starts again from step 0.
     """
-    paths = found(folder)
-    for path in reversed(paths):
+    for path in reversed(find(folder)):
         try:
             check_intact(path)
+        except DamagedCheckpoint as error:
+            logger.warning("%s\n  renamed to %s; using the checkpoint before it", error, _set_aside(path).name)
+        else:
             return path
-        except CheckpointError as error:
-            warnings.warn(f"{error}\n  set aside as {path.name}.damaged; going back to the one before", stacklevel=2)
-            os.replace(path, path.with_name(path.name + ".damaged"))
-    if paths:
+    if damaged := sorted(path.name for path in folder.glob("step-*.damaged*")):
         raise CheckpointError(
-            f"{folder}: none of the {len(paths)} checkpoints can be read (now named *.damaged). "
-            "Restore one, or choose another `folder:` to start anew."
+            f"{folder}: all checkpoints are damaged ({', '.join(damaged)}). Restore one, or choose another `folder:` "
+            "to start a new run"
         )
     return None
 
 
-def check_intact(path: Path) -> None:
-    """Raises CheckpointError when a checkpoint is missing, cut short, or a file's checksums are wrong."""
-    if path.is_dir():
-        _check_lengths(path)
-        path = path / REST
-    if not path.is_file():
+def _set_aside(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.damaged{suffix}") for suffix in itertools.chain([""], itertools.count(2)))
+    return path.rename(next(name for name in names if not name.exists()))
+
+
+def is_latest(path: Path) -> bool:
+    """Whether a path denotes the newest checkpoint of its folder, as `latest` and 0.1's `latest.pt` do."""
+    return path.name in (LATEST, _LATEST_V1)
+
+
+def locate(path: Path) -> Path:
+    """Resolve `path` to a checkpoint: itself, or the newest of a run folder by name. It is not verified.
+
+    Args:
+        path: A run folder, its folder `checkpoints`, a checkpoint of any version, or `checkpoints/latest` (of 0.1:
+            `checkpoints/latest.pt`).
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if is_latest(path) and not path.exists():  # a link that was removed, or names a removed one
+        path = path.parent
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_file() or _NAME.fullmatch(path.name):
+        return path
+    for folder in (path / "checkpoints", path):
+        if paths := find(folder):
+            return paths[-1]
+    raise CheckpointError(f"{path}: neither a run folder (checkpoints/step-…) nor a checkpoint")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def check_intact(path: Path, kind: str = "") -> None:
+    """Verify the sizes and checksums of all files, or of one kind only: `weights` or `optimizer`.
+
+    Raises:
+        DamagedCheckpoint: A file is missing, cut short or changed.
+    """
+    _version(path).check_intact(path, kind)
+
+
+def parts(path: Path) -> list[str]:
+    """Names of the state dicts in a checkpoint."""
+    return _version(path).parts(path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What was saved as `metadata`, and `step`. Reads no weights."""
+    return _version(path).read_metadata(path)
+
+
+def read_weights(
+    path: Path, names: Iterable[str] | None = None, like: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """State dicts of the parts `names`, of all where it is None. Checksums are not verified, see `newest`.
+
+    Args:
+        like: State dicts of a sharded model. What is a DTensor there is read as this process's shard of it, everything
+            else as the full tensor.
+
+    Raises:
+        CheckpointError: There is no such part, or the files are damaged.
+    """
+    known = parts(path)
+    names = known if names is None else list(names)
+    if missing := [name for name in names if name not in known]:
+        raise CheckpointError(f"{path}: no {', '.join(missing)} in it; it holds {', '.join(known)}")
+    return _version(path).read_weights(path, names, like or {})
+
+
+def read_optimizer(path: Path, like: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The optimizer state, None where none was saved. `like`: that of a sharded model, see `read_weights`."""
+    return _version(path).read_optimizer(path, like)
+
+
+def read(path: Path, like: CheckpointState | None = None) -> CheckpointState:
+    """Everything in a checkpoint; see `read_weights` and `read_optimizer`."""
+    like = like or CheckpointState()
+    return CheckpointState(
+        read_weights(path, like=like.weights), read_optimizer(path, like.optimizer), read_metadata(path)
+    )
+
+
+def _version(path: Path) -> ModuleType:
+    if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            if broken := archive.testzip():
-                raise CheckpointError(f"{path}: damaged (wrong checksum of {broken})")
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise _damaged(path, error) from error
+    if path.is_file() or path.resolve().suffix == ".dcp":
+        return checkpoint_v1
+    return checkpoint_format
 
 
-def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """One checkpoint, all of it, without executing code. Raises CheckpointError when it is damaged or missing."""
-    check_intact(path)
-    try:
-        if not path.is_dir():
-            return torch.load(path, map_location=map_location, weights_only=True)
-        reader = _Reader(path)
-        metadata = reader.read_metadata()
-        tensors = {
-            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
-            for name, tensor in metadata.state_dict_metadata.items()
-        }
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-        state = torch.load(path / REST, map_location=map_location, weights_only=True)
-        for name, tensor in tensors.items():
-            *outer, last = metadata.planner_data[name]
-            node = state
-            for key in outer:
-                node = node.setdefault(key, {})
-            node[last] = tensor
-        return state
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise _damaged(path, error) from error
+# ---------------------------------------------------------------- loading
 
 
-def read_shards(path: Path, like: dict[str, Any]) -> dict[str, Any]:
-    """A sharded checkpoint as this process's shards: the tensors of `like` are overwritten, all else is read."""
-    check_intact(path)
-    tensors, _ = tensors_and_rest(like)
-    dcp.load(tensors, storage_reader=_Reader(path))
-    return _merged(tensors, torch.load(path / REST, weights_only=True))
+def load_weights(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load full tensors or shards into `module`. `what`: what the state is, for the message.
 
-
-def tensors_and_rest(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A nested state taken apart: only its tensors, and everything else."""
-    tensors: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            tensors[key], rest[key] = tensors_and_rest(value)
-        else:
-            (tensors if isinstance(value, torch.Tensor) else rest)[key] = value
-    return tensors, rest
-
-
-def _merged(tensors: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(tensors[key], rest[key]) for key in tensors.keys() & rest.keys()}
-    return tensors | rest | both
-
-
-class _Reader(dcp.FileSystemReader):
-    """torch's reader, but the description of the shards may name nothing that could be executed."""
-
-    def read_metadata(self, *_: Any, **__: Any) -> dcp.Metadata:
-        with (self.path / ".metadata").open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or described.StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        value = super().find_class(module, name)
-        if not (isinstance(value, torch.dtype) or value in _HARMLESS):
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in the description of a checkpoint")
-        return value
-
-
-_HARMLESS = (
-    described.BytesStorageMetadata,
-    described.ChunkStorageMetadata,
-    described.Metadata,
-    described.MetadataIndex,
-    described.StorageMeta,
-    described.TensorProperties,
-    described.TensorStorageMetadata,
-    described._MEM_FORMAT_ENCODING,
-    _StorageInfo,
-    pathlib.PosixPath,
-    torch.Size,
-    torch.serialization._get_layout,
-)
-
-
-def _check_lengths(folder: Path) -> None:
-    """The files of a sharded checkpoint have no checksums, but their lengths are known."""
-    try:
-        metadata = _Reader(folder).read_metadata()
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        raise _damaged(folder, error) from error
-    for piece in metadata.storage_data.values():
-        file = folder / piece.relative_path
-        if not file.is_file() or file.stat().st_size < piece.offset + piece.length:
-            raise CheckpointError(f"{folder}: damaged ({piece.relative_path} is missing or cut short)")
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged, or no checkpoint ({type(error).__name__}: {error})")
-
-
-def remove(path: Path) -> None:
-    """Delete a checkpoint, or what there is of one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def load_state(module: torch.nn.Module, state: dict[str, Any], what: str) -> None:
-    """Load `state`, whole or sharded, into `module`; raises CheckpointError that lists what does not match."""
-    own = module.state_dict()
-    problems = [f"  missing: {name}" for name in own if name not in state]
-    problems += [f"  surplus: {name}" for name in state if name not in own]
+    Raises:
+        CheckpointError: Lists what is missing or unexpected and which shapes differ.
+    """
+    expected = module.state_dict()
+    problems = [f"  missing: {name}" for name in expected if name not in state]
+    problems += [f"  unexpected: {name}" for name in state if name not in expected]
     problems += [
-        f"  shape of {name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"  shape of {name}: {tuple(state[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
     ]
     if problems:
         more = [f"  … and {len(problems) - 20} more"] if len(problems) > 20 else []
         raise CheckpointError("\n".join([f"{what} does not match the model:", *problems[:20], *more]))
-    whole = not any(isinstance(tensor, DTensor) for tensor in state.values())
-    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=whole))
+    is_full = not any(isinstance(tensor, DTensor) for tensor in state.values())
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=is_full))
 
 
-def check_same_batch_size(then: int, now: int, key: str) -> None:
-    """Raises CheckpointError where the steps of all processes together take another number of samples than `then`."""
-    if then != now:
+def check_same_batch_size(saved: int, current: int, key: str) -> None:
+    """Raises CheckpointError if the steps of all processes together take another number of samples than `saved`."""
+    if saved != current:
         raise CheckpointError(
-            f"the run's steps take {then} samples, {key} times the number of processes is {now} here. Change one of "
-            "them, or choose another folder=…"
+            f"the run's steps take {saved} samples, {key} times the number of processes is {current} here. Change one "
+            "of them, or choose another folder=…"
         )

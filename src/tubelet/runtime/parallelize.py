@@ -1,4 +1,4 @@
-"""How a model is spread over the processes of a run: replicated (DDP) or sharded (FSDP2)."""
+"""Data-parallel training: replicated (DDP) or sharded (FSDP2) models, and their state dicts."""
 
 import contextlib
 from collections.abc import Sequence
@@ -23,42 +23,47 @@ from tubelet.runtime.distributed import World
 
 
 class DistributedConfig(Config):
-    """YAML key `distributed`: the word `ddp` or `fsdp`, or a section. One process needs neither."""
+    """YAML key `distributed`: a section, or just `ddp` or `fsdp`. Not used by a single process."""
 
     kind: Literal["ddp", "fsdp"] = "ddp"
-    """ddp: every process holds the whole model. fsdp: each holds its share of encoder, target encoder and predictor."""
+    """ddp: every process has the full model. fsdp: each has a shard of encoder, target encoder and predictor."""
     cpu_offload: bool = False
-    """fsdp: shares, gradients and optimiser state stay in host memory."""
+    """fsdp: keep parameters, gradients and optimizer state in host memory."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds without progress of a process after which the whole job ends and says which process it was."""
+    """Seconds without progress of a process after which the job is aborted, see `Watchdog`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _from_a_word(cls, value: Any) -> Any:
+    def _from_string(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _offload_needs_shards(self) -> "DistributedConfig":
+    def _check_cpu_offload(self) -> "DistributedConfig":
         if self.cpu_offload and self.kind != "fsdp":
-            raise ValueError("cpu_offload goes with kind: fsdp only")
+            raise ValueError("cpu_offload requires kind: fsdp")
         return self
 
 
 def parallelize(
     model: nn.Module, parts: Sequence[nn.Module], config: DistributedConfig, world: World, dtype: torch.dtype
 ) -> nn.Module:
-    """`model`, ready to be called by every process, so that gradients are the mean over all of them.
+    """Wrap or shard the model, so that gradients are averaged over all processes.
 
-    With FSDP the `parts` are sharded in place, each element of their module lists (the blocks) as a unit of its own;
-    an optimiser must be made afterwards, from their new parameters. `dtype`: what sharded parameters are gathered and
-    computed in; gradients are always summed in fp32.
+    Create the optimizer afterwards: FSDP replaces the parameters.
+
+    Args:
+        parts: Submodules that FSDP shards in place, with each element of their module lists (the blocks) as a unit.
+        dtype: FSDP gathers parameters and computes in it; gradients are always reduced in float32.
+
+    Returns:
+        The module to call in the forward pass.
     """
     if world.world_size == 1:
         return model
     if config.kind == "ddp":
-        # Buffers that are no part of the state are tables, the same in all processes: they are not sent at every step.
-        tables = dict(model.named_buffers()).keys() - model.state_dict().keys()
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, tables)
+        # Non-persistent buffers are constants, equal in all processes: do not broadcast them in every step.
+        constants = dict(model.named_buffers()).keys() - model.state_dict().keys()
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constants)
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     options: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.world_size,)),
@@ -66,7 +71,7 @@ def parallelize(
             param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
         ),
         "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
-        # Also of the outermost unit, so that outside of forward and backward all parameters are shards.
+        # Also in the root unit, so that all parameters are sharded outside of forward and backward passes.
         "reshard_after_forward": True,
     }
     for part in parts:
@@ -78,36 +83,47 @@ def parallelize(
 
 
 def gradient_sync(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
-    """Whether a backward pass in here averages gradients over the processes; the last one of a step has to.
+    """Context for a backward pass that averages gradients over the processes only if `now`.
 
-    Sharded gradients are averaged each time: to keep them whole until the last would take the memory that shards save.
+    The last backward pass of a step must average. FSDP averages in each one: unsharded gradients would need the memory
+    that sharding saves.
     """
-    wait = isinstance(model, DistributedDataParallel) and not now
-    return model.no_sync() if wait else contextlib.nullcontext()
+    if isinstance(model, DistributedDataParallel) and not now:
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether forward passes of the model's parts are joint work of all processes."""
+    """Whether parts of the model are sharded by FSDP; then all processes must call their forward passes together."""
     return any(isinstance(module, FSDPModule) for module in model.children())
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, gathered."""
+    """The full tensor; gathers it from all processes if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def model_state(module: nn.Module) -> dict[str, Any]:
-    """State dict of a part of the model; its tensors are DTensors where it is sharded."""
+    """State dict of a part of the model, with DTensors if it is sharded."""
     return get_model_state_dict(module)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """State of the optimiser by names of parameters, the same for one process and for many."""
+    """Optimizer state by parameter names, independent of the number of processes."""
     return get_optimizer_state_dict(model, optimizer)
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """From whole tensors or from shards like the optimiser's own."""
-    tensors = [value for of_one in state["state"].values() for value in of_one.values()]
+    """Load a state by names of parameters, from full tensors or from local shards.
+
+    Supervised training and frame prediction of version 0.1 stored numbers in place of names, in the order of the
+    optimizer's parameters.
+    """
+    if any(isinstance(key, int) for key in state["state"]):
+        optimizer.load_state_dict(state)
+        return
+    tensors = [value for values in state["state"].values() for value in values.values()]
     options = StateDictOptions(full_state_dict=not any(isinstance(tensor, DTensor) for tensor in tensors))
     set_optimizer_state_dict(model, optimizer, state, options=options)
+    for group in optimizer.param_groups:
+        group["betas"] = tuple(group["betas"])  # torch has made it a list
