@@ -1,4 +1,4 @@
-"""The process's place among the processes of a run."""
+"""The process group of a run, and the rank of this process in it."""
 
 import dataclasses
 import datetime
@@ -19,7 +19,10 @@ TIMEOUT = datetime.timedelta(minutes=10)
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Rank, number of processes and device of this process."""
+    """Rank of this process, number of processes, and device of this process.
+
+    The collectives work also for a single process, which has no process group.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -30,39 +33,39 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over all processes, in place."""
+        """All-reduce `tensor` to the sum over all processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """Mean over all processes, in place."""
+        """All-reduce `tensor` to the mean over all processes, in place."""
         return self.sum(tensor).div_(self.world_size)
 
-    def all_gather_object(self, own: Any) -> list[Any]:
-        """What every process gives, by rank."""
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank."""
         if self.world_size == 1:
-            return [own]
-        everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, own)
-        return everyone
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
-    def broadcast_from_rank0(self, look: Callable[[], Any]) -> Any:
-        """What `look()` returns in the main process; an exception of it is raised in all."""
-        found: list[Any] = [None, None]
+    def broadcast_from_rank0(self, function: Callable[[], Any]) -> Any:
+        """Call `function` in rank 0 and return its result in all processes; an exception is raised in all."""
+        result: list[Any] = [None, None]
         if self.is_main:
             try:
-                found[0] = look()
+                result[0] = function()
             except Exception as error:
-                found[1] = error
+                result[1] = error
         if self.world_size > 1:
-            dist.broadcast_object_list(found, src=0)
-        if found[1] is not None:
-            raise found[1]
-        return found[0]
+            dist.broadcast_object_list(result, src=0)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
 
     def max(self, number: int) -> int:
-        """The largest `number` of all processes."""
+        """The maximum of `number` over all processes."""
         if self.world_size == 1:
             return number
         tensor = torch.tensor(number, device=self.device)
@@ -71,74 +74,78 @@ class World:
 
 
 def init(rank: int, world_size: int, device: str, address: str) -> World:
-    """Make this process a member of the group at `address` (tcp://host:port).
-
-    A group that cannot be formed is an error on every rank: nobody trains alone.
-    """
-    place = torch.device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    """Join the process group at `address`, e.g. tcp://host:port. Raises in every rank if the group is incomplete."""
+    torch_device = torch.device(device)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     if world_size > 1:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo",
             init_method=address,
             rank=rank,
             world_size=world_size,
             timeout=TIMEOUT,
         )
-    return World(rank, world_size, place)
+    return World(rank, world_size, torch_device)
 
 
 def init_from_environment(on_cpu: bool) -> World | None:
-    """The place that torchrun or srun gave this process; None where neither has started it.
+    """Join the process group that torchrun or srun describes in the environment.
 
-    torchrun says RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; srun says SLURM_PROCID,
-    SLURM_STEP_NUM_TASKS and SLURM_LOCALID, and the processes meet at the job's first node, at a port that its number
-    gives (MASTER_ADDR and MASTER_PORT win). Raises ConfigError where there is no GPU.
+    torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun sets SLURM_PROCID,
+    SLURM_STEP_NUM_TASKS and SLURM_LOCALID; the address is then MASTER_ADDR, by default the first node of the job, and
+    MASTER_PORT, by default a port that depends on the job id.
+
+    Returns:
+        None if neither torchrun nor srun has started this process.
+
+    Raises:
+        ConfigError: There is no GPU, and `on_cpu` is false.
     """
-    if _by_torchrun():
-        rank, size, local_rank, address = "RANK", "WORLD_SIZE", "LOCAL_RANK", "env://"
+    if _started_by_torchrun():
+        names, address = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "env://"
     elif "SLURM_STEP_NUM_TASKS" in os.environ:
-        rank, size, local_rank, address = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", _slurm_address()
+        names, address = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), _slurm_address()
     else:
         return None
-    rank, size, local_rank = (int(os.environ[name]) for name in (rank, size, local_rank))
-    return init(rank, size, "cpu" if on_cpu else _own_gpu(local_rank), address)
+    rank, size, local_rank = (int(os.environ[name]) for name in names)
+    return init(rank, size, "cpu" if on_cpu else _gpu(local_rank), address)
 
 
-def size_from_environment() -> int:
-    """Processes that torchrun or srun has started, this one among them; 1 where neither has started it."""
-    return int(os.environ["WORLD_SIZE"] if _by_torchrun() else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+def world_size_from_environment() -> int:
+    """Number of processes that torchrun or srun has started; 1 if neither has started this one."""
+    return int(os.environ["WORLD_SIZE"] if _started_by_torchrun() else os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
-def _by_torchrun() -> bool:
+def _started_by_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def _own_gpu(local_rank: int) -> str:
-    """A task that sees one GPU only, as with --gpus-per-task, has it at number 0."""
+def _gpu(local_rank: int) -> str:
+    """The GPU of a local rank. A task that sees only one, as with --gpus-per-task, has it as cuda:0."""
     if not torch.cuda.is_available():
         host = socket.gethostname()
-        raise ConfigError(f"torch finds no GPU on {host}; to do without: --devices cpu, in SLURM jobs slurm.device=cpu")
+        raise ConfigError(f"no GPU on {host}; to run on the CPU: --devices cpu, in SLURM jobs slurm.device=cpu")
     return f"cuda:{local_rank % torch.cuda.device_count()}"
 
 
 def _slurm_address() -> str:
     nodes = os.environ["SLURM_JOB_NODELIST"]
-    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    hostnames = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
-    host = os.environ.get("MASTER_ADDR", listed.stdout.split()[0])
+    host = os.environ.get("MASTER_ADDR", hostnames.stdout.split()[0])
     port = os.environ.get("MASTER_PORT", 20_000 + (job * 7 + step) % 12_000)  # below the ports of outgoing connections
     return f"tcp://{host}:{port}"
 
 
 def shutdown() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def free_address() -> str:
-    """An address on this machine that a new process group can meet at."""
+    """An unused local address for a new process group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"

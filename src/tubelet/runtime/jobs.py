@@ -1,252 +1,203 @@
-"""Programs run as child processes, some at a time: with dependencies, logs, a progress bar, and no work done twice.
+"""Run programs as child processes: several at a time, with dependencies, logs, progress and resume.
 
-A finished job leaves `done.json` in its folder: what it was started with, and how long it took. It is skipped from then
-on, unless its settings have changed or something that it was made from has been made anew.
+A finished job leaves `done.json` in its folder, with its settings and its duration. It is skipped from then on, unless
+its settings have changed or a job that it depends on has run again. Job libraries (submitit's LocalExecutor, doit)
+start a new interpreter for each job, which takes seconds to import torch; here jobs are forks of a process that has
+imported it already.
 """
 
-import argparse
-import contextlib
-import fcntl
 import importlib
 import json
-import multiprocessing
 import os
-import runpy
 import shlex
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tubelet import config
-from tubelet.config import ConfigError, Schema, UserError
+from tubelet.config import ConfigError, UserError
+from tubelet.runtime.files import read_json, write_json
+from tubelet.runtime.fork import AlreadyRunning, ForkedProgram
 from tubelet.runtime.progress import progress
 
 DONE = "done.json"
 LOG = "output.log"
 
-_CHILDREN = multiprocessing.get_context("fork")
-
 
 class JobFailed(UserError):
-    """A child ended with an error. The message holds its last lines and the command to run it alone."""
-
-
-def main(program: str, description: str, schema: type[Schema], run: Callable[[Schema], None]) -> None:
-    """`python -m <program> --fname FILE [key.path=value ...]` of a program that runs jobs: `run` with its options."""
-    usage = "%(prog)s --fname FILE [key.path=value ...]"
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", usage=usage, description=description)
-    parser.add_argument("--fname", required=True, help="the YAML file of what is to be run")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the file")
-    arguments = parser.parse_args()
-    try:
-        run(config.load(arguments.fname, arguments.overrides, schema))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    """A child process failed. The message has the last lines of its log and the command to run it alone."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A program to run: `python -m <command>` in the current folder."""
+    """A program, run as `python -m <command>` in the current folder, that writes to `folder`.
+
+    Attributes:
+        settings: Everything that the result depends on, except other jobs.
+        seconds: Estimated duration; corrected by the measured durations of other jobs of the same stage.
+        after: Names of the jobs whose results it needs.
+        keep: Whether results of other settings are an error, instead of being deleted and computed again.
+        slots: Number of processes that it starts itself; it takes as many of the pool's.
+    """
 
     name: str
     stage: str
     command: tuple[str, ...]
     folder: Path
     settings: dict[str, Any]
-    """All that the result depends on, but other jobs."""
     seconds: float
-    """A guess of how long it takes; measured times of the same stage replace it."""
     after: tuple[str, ...] = ()
-    """Names of the jobs whose results it needs."""
     keep: bool = False
-    """Results that other settings have made are an error here, instead of being removed and made again."""
     slots: int = 1
-    """How many processes it runs itself; they count as so many of the pool's."""
 
     def shell(self, threads: int) -> str:
-        """The command as one would type it."""
+        """Return the command as a line for the shell."""
         return f"OMP_NUM_THREADS={threads} python -m {shlex.join(self.command)}"
 
 
 @dataclass
 class _Running:
     job: Job
-    process: BaseProcess
-    began: float
-    elapsed: float = 0.0
+    program: ForkedProgram
+    started: float = field(default_factory=time.time)
 
 
 @dataclass
 class Pool:
-    """Runs jobs, `processes` at a time with `threads` threads each.
+    """Runs jobs, up to `processes` at a time with `threads` threads each.
 
-    Jobs are forks of this process, which imports the modules `preload` first: torch alone takes seconds, each time.
+    Attributes:
+        preload: Modules that are imported once, before the jobs are forked.
+        grace_seconds: Time that children have after SIGTERM, e.g. to save a checkpoint, before they are killed.
     """
 
     processes: int = 2
     threads: int = 1
     preload: tuple[str, ...] = ()
     grace_seconds: float = 60.0
-    """How long a child that is told to end may take, e.g. to save a checkpoint, before it is killed."""
     _running: list[_Running] = field(default_factory=list, repr=False)
 
     def run(self, jobs: Sequence[Job]) -> dict[str, float]:
-        """Run what is not done yet and return the seconds that each stage took, summed over its jobs.
+        """Run the jobs that are not done yet, in their order as soon as their dependencies are done.
 
-        Jobs start in their order as soon as what they need is done. Raises JobFailed when a child fails; it, Ctrl-C and
-        SIGTERM end the other children, which may save what they have.
+        A failing job, Ctrl-C and SIGTERM end the other children, which may save their state first.
+
+        Returns:
+            Seconds that each stage took, summed over its jobs.
+
+        Raises:
+            JobFailed: A child failed.
+            ConfigError: The folder of a job with `keep` holds results of other settings.
         """
         done = {job.name: seconds for job in jobs if (seconds := _seconds_if_done(job, jobs)) is not None}
-        for job in jobs:
-            if job.name not in done:
-                _clear(job)
         waiting = [job for job in jobs if job.name not in done]
+        for job in waiting:
+            _remove_outdated(job)
         if waiting:
-            os.environ["OMP_NUM_THREADS"] = str(self.threads)  # libraries look at it when they are loaded
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)  # libraries read it when they are imported
             for module in self.preload:
                 importlib.import_module(module)
-        clock = _Clock(jobs, done, self.processes)
-        with _sigterm_as_ctrl_c(), progress(desc="study", total=clock.total, initial=clock.passed, unit="s") as bar:
+        initial, total = self._progress(jobs, done)
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
+        with progress(desc="jobs", total=total, initial=initial, unit="s") as bar:
             try:
                 while waiting or self._running:
                     self._start_ready(waiting, done)
-                    clock.show(bar, self._running)
                     time.sleep(0.2)
-                    for finished in self._collect():
-                        done[finished.job.name] = finished.elapsed
-                clock.show(bar, self._running)
+                    self._collect(done)
+                    finished, bar.total = self._progress(jobs, done)
+                    running = ", ".join(running.job.name for running in self._running)
+                    bar.set_postfix_str(f"{len(done)}/{len(jobs)} done; running: {running}", refresh=False)
+                    bar.update(max(0, finished - bar.n))
             finally:
                 self._end_children()
-        return clock.seconds_by_stage()
+                signal.signal(signal.SIGTERM, previous)
+        stages = dict.fromkeys(job.stage for job in jobs)
+        return {stage: sum(done[job.name] for job in jobs if job.stage == stage) for stage in stages}
 
     def _start_ready(self, waiting: list[Job], done: dict[str, float]) -> None:
         for job in list(waiting):
             free = self.processes - sum(running.job.slots for running in self._running)
             if all(name in done for name in job.after) and (job.slots <= free or not self._running):
                 waiting.remove(job)
-                self._running.append(_Running(job, self._start(job), time.time()))
+                self._running.append(_Running(job, self._start(job)))
 
-    def _start(self, job: Job) -> BaseProcess:
+    def _start(self, job: Job) -> ForkedProgram:
+        log = job.folder / LOG
         job.folder.mkdir(parents=True, exist_ok=True)
-        with open(job.folder / LOG, "ab") as log:
-            # The lock belongs to the open file, which the child keeps: it lasts as long as the child or its children.
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JobFailed(f"{job.name}: an earlier start of it is still running; it holds {log.name}") from None
-            log.write(f"\n$ {job.shell(self.threads)}\n".encode())
-            log.flush()
-            process = _CHILDREN.Process(target=_run, args=(job.command, log.fileno(), self.threads))
-            process.start()
-        return process
+        try:
+            return ForkedProgram(job.command, log, self.threads, title=job.shell(self.threads))
+        except AlreadyRunning:
+            raise JobFailed(f"{job.name}: already running in another process, which has locked {log}") from None
 
-    def _collect(self) -> list[_Running]:
-        for running in self._running:
-            running.elapsed = time.time() - running.began
-        finished = [running for running in self._running if running.process.exitcode is not None]
+    def _collect(self, done: dict[str, float]) -> None:
+        """Move finished jobs from `_running` to `done`."""
+        finished = [running for running in self._running if running.program.exitcode is not None]
         self._running = [running for running in self._running if running not in finished]
         for running in finished:
-            if running.process.exitcode != 0:
-                raise JobFailed(_explain(running, self.threads))
-            _mark_done(running)
-        return finished
+            job, exitcode, now = running.job, running.program.exitcode, time.time()
+            if exitcode:
+                raise JobFailed(_explain(job, exitcode, self.threads))
+            done[job.name] = round(now - running.started, 2)
+            marker = {"command": list(job.command), "settings": job.settings, "seconds": done[job.name]}
+            write_json(job.folder / DONE, {**marker, "began": running.started, "finished": now})
 
     def _end_children(self) -> None:
         for running in self._running:
-            _signal_group(running.process, signal.SIGTERM)
-        until = time.monotonic() + self.grace_seconds
+            running.program.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + self.grace_seconds
         for running in self._running:
-            running.process.join(max(0.0, until - time.monotonic()))
-            if running.process.exitcode is None:
-                _signal_group(running.process, signal.SIGKILL)
-                running.process.join()
+            running.program.wait(max(0.0, deadline - time.monotonic()))
         self._running = []
 
+    def _progress(self, jobs: Sequence[Job], done: dict[str, float]) -> tuple[int, int]:
+        """Return finished and total seconds of wall-clock time: of all processes, divided by their number."""
+        elapsed = {running.job.name: time.time() - running.started for running in self._running}
+        finished = total = 0.0
+        for job in jobs:
+            seconds = (done | elapsed).get(job.name, 0.0)
+            finished += job.slots * seconds
+            total += job.slots * (seconds if job.name in done else max(seconds, _estimate(job, jobs, done)))
+        return int(finished / self.processes), int(total / self.processes) + 1
 
-class _Clock:
-    """How much is done and left, in seconds of the wall: of the processes' time divided by their number."""
 
-    def __init__(self, jobs: Sequence[Job], done: dict[str, float], processes: int):
-        self.jobs, self.done, self.processes = jobs, done, processes
-        self.passed = int(self._spent({}) / processes)
-        self.total = max(self.passed, self._total({}))
-
-    def show(self, bar: Any, running: list[_Running]) -> None:
-        elapsed = {r.job.name: time.time() - r.began for r in running}
-        self.total = self._total(elapsed)
-        bar.total = self.total
-        stages = dict.fromkeys(r.job.stage for r in running)
-        bar.set_postfix_str("; ".join(self._stage(stage, elapsed) for stage in stages), refresh=False)
-        passed = int(self._spent(elapsed) / self.processes)
-        bar.update(max(0, passed - bar.n))
-
-    def seconds_by_stage(self) -> dict[str, float]:
-        stages: dict[str, float] = {}
-        for job in self.jobs:
-            stages[job.stage] = stages.get(job.stage, 0.0) + self.done[job.name]
-        return stages
-
-    def _stage(self, stage: str, elapsed: dict[str, float]) -> str:
-        """E.g. `pretrain 1/3, 4:10 left`."""
-        jobs = [job for job in self.jobs if job.stage == stage]
-        finished = sum(job.name in self.done for job in jobs)
-        left = sum(
-            self._estimate(job, elapsed) - elapsed.get(job.name, 0.0) for job in jobs if job.name not in self.done
-        )
-        minutes, seconds = divmod(int(left / min(self.processes, max(1, len(jobs) - finished))), 60)
-        return f"{stage} {finished}/{len(jobs)}, {minutes}:{seconds:02d} left"
-
-    def _total(self, elapsed: dict[str, float]) -> int:
-        left = sum(job.slots * self._estimate(job, elapsed) for job in self.jobs if job.name not in self.done)
-        return int((left + self._spent({})) / self.processes) + 1
-
-    def _spent(self, elapsed: dict[str, float]) -> float:
-        """Seconds of all processes so far."""
-        return sum(job.slots * (self.done | elapsed).get(job.name, 0.0) for job in self.jobs)
-
-    def _estimate(self, job: Job, elapsed: dict[str, float]) -> float:
-        """The guess, corrected by how the guesses of finished jobs of the stage (or else of all) turned out."""
-        finished = [other for other in self.jobs if other.name in self.done]
-        alike = [other for other in finished if other.stage == job.stage] or finished
-        guessed = sum(other.seconds for other in alike)
-        correction = sum(self.done[other.name] for other in alike) / guessed if guessed else 1.0
-        return max(job.seconds * correction, elapsed.get(job.name, 0.0))
+def _estimate(job: Job, jobs: Sequence[Job], done: dict[str, float]) -> float:
+    """Scale the estimate of a job by the ratio of measured to estimated time of finished jobs, of its stage if any."""
+    finished = [other for other in jobs if other.name in done]
+    similar = [other for other in finished if other.stage == job.stage] or finished
+    estimated = sum(other.seconds for other in similar)
+    return job.seconds * (sum(done[other.name] for other in similar) / estimated if estimated else 1.0)
 
 
 def _seconds_if_done(job: Job, jobs: Sequence[Job]) -> float | None:
-    """How long the job took if its results stand, else None."""
-    marker = _read_marker(job)
-    if marker is None or marker["settings"] != _plain(job.settings):
+    """Return how long the job took if its results are up to date, else None."""
+    marker = read_json(job.folder / DONE)
+    if marker is None or marker["settings"] != _as_json(job.settings):
         return None
     by_name = {other.name: other for other in jobs}
-    for needed in (by_name[name] for name in job.after):
-        if _seconds_if_done(needed, jobs) is None or _read_marker(needed)["finished"] > marker["began"]:
+    for dependency in (by_name[name] for name in job.after):
+        seconds = _seconds_if_done(dependency, jobs)
+        if seconds is None or read_json(dependency.folder / DONE)["finished"] > marker["began"]:
             return None
     return marker["seconds"]
 
 
-def _clear(job: Job) -> None:
-    """Remove results that no longer stand; those of an unfinished run stay, for the program to go on with."""
-    marker = _read_marker(job)
+def _remove_outdated(job: Job) -> None:
+    """Remove results that are out of date. Those of an unfinished job stay: the program resumes from them."""
+    marker = read_json(job.folder / DONE)
     if marker is None:
         return
-    if job.keep and marker["settings"] != _plain(job.settings):
-        changed = ", ".join(_differences(marker["settings"], _plain(job.settings)))
-        raise ConfigError(
-            f"{job.folder} holds results of other settings ({changed}). Choose another folder=..., or remove that one"
-        )
-    if job.keep:
-        (job.folder / DONE).unlink()
-    else:
+    if not job.keep:
         shutil.rmtree(job.folder)
+    elif changes := ", ".join(_differences(marker["settings"], _as_json(job.settings))):
+        raise ConfigError(
+            f"{job.folder} holds results of other settings ({changes}). Choose another folder=..., or remove that one"
+        )
+    else:
+        (job.folder / DONE).unlink()
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -254,75 +205,17 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         for name in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
-        yield f"{key}: {old!r} there, {new!r} here"
+        yield f"{key}: {old!r} before, {new!r} now"
 
 
-def _read_marker(job: Job) -> dict[str, Any] | None:
-    path = job.folder / DONE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _mark_done(running: _Running) -> None:
-    marker = {
-        "command": list(running.job.command),
-        "settings": running.job.settings,
-        "began": running.began,
-        "finished": time.time(),
-        "seconds": round(running.elapsed, 2),
-    }
-    aside = running.job.folder / f"{DONE}.tmp"
-    aside.write_text(json.dumps(marker, indent=1), encoding="utf-8")
-    os.replace(aside, running.job.folder / DONE)
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON: tuples are lists, keys are strings."""
+def _as_json(value: Any) -> Any:
+    """Return the value as it is read back from JSON: tuples become lists, keys strings."""
     return json.loads(json.dumps(value))
 
 
-def _explain(running: _Running, threads: int) -> str:
-    path = running.job.folder / LOG
+def _explain(job: Job, exitcode: int, threads: int) -> str:
+    path = job.folder / LOG
     lines = path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    code = running.process.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+    how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit status {exitcode}"
     last = "\n".join(f"    {line}" for line in lines[-15:])
-    return (
-        f"{running.job.name} {how}; the last lines of {path}:\n{last}\nRun it alone:\n    {running.job.shell(threads)}"
-    )
-
-
-def _run(command: tuple[str, ...], log: int, threads: int) -> None:
-    """What a child does: `python -m <command>`, with its output in the open file `log`."""
-    os.setsid()  # a session of its own: Ctrl-C reaches the study alone, which then ends its children in order
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for descriptor, source in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
-        os.dup2(source, descriptor)
-    sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(threads)  # it has read the environment already
-    sys.path.insert(0, os.getcwd())
-    sys.argv = list(command)
-    sys.modules.pop(command[0], None)  # the one that this process may have imported is no program that runs
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-
-
-def _signal_group(process: BaseProcess, number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:  # it has ended, or is no group yet
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, number)
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return f"{job.name} {how}; the last lines of {path}:\n{last}\nRun it alone:\n    {job.shell(threads)}"

@@ -1,23 +1,38 @@
-"""What `python -m app.main` and `python -m evals.main` share: read the configuration, start one process a device.
+"""Starts a program (`python -m app.main`, `python -m evals.main`): reads its YAML, starts one process per device.
 
-A program is a module with `Options`, a subclass of `Config`, and `main(options, world)`. Torch is imported only when a
-program starts, so that `--help` answers at once.
+A program is a module with `Options`, a subclass of `Config`, and `main(options, world)`. torch is imported only when a
+program starts, so that `--help` is fast.
 """
 
 import argparse
 import importlib
+import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from tubelet.config import Config, ConfigError, UserError, check, nearest, read
+from tubelet.config import Config, ConfigError, check, nearest, read
+from tubelet.runtime import command_line
+from tubelet.runtime.log import setup_logging
+from tubelet.runtime.signals import STOP_SIGNALS
+
+SAVE_SECONDS = 600.0
+"""How long local processes may take to save after the first of them has exited because of a stop signal."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A folder of programs: `<name>.<program>.<module>`, where the YAML's `key` says which program."""
+    """A package of programs, each a module `<name>.<program>.<module>`.
+
+    Attributes:
+        key: The key of the YAML file that names the program.
+    """
 
     name: str
     key: str
@@ -26,15 +41,16 @@ class Package:
 
 @dataclass(frozen=True)
 class Program:
-    """A program's module and its checked configuration."""
+    """A program's module and its validated options."""
 
     module: str
     options: Config
 
     def run(self, world: Any) -> None:
-        """Run it as the member `world` of its process group, which is left afterwards."""
+        """Run it in this process, which leaves its process group afterwards. `world`: see `distributed.World`."""
         from tubelet.runtime import distributed
 
+        setup_logging(world.rank)
         try:
             importlib.import_module(self.module).main(self.options, world)
         finally:
@@ -42,64 +58,63 @@ class Program:
 
 
 def run(package: Package, argv: list[str] | None = None) -> None:
-    """Parse the command line and run the program that the YAML names."""
-    arguments = _arguments(package.name, argv)
-    try:
+    """Parse the command line and run the program that the YAML file names."""
+    arguments = _parse_arguments(package.name, argv)
+    setup_logging()
+    with command_line.exit_on_error():
         _start(load(package, arguments.fname, arguments.overrides), arguments)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def load(package: Package, fname: str, overrides: list[str]) -> Program:
-    """The program that the file names, its configuration checked but for the section `slurm`. Raises ConfigError."""
+    """The program that the file names, with its validated options. The section `slurm` is not validated.
+
+    Raises:
+        ConfigError: No such file or program, or invalid options.
+    """
     raw = read(fname, overrides)
-    raw.pop("slurm", None)  # what a cluster is asked for; see tubelet.slurm
+    raw.pop("slurm", None)  # see tubelet.slurm
     program = _find_program(package, raw, fname)
     return Program(program.__name__, check(raw, program.Options, fname))
 
 
-def _arguments(package: str, argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {package}.main",
-        usage="%(prog)s --fname FILE [--devices DEVICE …] [--processes N] [key.path=value …]",
-        description="Run the program that the YAML file names, on one or several devices.",
+def _parse_arguments(package: str, argv: list[str] | None) -> argparse.Namespace:
+    parser = command_line.make_parser(
+        f"{package}.main",
+        "Run the program that the YAML file names, on one or several devices.",
+        options="[--devices DEVICE …] [--processes N]",
         epilog=f"key.path=value replaces a value of the file, e.g. python -m {package}.main --fname configs/x.yaml "
         "--devices cuda:0 cuda:1 folder=runs/mine optimization.lr=1e-3",
     )
-    parser.add_argument("--fname", required=True, help="the YAML file with the configuration")
     parser.add_argument(
         "--devices", nargs="+", metavar="DEVICE", help="cpu, or cuda:0 cuda:1 …: one process each (default: the best)"
     )
     parser.add_argument("--processes", type=int, default=1, help="number of processes on --devices cpu (default: 1)")
-    # Overrides are taken out first: they may follow `--devices cpu`, which would otherwise swallow them.
-    words = sys.argv[1:] if argv is None else argv
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    arguments = parser.parse_args([word for word in words if word not in overrides])
-    return argparse.Namespace(**vars(arguments), overrides=overrides)
+    return command_line.parse(parser, argv)
 
 
 def _find_program(package: Package, raw: dict[str, Any], fname: str) -> Any:
     programs = sorted(path.parent.name for path in Path(package.name).glob(f"*/{package.module}.py"))
     name = raw.get(package.key)
     if name not in programs:
-        said = f"{package.key}: '{name}' is no program" if name else f"{package.key}: required, but not given"
-        raise ConfigError(f"{fname}: {said} in {package.name}/. {nearest(str(name), programs)}")
+        problem = f"no program '{name}' in {package.name}/" if name else f"required: a program in {package.name}/"
+        raise ConfigError(f"{fname}: {package.key}: {problem}. {nearest(str(name), programs)}")
     return importlib.import_module(f"{package.name}.{name}.{package.module}")
 
 
 def _devices(arguments: argparse.Namespace) -> list[str]:
+    """The device of each process: `cpu` or `cuda:<index>`."""
     import torch
 
-    devices = arguments.devices or ["cuda:0" if torch.cuda.is_available() else "cpu"]
+    default = "cuda:0" if torch.cuda.is_available() else "cpu"
+    devices = ["cuda:0" if device == "cuda" else device for device in arguments.devices or [default]]
     for device in devices:
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        if not re.fullmatch(r"cpu|cuda:\d+", device):
             raise ConfigError(f"--devices {device}: expected cpu, or cuda:0 cuda:1 …, with spaces between them")
-        index = torch.device(device).index or 0
-        if device.startswith("cuda") and index >= torch.cuda.device_count():
+        if device.startswith("cuda") and torch.device(device).index >= torch.cuda.device_count():
             raise ConfigError(f"--devices {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     if arguments.processes > 1:
         if devices != ["cpu"]:
-            raise ConfigError("--processes goes with --devices cpu; on GPUs, name one device for each process")
+            raise ConfigError("--processes requires --devices cpu; on GPUs, name one device for each process")
         return ["cpu"] * arguments.processes
     return devices
 
@@ -108,9 +123,9 @@ def _start(program: Program, arguments: argparse.Namespace) -> None:
     from tubelet.runtime import distributed
 
     devices = _devices(arguments)
-    asked = arguments.devices is not None or arguments.processes > 1
-    # A shell on a node that srun has started is a place, too, of one process; there counts what is asked for.
-    if distributed.size_from_environment() > 1 or not asked:
+    explicit = arguments.devices is not None or arguments.processes > 1
+    # An interactive shell of srun is a step with one task, too: there the command line decides.
+    if distributed.world_size_from_environment() > 1 or not explicit:
         world = distributed.init_from_environment(on_cpu=devices[0] == "cpu")
     else:
         world = None
@@ -119,12 +134,52 @@ def _start(program: Program, arguments: argparse.Namespace) -> None:
     elif len(devices) == 1:
         program.run(distributed.init(0, 1, devices[0], ""))
     else:
-        from torch.multiprocessing.spawn import ProcessExitedException, spawn
+        _start_processes(program, devices)
 
-        try:
-            spawn(_run_rank, (program, devices, distributed.free_address()), nprocs=len(devices))
-        except ProcessExitedException as error:  # it has said why
-            sys.exit(error.exit_code)
+
+def _start_processes(program: Program, devices: list[str]) -> None:
+    """Run the program in one child process per device and exit with the status of the first that fails.
+
+    Stop signals are forwarded to the children, once each, and the parent waits for the children to save and exit.
+    """
+    from multiprocessing import resource_tracker
+
+    from torch.multiprocessing.spawn import ProcessExitedException, spawn
+
+    from tubelet.runtime import distributed
+
+    resource_tracker.ensure_running()  # it would unblock the signals
+    # The children inherit the blocked signals: one that arrives while they start is delivered in `_run_rank`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        children = spawn(_run_rank, (program, devices, distributed.free_address()), nprocs=len(devices), join=False)
+        with _forwarding_signals(children.processes) as forwarded:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            # The first child that exits after a stop signal must not end those that are still saving.
+            while not children.join(timeout=1, grace_period=SAVE_SECONDS if forwarded else None):
+                pass
+    except ProcessExitedException as error:  # the child has printed why
+        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@contextmanager
+def _forwarding_signals(children: list[Any]) -> Iterator[list[int]]:
+    forwarded: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        forwarded.append(number)
+        for child in children:
+            if child.is_alive():
+                os.kill(child.pid, number)
+
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        yield forwarded
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run_rank(rank: int, program: Program, devices: list[str], address: str) -> None:
@@ -132,9 +187,9 @@ def _run_rank(rank: int, program: Program, devices: list[str], address: str) -> 
 
     from tubelet.runtime import distributed
 
+    os.setsid()  # signals to the parent's process group, such as Ctrl-C, arrive once: through the parent
     if devices[rank] == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
-    try:
+    with command_line.exit_on_error("stopped" if rank == 0 else ""):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         program.run(distributed.init(rank, len(devices), devices[rank], address))
-    except UserError as error:
-        sys.exit(f"error: {error}")

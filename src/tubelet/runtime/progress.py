@@ -1,11 +1,11 @@
-"""One progress bar for all long work."""
+"""Progress bars."""
 
 import sys
 from collections.abc import Iterable
 
 from tqdm import tqdm
 
-tqdm.monitor_interval = 0  # no thread of its own: jobs and data workers are forks of this process
+tqdm.monitor_interval = 0  # no monitor thread: jobs and data workers are forks of this process
 LOG_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_fmt}]{postfix}\n"
 
 
@@ -18,7 +18,16 @@ def progress(
     unit: str = "it",
     off: bool = False,
 ) -> tqdm:
-    """A tqdm bar with the time left; on a log file instead of a terminal it prints a line every 30 seconds."""
+    """Return a tqdm bar with the remaining time; where stderr is no terminal it prints a line every 30 seconds.
+
+    Args:
+        iterable: What to iterate over; None: call `update` for each item.
+        desc: Text before the bar.
+        total: Number of items, where `iterable` has no length.
+        initial: Items done before, e.g. in the run that is resumed.
+        unit: Name of one item.
+        off: Show nothing, e.g. on ranks other than 0.
+    """
     terminal = sys.stderr.isatty()
     return tqdm(
         iterable,

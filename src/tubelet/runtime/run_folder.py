@@ -1,62 +1,83 @@
 """The folder of a run: everything that it writes is in there, and nothing is written elsewhere."""
 
 import json
+import logging
 import math
-import os
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from tubelet.config import Config, ConfigError, dump
-from tubelet.data import NORMALIZATION
+from tubelet.config.resume import differences
+from tubelet.runtime.files import write_atomic
+
+logger = logging.getLogger(__name__)
 
 CODE = Path(__file__).resolve().parents[3]  # the checkout that runs, or its copy
 
 
+class MetricLogger(Protocol):
+    """Receives metrics besides `log.jsonl`, see `tubelet.training.loggers`."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the finite metrics of a step."""
+
+    def close(self) -> None:
+        """Write everything that is still buffered."""
+
+
 class RunFolder:
-    """`config.yaml` (resolved), `git.txt`, `log.jsonl`, tensorboard events, and `checkpoints/`.
+    """`config.yaml` (resolved), `git.txt`, `log.jsonl`, `checkpoints/`, and the files of `loggers`.
 
     Opening a folder again continues its log at `step`: lines of steps that will be taken again are dropped. Raises
-    ConfigError when the folder holds a run of another configuration, with the keys that differ; keys under one of
-    `free` (dotted prefixes) may differ.
+    ConfigError when the folder holds a run of another configuration, with the keys that differ; options with the marker
+    `RESUME_IGNORED` may differ. Add loggers that write into the folder to `loggers` afterwards, so that they never
+    touch the files of another run.
     """
 
-    def __init__(self, folder: str | Path, options: Config, *, step: int, free: tuple[str, ...] = ()):
+    def __init__(self, folder: str | Path, options: Config, *, step: int, loggers: Sequence[MetricLogger] = ()):
         self.path = Path(folder)
-        self.path.mkdir(parents=True, exist_ok=True)
-        check_same_configuration(self.path, options, free)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"folder: {folder} cannot be created ({error.strerror}); choose another one") from None
+        check_same_configuration(self.path, options)
         write_atomic(self.path / "config.yaml", dump(options))
         write_atomic(self.path / "git.txt", git_state())
         kept = [line for line in read_log(self.path) if line["step"] <= step]
         write_atomic(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self.loggers = list(loggers)
 
     def log(self, lines: list[dict[str, Any]]) -> None:
-        """Append one JSON line a step to `log.jsonl`, and the same numbers to tensorboard."""
+        """Append one JSON line for each step to `log.jsonl`, and give the same numbers to the loggers.
+
+        A logger that fails is removed with a warning, and the run continues: `log.jsonl` has all metrics.
+        """
         for line in lines:
             # JSON has no NaN; a number that is not finite is null.
             line = {name: value if math.isfinite(value) else None for name, value in line.items()}
             self._log.write(json.dumps(line) + "\n")
-            for name, value in line.items():
-                if name not in ("step", "last_step") and value is not None:
-                    self._tensorboard.add_scalar(name, value, line["step"])
+            metrics = {k: v for k, v in line.items() if k not in ("step", "last_step") and v is not None}
+            for metric_logger in list(self.loggers):
+                try:
+                    metric_logger.log(line["step"], metrics)
+                except Exception:
+                    logger.warning("%s failed and is not used any more", type(metric_logger).__name__, exc_info=True)
+                    self.loggers.remove(metric_logger)
         self._log.flush()
 
     def close(self) -> None:
         self._log.close()
-        self._tensorboard.close()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a kill leaves the old file or the new one, never half of it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+        for metric_logger in self.loggers:
+            try:
+                metric_logger.close()
+            except Exception:
+                logger.warning("%s could not be closed", type(metric_logger).__name__, exc_info=True)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -78,44 +99,25 @@ def git_state(code: Path = CODE) -> str:
     if shutil.which("git") is None:
         return "git is not installed here\n"
 
-    def say(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(code), *words], capture_output=True, text=True, errors="replace")
+    def git(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(code), *args], capture_output=True, text=True, errors="replace")
 
-    if say("rev-parse", "HEAD").returncode:
+    if git("rev-parse", "HEAD").returncode:
         return "not a git checkout\n"
-    return "\n".join(say(*words).stdout for words in (("rev-parse", "HEAD"), ("status", "--short"), ("diff", "HEAD")))
+    return "\n".join(git(*args).stdout for args in (("rev-parse", "HEAD"), ("status", "--short"), ("diff", "HEAD")))
 
 
-def check_same_configuration(path: Path, options: Config, free: tuple[str, ...]) -> None:
-    """Raises ConfigError, with the keys that differ, when the folder `path` holds a run of another configuration."""
+def check_same_configuration(path: Path, options: Config) -> None:
+    """Raise ConfigError, with the keys that differ, when the folder `path` holds a run of another configuration.
+
+    Options whose fields have the marker `RESUME_IGNORED` may differ.
+    """
     earlier = path / "config.yaml"
     if not earlier.is_file():
         return
-    old = dict(_leaves(yaml.safe_load(earlier.read_text(encoding="utf-8"))))
-    new = dict(_leaves(yaml.safe_load(dump(options))))
-    differing = [
-        f"  {key}: {old.get(key)!r} there, {new.get(key)!r} here"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(free) and not _filled_in(key, old.get(key), new.get(key))
-    ]
+    differing = differences(yaml.safe_load(earlier.read_text(encoding="utf-8")), options)
     if differing:
         raise ConfigError(
-            "\n".join([f"{path} holds a run of another configuration:", *differing])
+            "\n".join([f"{path} holds a run of another configuration:", *(f"  {line}" for line in differing)])
             + "\nChoose another folder=…, or remove that one; to start from its weights, use init_from=…"
         )
-
-
-def _filled_in(key: str, old: Any, new: Any) -> bool:
-    """Whether a job's folder has as open what the program takes from its pretraining's file, or the other way round."""
-    return key.rpartition(".")[2] in NORMALIZATION and None in (old, new)
-
-
-def _leaves(node: Any, prefix: str = "") -> Any:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}{key}.")
-    elif isinstance(node, list) and node and isinstance(node[0], dict):
-        for index, value in enumerate(node):
-            yield from _leaves(value, f"{prefix}{index}.")
-    else:
-        yield prefix[:-1], node

@@ -1,4 +1,4 @@
-"""Nobody waits for ever for a process that has died or hangs: the whole job ends, and says which one it was."""
+"""Aborts the job when a rank dies, fails or hangs, with a message that names the rank."""
 
 import json
 import os
@@ -15,58 +15,64 @@ import torch.distributed as dist
 from tubelet.runtime.distributed import World
 
 HEARTBEAT_SECONDS = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 MISSED = 3
-"""So many signs of life may be missing before a process counts as dead."""
+"""Number of missing heartbeats after which a rank counts as dead."""
 FINISHED = "finished"
-VERDICT = "error: the job ends, as "
-"""How the line begins that says which process it was, and what happened to it."""
-WAITS_FOR_OTHERS = ("torch/distributed/", "torch/autograd/")
-"""Where in torch the main thread stands while it waits for a collective, or for one in a backward pass."""
-_UNSEEN = {"host": "an unknown host", "beat": 0, "doing": "starting", "at": "", "failed": None}
+ABORTED = "error: job aborted: "
+"""Prefix of the message that names the rank and the reason."""
+COLLECTIVES = ("torch/distributed/", "torch/autograd/")
+"""Folders of the code that the main thread executes while it waits for a collective, also one in a backward pass."""
+_NO_HEARTBEAT = {"host": "an unknown host", "count": 0, "activity": "starting", "location": "", "failed": None}
 
 
 @dataclass
-class _Member:
-    """What the main process knows of a process: its last sign of life, and when it, its note and its failure came."""
+class _RankStatus:
+    """The last heartbeat of a rank, and when rank 0 saw it, its current activity and its failure first."""
 
-    sign: dict[str, Any]
-    at: float
-    doing_since: float
+    heartbeat: dict[str, Any]
+    heartbeat_at: float
+    activity_since: float
     failed_since: float | None = None
 
-    def see(self, sign: dict[str, Any], now: float) -> None:
-        if sign["beat"] != self.sign["beat"]:
-            self.at = now
-        if sign["doing"] != self.sign["doing"]:
-            self.doing_since = now
-        if sign["failed"] and self.failed_since is None:
+    def update(self, heartbeat: dict[str, Any], now: float) -> None:
+        if heartbeat["count"] != self.heartbeat["count"]:
+            self.heartbeat_at = now
+        if heartbeat["activity"] != self.heartbeat["activity"]:
+            self.activity_since = now
+        if heartbeat["failed"] and self.failed_since is None:
             self.failed_since = now
-        self.sign = sign
+        self.heartbeat = heartbeat
 
-    def waits_for_others(self) -> bool:
-        return any(folder in self.sign["at"] for folder in WAITS_FOR_OTHERS)
+    def in_collective(self) -> bool:
+        return any(folder in self.heartbeat["location"] for folder in COLLECTIVES)
 
 
 class Watchdog:
-    """In `with Watchdog(world, timeout) as watchdog:` every process calls `watchdog.note("what it does now")`.
+    """Monitors all ranks from rank 0; does nothing in a single process.
 
-    Each tells the main one every few seconds that it lives and what it noted last. When one is silent, fails, or notes
-    nothing new for `timeout` seconds, all processes print its rank, host, last note and place in the code, and end with
-    status 1.
-    In a single process it does nothing.
+    Each rank sends a heartbeat with its current activity to rank 0 every few seconds. When the heartbeats of a rank
+    stop, it fails, or its activity does not change for `timeout` seconds, all ranks print its rank, host, last activity
+    and location in the code, and exit with status 1.
+
+    Example:
+        >>> with Watchdog(world, timeout=600.0) as watchdog:
+        ...     for step, batch in enumerate(loader):
+        ...         watchdog.note(f"in step {step}")
+        ...         train_step(batch)
     """
 
     def __init__(self, world: World, timeout: float):
         self.world, self.timeout = world, timeout
         self.interval = min(HEARTBEAT_SECONDS, timeout / (2 * MISSED))
-        self._sign: dict[str, Any] = {**_UNSEEN, "host": socket.gethostname()}
-        self._members: dict[int, _Member] = {}
+        self._heartbeat: dict[str, Any] = {**_NO_HEARTBEAT, "host": socket.gethostname()}
+        self._ranks: dict[int, _RankStatus] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def note(self, doing: str) -> None:
-        self._sign["doing"] = doing
+    def note(self, activity: str) -> None:
+        """Set the current activity of this rank."""
+        self._heartbeat["activity"] = activity
 
     def __enter__(self) -> "Watchdog":
         if self.world.world_size > 1:
@@ -78,77 +84,86 @@ class Watchdog:
         if not self._thread.is_alive():
             return
         if isinstance(error, Exception):
-            # Told as Python would do it in the end, which this process may not come to.
+            # Print the traceback now: the process may be aborted before Python does.
             sys.excepthook(type(error), error, error.__traceback__)
-            # The others cannot go on without this one, or it fails because another has died: the verdict tells which.
+            # Wait to be aborted: the other ranks cannot continue, or this one failed because another has died.
             raised = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{raised.filename}:{raised.lineno} in {raised.name}"
-            self._sign["failed"] = [self._store.add("failures", 1), f"{type(error).__name__}: {error}", place]
+            location = f"{raised.filename}:{raised.lineno} in {raised.name}"
+            self._heartbeat["failed"] = [self._store.add("failures", 1), f"{type(error).__name__}: {error}", location]
             self._thread.join()
-        self._sign["doing"] = FINISHED
+        self._heartbeat["activity"] = FINISHED
         self._stop.set()
         self._thread.join()
 
     def _open_store(self) -> dist.TCPStore:
-        """A store of its own: the process group's may be busy with what has to be watched."""
+        """A separate store, as the process group's may block in the collectives that are monitored."""
         main = self.world.is_main
-        store = dist.TCPStore("0.0.0.0", 0, self.world.world_size, True, wait_for_workers=False) if main else None
-        host, port = self.world.broadcast_from_rank0(lambda: (socket.gethostname(), store.port))
-        return store or dist.TCPStore(host, port, self.world.world_size, False)
+        server = dist.TCPStore("0.0.0.0", 0, self.world.world_size, True, wait_for_workers=False) if main else None
+
+        def address() -> tuple[str, int]:
+            assert server is not None  # called on rank 0
+            return socket.gethostname(), server.port
+
+        host, port = self.world.broadcast_from_rank0(address)
+        return server or dist.TCPStore(host, port, self.world.world_size, False)
 
     def _watch(self) -> None:
-        """The thread: signs of life go out, and a verdict comes back. The main process's also judges."""
-        over = False
+        """In a thread: send heartbeats, and abort when rank 0 has found a failure."""
+        stopped = False
         while True:
-            self._sign |= {"beat": self._sign["beat"] + 1, "at": _place_of_main_thread()}
+            self._heartbeat |= {"count": self._heartbeat["count"] + 1, "location": _location_of_main_thread()}
             try:
-                self._store.set(f"sign/{self.world.rank}", json.dumps(self._sign))
-                if self.world.is_main and not over and (verdict := self._judge()):
-                    self._store.set("verdict", verdict)
-                if self._store.check(["verdict"]):
-                    self._end(self._store.get("verdict").decode())
+                self._store.set(f"heartbeat/{self.world.rank}", json.dumps(self._heartbeat))
+                if self.world.is_main and not stopped and (reason := self._find_failure()):
+                    self._store.set("abort", reason)
+                if self._store.check(["abort"]):
+                    self._abort(self._store.get("abort").decode())
             except RuntimeError as error:
-                if not over:
-                    self._end(f"rank 0, the main process, is gone ({str(error).splitlines()[0]})")
-            if over:
+                if not stopped:
+                    self._abort(f"no connection to rank 0 ({str(error).splitlines()[0]})")
+            if stopped:
                 return
-            over = self._stop.wait(self.interval)
+            stopped = self._stop.wait(self.interval)
 
-    def _judge(self) -> str | None:
-        """What has happened to whom, if anything."""
+    def _find_failure(self) -> str | None:
+        """The message for the rank that died, failed or hangs, if any."""
         now, silence = time.monotonic(), MISSED * self.interval
         for rank in range(self.world.world_size):
-            key = f"sign/{rank}"
-            sign = json.loads(self._store.get(key)) if self._store.check([key]) else _UNSEEN
-            self._members.setdefault(rank, _Member(sign, now, now)).see(sign, now)
-        running = {rank: m for rank, m in self._members.items() if m.sign["doing"] != FINISHED}
-        for rank, member in running.items():
-            if now - member.at > silence:
-                return _verdict(rank, member, f"has died (no sign of life for {now - member.at:.0f} s)")
-        # A failure may follow from another process's death, which shows only after some silence.
-        failed = {rank: m for rank, m in running.items() if m.failed_since and now - m.failed_since > silence}
+            key = f"heartbeat/{rank}"
+            heartbeat = json.loads(self._store.get(key)) if self._store.check([key]) else _NO_HEARTBEAT
+            self._ranks.setdefault(rank, _RankStatus(heartbeat, now, now)).update(heartbeat, now)
+        running = {rank: status for rank, status in self._ranks.items() if status.heartbeat["activity"] != FINISHED}
+        for rank, status in running.items():
+            if now - status.heartbeat_at > silence:
+                return _message(rank, status, f"died (no heartbeat for {now - status.heartbeat_at:.0f} s)")
+        # A failure may be the consequence of another rank's death, which is detected only after `silence`.
+        failed = {rank: s for rank, s in running.items() if s.failed_since and now - s.failed_since > silence}
         if failed:
-            rank = min(failed, key=lambda rank: failed[rank].sign["failed"])
-            return _verdict(rank, failed[rank], f"failed ({failed[rank].sign['failed'][1]})")
-        # The others wait for the one that hangs, and have begun to after it noted its last.
-        rank = min(running, key=lambda rank: (running[rank].waits_for_others(), running[rank].doing_since))
-        if (idle := now - running[rank].doing_since) > self.timeout:
-            return _verdict(rank, running[rank], f"hangs (nothing new for {idle:.0f} s)")
+            rank = min(failed, key=lambda rank: failed[rank].heartbeat["failed"])
+            return _message(rank, failed[rank], f"failed ({failed[rank].heartbeat['failed'][1]})")
+        if not running:
+            return None
+        # The other ranks wait for the one that hangs in a collective, and have changed their activity after it.
+        rank = min(running, key=lambda rank: (running[rank].in_collective(), running[rank].activity_since))
+        if (idle := now - running[rank].activity_since) > self.timeout:
+            return _message(rank, running[rank], f"hangs (no progress for {idle:.0f} s)")
         return None
 
-    def _end(self, verdict: str) -> None:
-        print(f"{VERDICT}{verdict}", file=sys.stderr, flush=True)
+    def _abort(self, reason: str) -> None:
+        print(f"{ABORTED}{reason}", file=sys.stderr, flush=True)
         if self.world.is_main:
-            time.sleep(2 * self.interval)  # the store lives here; the others want to read the verdict
+            time.sleep(2 * self.interval)  # this process hosts the store, from which the others read the reason
         os._exit(1)
 
 
-def _verdict(rank: int, member: _Member, what: str) -> str:
-    sign = member.sign
-    place = sign["failed"][2] if sign["failed"] else sign["at"]
-    return f"rank {rank} on {sign['host']} {what}; the last it noted: {sign['doing']}, at {place}"
+def _message(rank: int, status: _RankStatus, failure: str) -> str:
+    heartbeat = status.heartbeat
+    location = heartbeat["failed"][2] if heartbeat["failed"] else heartbeat["location"]
+    return f"rank {rank} on {heartbeat['host']} {failure}; last activity: {heartbeat['activity']}, at {location}"
 
 
-def _place_of_main_thread() -> str:
-    frame = sys._current_frames().get(threading.main_thread().ident)
+def _location_of_main_thread() -> str:
+    ident = threading.main_thread().ident
+    assert ident is not None  # it has been started
+    frame = sys._current_frames().get(ident)
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""

@@ -1,0 +1,61 @@
+"""Command lines of the form `python -m <module> --fname FILE [options] [key.path=value …]`."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from tubelet import config
+from tubelet.config import UserError
+from tubelet.config.reading import Schema
+
+
+def make_parser(
+    module: str, description: str | None, *, options: str = "", epilog: str | None = None, required: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with `--fname`, for `parse`.
+
+    Args:
+        module: What is run with `python -m`.
+        options: The other options as they appear in the usage line.
+        required: Whether `--fname` must be given.
+    """
+    usage = " ".join(["%(prog)s --fname FILE", *filter(None, [options]), "[key.path=value …]"])
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", usage=usage, description=description, epilog=epilog)
+    parser.add_argument("--fname", metavar="FILE", required=required, help="the YAML file with the configuration")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse `argv`, by default the program's arguments; `overrides` of the result are the `key.path=value` arguments.
+
+    Overrides may stand anywhere, also after an option that takes several values. The value of an option that takes
+    exactly one is never an override, even if it contains a "=".
+    """
+    takes_one = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
+    overrides: list[str] = []
+    rest: list[str] = []
+    for argument in sys.argv[1:] if argv is None else argv:
+        is_override = "=" in argument and not argument.startswith("-") and not takes_one.intersection(rest[-1:])
+        (overrides if is_override else rest).append(argument)
+    return argparse.Namespace(**vars(parser.parse_args(rest)), overrides=overrides)
+
+
+@contextlib.contextmanager
+def exit_on_error(stopped: str = "stopped") -> Iterator[None]:
+    """End the program with one line instead of a traceback: on a UserError (status 1) and on Ctrl-C (status 130)."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        if stopped:
+            print(stopped, file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def run(module: str, description: str | None, schema: type[Schema], main: Callable[[Schema], None]) -> None:
+    """Run `main` with the options that the command line's file and overrides give."""
+    arguments = parse(make_parser(module, description))
+    with exit_on_error("stopped; the same command continues"):
+        main(config.load(arguments.fname, arguments.overrides, schema))
