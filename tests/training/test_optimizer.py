@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tubelet.models import factories
+from tubelet.models import ENCODERS
 from tubelet.training.optimizer import adamw, layer_decay, set_hyperparameters
 
 
@@ -42,7 +42,7 @@ def test_undecayed_group_survives_a_state_dict():
 def test_rates_fall_from_block_to_block(name):
     """Against BEiT's listing: embedding 0, block i is i + 1, all after them depth + 1."""
     file, factory = name.split(".")
-    encoder = factories(file)[factory](img_size=32, num_frames=4, depth=3, embed_dim=24)
+    encoder = ENCODERS.find(factory, file)(img_size=32, num_frames=4, depth=3, embed_dim=24)
     head = nn.Linear(24, 5)
     optimizer = adamw([encoder, head], lr=1.0, weight_decay=0.1, lr_scales=layer_decay(encoder, 0.5))
     set_hyperparameters(optimizer, lr=2.0, weight_decay=0.3)

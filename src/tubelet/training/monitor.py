@@ -1,52 +1,254 @@
-"""A look at an encoder's features at intervals: is it collapsing, does it learn?"""
+"""Statistics of an encoder's features at intervals: does it collapse, does it learn?"""
 
-import warnings
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
-from tubelet.data import Batch, to_float
-from tubelet.training.feature_statistics import knn_accuracy, rank_me, spread
+from tubelet.data import Batch, evenly_spaced, to_float
+from tubelet.data.loader import SampleSource, make_eval_loader
+from tubelet.runtime.distributed import World
+from tubelet.training.feature_statistics import clip_statistics, summarize
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+MIN_CLIPS = 2
+MIN_RANK = 1.5
+MIN_STD_RATIO = 0.25
+"""`spread_across` below this fraction of its first value counts as collapse."""
 
 
 class FeatureMonitor:
-    """Rank, spread and nearest neighbours of an encoder's features of the same clips each time."""
+    """Measures features, always of the same clips.
 
-    def __init__(self, clips: Batch, batch_size: int, mean: tuple, std: tuple, device: torch.device):
-        self.clips, self.labels, self.batch_size = clips.clips, clips.labels, batch_size
-        self.mean, self.std, self.device = mean, std, device
+    The clips are read at the first `measure`, through the data loader's workers, and kept as uint8 in host memory:
+    256 clips of 16 × 224 × 224 take 617 MB, divided by the number of processes, as each reads and encodes only its
+    part. Reading them again each time would take longer than encoding them.
+
+    A failure is logged as a warning and never ends the run, and all processes agree on it. The one exception is an
+    error inside a sharded encoder: it leaves the other processes waiting in a collective, so it is raised.
+
+    Args:
+        make_dataset: Returns the data set, without augmentation, one clip a sample, unreadable videos excluded
+            (`on_error="exclude"`). Called at the first `measure`. Labels are the target `label`.
+        num_clips: Number of clips, evenly spaced over the data set; 0 turns the monitor off.
+        batch_size: Clips per forward pass of a process.
+        mean: Mean of each channel; see `to_float`.
+        std: Standard deviation of each channel.
+        world: The processes of the run.
+        dtype: Autocast type of the forward pass; float32 disables autocast.
+        num_workers: Worker processes that read the clips.
+        timeout: Seconds to wait for a worker; see `make_eval_loader`.
+    """
+
+    def __init__(
+        self,
+        make_dataset: Callable[[], SampleSource],
+        *,
+        num_clips: int,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        world: World,
+        dtype: torch.dtype = torch.float32,
+        num_workers: int = 0,
+        timeout: int = 0,
+    ):
+        self.make_dataset, self.num_clips, self.batch_size = make_dataset, num_clips, batch_size
+        self.mean, self.std, self.world, self.dtype = mean, std, world, dtype
+        self.num_workers, self.timeout = num_workers, timeout
+        self.enabled = num_clips > 0
+        self._clips: _Clips | None = None
+
+    def measure(self, encoder: nn.Module, note: Callable[[str], None] = lambda text: None) -> dict[str, float]:
+        """Return the statistics of `feature_statistics.summarize`; {} where the monitor is off or has failed.
+
+        Every process has to call it, and gets the same figures.
+
+        Args:
+            encoder: video [B, C, T, H, W] -> tokens [B, N, D].
+            note: Called with a description of the progress, as `Watchdog.note`.
+        """
+        if self.enabled and self._clips is None:
+            self._read(note)
+        clips = self._clips
+        if not self.enabled or clips is None:
+            return {}
+        sharded = any(isinstance(module, FSDPModule) for module in encoder.modules())
+        local = self._on_all_ranks(
+            "measuring the features", lambda: self._encode(encoder, clips, note), must_succeed=sharded
+        )
+        if local is None:
+            return {}
+        readable = clips.readable
+        table = self.world.sum(local).cpu()[readable]  # the only transfer from the device
+        figures = summarize(table[:, :-1], table[:, -1], clips.labels[readable])
+        if self.world.is_main and not math.isfinite(figures["spread_across"]):
+            logger.warning("the features are not finite: the weights have diverged, or %s overflows", self.dtype)
+        return figures
+
+    def _read(self, note: Callable[[str], None]) -> None:
+        """Read this process's clips, and exchange labels with the others; turns the monitor off where that fails."""
+        local = self._on_all_ranks("reading the clips to measure", lambda: self._read_local(note))
+        if local is None:
+            self.enabled = False
+            return
+        clips, positions, local_labels, total = local
+        labels, readable = torch.full((total,), -1), torch.zeros(total, dtype=torch.bool)
+        parts = self.world.all_gather_object((positions, local_labels, clips.shape[1:]))
+        for part_positions, part_labels, _ in parts:
+            labels[part_positions], readable[part_positions] = part_labels, True
+        if int(readable.sum()) < MIN_CLIPS:
+            self.enabled = False
+            if self.world.is_main:
+                logger.warning("the features are not measured: only %d of %d clips can be read", readable.sum(), total)
+            return
+        most = max(len(part_positions) for part_positions, _, _ in parts)
+        shape = next(shape for part_positions, _, shape in parts if len(part_positions))
+        batches = _equal_batches(clips.view(-1, *shape), most, min(self.batch_size, most))
+        self._clips = _Clips(batches, positions, labels, readable)
+
+    def _read_local(self, note: Callable[[str], None]) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return this process's readable clips [m, C, T, H, W], their positions and labels [m], and the total count."""
+        dataset = self.make_dataset()
+        indices = evenly_spaced(len(dataset), self.num_clips)
+        loader = make_eval_loader(
+            dataset,
+            indices=indices.tolist(),
+            batch_size=1,  # so that a few clips keep all workers busy
+            num_workers=min(self.num_workers, len(indices)),
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            timeout=self.timeout,
+        )
+        clips: list[Tensor] = []
+        indices_read: list[Tensor] = []
+        labels: list[Tensor] = []
+        for number, batch in enumerate(loader):
+            note(f"reading clip {number + 1} of those whose features are measured")
+            for file in batch.bad:
+                logger.warning("left out of the feature statistics: %s: %s", file.path, file.reason)
+            if len(batch):
+                clips.append(batch.clips.clone())  # shared memory, which workers fill, may be small
+                indices_read.append(batch.indices)
+                labels.append(_class_labels(batch))
+        if not clips:
+            none = torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.uint8), none, none, len(indices)
+        return torch.cat(clips), torch.searchsorted(indices, torch.cat(indices_read)), torch.cat(labels), len(indices)
 
     @torch.no_grad()
-    def look(self, encoder: nn.Module) -> dict[str, float]:
-        """Numbers for the log: `rank_centered`, `rank_uncentered`, `spread_within`, `spread_across`, and, where the
-        clips have labels of two or more classes, `knn` in percent."""
-        training = encoder.training
+    def _encode(self, encoder: nn.Module, clips: "_Clips", note: Callable[[str], None]) -> Tensor:
+        """fp32 [clips, D + 1]: mean token and variance of this process's clips, zeros for those of others."""
+        modes = {module: module.training for module in encoder.modules()}
         encoder.eval()
-        tokens = []
-        for clips in self.clips.split(self.batch_size):
-            tokens.append(encoder(to_float(clips.to(self.device), self.mean, self.std)).cpu())
-        encoder.train(training)
-        features = torch.cat(tokens)
-        pooled = features.mean(1)
-        within, across = spread(features)
-        numbers = {
-            "rank_centered": rank_me(pooled, center=True),
-            "rank_uncentered": rank_me(pooled, center=False),
-            "spread_within": within,
-            "spread_across": across,
-        }
-        labelled = self.labels >= 0
-        if len(self.labels[labelled].unique()) > 1:
-            numbers["knn"] = knn_accuracy(pooled[labelled], self.labels[labelled])
-        return numbers
+        statistics = []
+        try:
+            for number, batch in enumerate(clips.batches):
+                note(f"measuring features, batch {number + 1} of {len(clips.batches)}")
+                statistics.append(self._statistics(encoder, batch))
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        positions = clips.positions
+        local = torch.cat(statistics)[: len(positions)]
+        table = local.new_zeros(len(clips.labels), local.shape[1])
+        table[positions.to(local.device)] = local
+        return table
+
+    def _statistics(self, encoder: nn.Module, clips: Tensor) -> Tensor:
+        """fp32 [b, D + 1] of a batch. Its tokens are freed on return, before the next batch is encoded."""
+        device = self.world.device
+        video = to_float(clips.to(device), self.mean, self.std)
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            tokens = encoder(video)
+        mean, variance = clip_statistics(tokens)
+        return torch.cat([mean, variance[:, None]], dim=1)
+
+    def _on_all_ranks(self, what: str, function: Callable[[], Result], must_succeed: bool = False) -> Result | None:
+        """Call `function`; if it fails in any process, warn and return None in all.
+
+        Args:
+            what: Description for the warning.
+            function: Called in every process.
+            must_succeed: Raise the error instead.
+        """
+        result, failed = None, False
+        try:
+            result = function()
+        except Exception:
+            if must_succeed:
+                raise
+            failed = True
+            logger.warning("%s failed; training goes on", what, exc_info=True)
+        ranks = [rank for rank, rank_failed in enumerate(self.world.all_gather_object(failed)) if rank_failed]
+        if ranks and self.world.is_main and not failed:
+            logger.warning("%s failed on rank %s; training goes on", what, ", ".join(map(str, ranks)))
+        return None if ranks else result
 
 
-def warn_of_collapse(now: dict[str, float], at_start: dict[str, float]) -> None:
-    """Warn, and say what to do, when the clips' features are growing together."""
-    if now["rank_uncentered"] < 1.5 or now["spread_across"] < 0.25 * at_start["spread_across"]:
-        warnings.warn(
-            f"the features are collapsing: spread across clips {now['spread_across']:.3f} (at the start "
-            f"{at_start['spread_across']:.3f}), uncentred rank {now['rank_uncentered']:.1f}. Raise loss.std_coeff and "
-            "loss.cov_coeff (1 to 4), or lower optimization.lr, or start optimization.ema nearer to 1",
-            stacklevel=2,
-        )
+def _class_labels(batch: Batch) -> Tensor:
+    """int64 [B], the target `label`; -1 where the samples have no class."""
+    labels = batch.targets.get("label")
+    if isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.dim() == 1:
+        return labels
+    return torch.full((len(batch),), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clips:
+    """A process's part of the clips that are measured.
+
+    Attributes:
+        batches: uint8 [b, C, T, H, W] each, as from `_equal_batches`.
+        positions: int64 [m], positions of this process's clips among all n.
+        labels: int64 [n], and readable: bool [n], of all clips.
+    """
+
+    batches: Sequence[Tensor]
+    positions: Tensor
+    labels: Tensor
+    readable: Tensor
+
+
+def _equal_batches(clips: Tensor, count: int, size: int) -> list[Tensor]:
+    """Split `clips` into as many batches of `size` as `count` clips need, padded with black clips.
+
+    Thus all processes call a sharded encoder equally often, and a compiled encoder is compiled once.
+    """
+    batches = list(clips.split(size)) if len(clips) else []
+    black = clips.new_zeros(size, *clips.shape[1:])
+    if batches and len(batches[-1]) < size:
+        batches[-1] = torch.cat([batches[-1], black[len(batches[-1]) :]])
+    return batches + [black] * (-(-count // size) - len(batches))
+
+
+def collapse_warning(
+    now: Mapping[str, float], first: Mapping[str, float | None], remedies: Sequence[str] = ()
+) -> str | None:
+    """Return a warning if the features of different clips become the same vector, else None.
+
+    Args:
+        now: Result of `FeatureMonitor.measure`.
+        first: Result at the start of the run; None or NaN for unknown values.
+        remedies: Remedies of the objective, such as "raise objective.std_coeff".
+    """
+    if not now:
+        return None
+    reference = first.get("spread_across")
+    limit = 0.0 if reference is None else MIN_STD_RATIO * reference  # a comparison with NaN is false
+    if not (now["rank_uncentered"] < MIN_RANK or now["spread_across"] < limit):
+        return None
+    at_start = "unknown" if reference is None else f"{reference:.3f}"
+    return (
+        f"the features are collapsing: their standard deviation across clips is {now['spread_across']:.3f} of their "
+        f"RMS (at the start {at_start}), their uncentered rank {now['rank_uncentered']:.1f}. Remedies: "
+        + "; ".join([*remedies, "lower optimization.lr"])
+    )

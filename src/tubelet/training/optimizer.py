@@ -1,10 +1,12 @@
-"""AdamW with the decay groups of the field."""
+"""AdamW with the parameter groups usual in the field, layer-wise rates, and gradient clipping."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from tubelet.runtime.parallelize import full_tensor
 
 
 def adamw(
@@ -16,11 +18,17 @@ def adamw(
     eps: float = 1e-8,
     lr_scales: Mapping[nn.Parameter, float] = MappingProxyType({}),
 ) -> torch.optim.AdamW:
-    """AdamW over what is trained in `modules`; biases and vectors (norms' scales) are not decayed.
+    """Build AdamW for the trainable parameters of `modules`; biases and vectors (scales of norms) are not decayed.
 
-    lr_scales: share of the learning rate that a parameter learns at, where it is not 1; see `layer_decay`.
-    The fused kernel is asked for everywhere: it is the fastest, and it can skip an update with non-finite gradients
-    without reading anything back from the device.
+    The fused kernel is the fastest. It skips an update with non-finite gradients without reading from the device.
+
+    Args:
+        modules: Modules to train.
+        lr: Learning rate.
+        weight_decay: Weight decay of weight matrices; biases and vectors are not decayed.
+        betas: Coefficients of AdamW's running averages.
+        eps: Epsilon of AdamW.
+        lr_scales: Factors on the learning rate of single parameters, see `layer_decay`.
     """
     named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
     groups = []
@@ -28,23 +36,26 @@ def adamw(
         alike = [(name, p) for name, p in named if lr_scales.get(p, 1.0) == scale]
         decayed = [p for name, p in alike if p.ndim > 1 and not name.endswith("bias")]
         undecayed = [p for name, p in alike if p.ndim <= 1 or name.endswith("bias")]
-        own = {} if scale == 1.0 else {"lr_scale": scale}
+        extra = {} if scale == 1.0 else {"lr_scale": scale}
         groups += [
-            {"params": decayed, "weight_decay": weight_decay, **own},
-            {"params": undecayed, "weight_decay": 0.0, "undecayed": True, **own},
+            {"params": decayed, "weight_decay": weight_decay, **extra},
+            {"params": undecayed, "weight_decay": 0.0, "undecayed": True, **extra},
         ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def layer_decay(encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
-    """Shares of the learning rate that fall by `decay` from block to block, from the last one down (BEiT, Bao 2022).
+    """Return factors on the learning rate that decrease by `decay` from block to block, from the last one down.
 
-    Block i of L gets decay^(L - i), counted from 0, what comes before the blocks (embedding of patches, positions)
-    decay^(L + 1), what comes after them 1. Raises ValueError where the encoder has no `blocks`.
+    As in BEiT (Bao et al. 2022): block i of L, counted from 0, gets decay^(L - i), parameters before the blocks (patch
+    embedding, positions) decay^(L + 1), parameters after them 1.
+
+    Raises:
+        ValueError: The encoder has no `blocks`.
     """
     blocks = getattr(encoder, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise ValueError(f"{type(encoder).__name__} has no `blocks` one after another, whose rates could fall")
+        raise ValueError(f"{type(encoder).__name__} has no `blocks`: use a layer decay of 1")
     tops = [name.partition(".")[0] for name, _ in encoder.named_parameters()]
     before = set(tops[: tops.index("blocks")])
     scales = {}
@@ -58,7 +69,24 @@ def layer_decay(encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
-    """Give every group its learning rate, and the decayed ones their weight decay, for the coming step."""
+    """Set the learning rate of every parameter group, and the weight decay of those that are decayed."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
         group["weight_decay"] = 0.0 if group.get("undecayed") else weight_decay
+
+
+def clip_gradients(groups: Sequence[Sequence[nn.Parameter]], max_norm: float, *, separately: bool = False) -> Tensor:
+    """Clip gradients in place.
+
+    Args:
+        groups: Parameters, by the part of the model.
+        max_norm: Largest gradient norm.
+        separately: Whether it limits the norm of each group by itself, or that of all of them together.
+
+    Returns:
+        The norm of all gradients before clipping, on the device.
+    """
+    if not separately:
+        groups = [[parameter for group in groups for parameter in group]]
+    norms = [full_tensor(torch.nn.utils.clip_grad_norm_(group, max_norm)) for group in groups]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()

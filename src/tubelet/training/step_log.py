@@ -1,4 +1,4 @@
-"""One line a step, while the device is read once for many steps."""
+"""Metrics of each step, read from the device once for many steps."""
 
 import resource
 import socket
@@ -12,7 +12,11 @@ from tubelet.runtime.distributed import World
 
 
 class StepLog:
-    """Keeps the steps' scalars on the device until `flush` reads them all at once."""
+    """Keeps the metrics of the steps on the device until `flush` reads them all at once.
+
+    Args:
+        world: The processes of the run.
+    """
 
     def __init__(self, world: World):
         self.world = world
@@ -23,22 +27,33 @@ class StepLog:
         self._since = time.perf_counter()
 
     def add(self, numbers: dict[str, float], tensors: dict[str, Tensor]) -> None:
-        """Note a step: `numbers` that the host knows, and scalar `tensors` that may still be being computed."""
+        """Add the metrics of a step.
+
+        Args:
+            numbers: Metrics that are known on the host.
+            tensors: Scalars on the device, which may still be being computed.
+        """
         self._numbers.append(numbers)
         self._tensors.append(tensors)
 
     def amend(self, numbers: dict[str, float]) -> None:
-        """Add `numbers` to the line of the last noted step, or make a line of them before the first step."""
+        """Add `numbers` to the last step; before the first step they become a line of their own."""
         if self._numbers:
             self._numbers[-1] |= numbers
         else:
             self._before.append(numbers)
 
     def flush(self, clips_per_step: int) -> list[dict[str, float]]:
-        """The noted steps' lines: the tensors' means over all processes, the speed since the last flush, and memory.
+        """Return the metrics of each step since the last call. Waits for the device; all processes have to call it.
 
-        Of several processes also the mean and the longest time of a step and of waiting for data, and which waited it.
-        Waits for the device; every process has to call it.
+        Args:
+            clips_per_step: Clips of a step in all processes together.
+
+        Returns:
+            One dictionary for each step. Tensors are averaged over the processes. `step_seconds`, `clips_per_second`
+            and `memory_gb` (GiB) are those since the last call. With several processes there are also the mean and
+            the maximum over the processes of `step_seconds` and `data_seconds` (waiting for data), and the rank with
+            the longest wait.
         """
         if not self._tensors:
             return []
@@ -52,7 +67,7 @@ class StepLog:
             "memory_gb": peak_memory_gb(self.world.device),
         }
         if self.world.world_size > 1:
-            speed |= self._slowest(seconds)
+            speed |= self._over_processes(seconds)
         lines = self._before + [
             {**numbers, **dict(zip(names, row, strict=True)), **speed}
             for numbers, row in zip(self._numbers, rows, strict=True)
@@ -60,9 +75,9 @@ class StepLog:
         self._before, self._numbers, self._tensors, self._since = [], [], [], time.perf_counter()
         return lines
 
-    def _slowest(self, step_seconds: float) -> dict[str, float]:
-        waiting = statistics.mean(numbers["data_seconds"] for numbers in self._numbers)
-        steps, waits = zip(*self.world.all_gather_object((step_seconds, waiting)), strict=True)
+    def _over_processes(self, step_seconds: float) -> dict[str, float]:
+        data_seconds = statistics.mean(numbers["data_seconds"] for numbers in self._numbers)
+        steps, waits = zip(*self.world.all_gather_object((step_seconds, data_seconds)), strict=True)
         return {
             "step_seconds_mean": statistics.mean(steps),
             "step_seconds_slowest": max(steps),
@@ -73,7 +88,7 @@ class StepLog:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory in use so far, in GiB: on the device, or on a CPU of this process."""
+    """Return the peak memory so far in GiB: of the CUDA device, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

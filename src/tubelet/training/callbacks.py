@@ -1,0 +1,217 @@
+"""Callbacks of the trainer: log, progress bar, feature statistics, evaluation, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from tubelet.config import UserError
+from tubelet.data import Batch
+from tubelet.data.bad_files import BadFiles
+from tubelet.runtime.progress import progress
+from tubelet.runtime.run_folder import RunFolder, read_log
+from tubelet.training.loggers import make_loggers
+from tubelet.training.monitor import FeatureMonitor, collapse_warning
+
+if TYPE_CHECKING:
+    from tubelet.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, "float | Tensor"]
+
+
+class RunStopped(UserError):
+    """The run has to stop; raised by all processes at the same step. The message says what to do."""
+
+
+class Callback:
+    """Base class: every process calls every method, in the order in which the callbacks are listed."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Called before the first step of this start of the run."""
+
+    def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
+        """Called after each step; `trainer.step` counts it already."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Called at the end, also after an error."""
+
+
+def is_due(trainer: Trainer, every: int) -> bool:
+    """Whether an action that comes every `every` steps, and after the last one, comes now."""
+    return trainer.step % every == 0 or trainer.step == trainer.last_step
+
+
+class FeatureStatistics(Callback):
+    """Logs statistics of the features every `logging.monitor_every` steps, and warns of collapse.
+
+    Args:
+        monitor: Measures the features of the objective's first encoder.
+        remedies: What to change when the features collapse, for the warning.
+    """
+
+    def __init__(self, monitor: FeatureMonitor, remedies: Sequence[str] = ()):
+        self.monitor, self.remedies = monitor, remedies
+        self.first: dict[str, float] | None = None
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        logged = (line for line in read_log(trainer.folder) if line.get("spread_across") is not None)
+        self.first = next(logged, None)
+        if trainer.step == 0:
+            self._measure(trainer)
+
+    def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
+        if is_due(trainer, trainer.options.logging.monitor_every):
+            self._measure(trainer)
+
+    def _measure(self, trainer: Trainer) -> None:
+        encoders = list(trainer.objective.encoders().values())
+        if not encoders:
+            return
+        trainer.watchdog.note(f"computing feature statistics after step {trainer.step}")
+        statistics = self.monitor.measure(encoders[0], trainer.watchdog.note)
+        if not statistics or not trainer.world.is_main:
+            return
+        trainer.log.amend({"step": trainer.step, **statistics})
+        self.first = self.first or statistics
+        if warning := collapse_warning(statistics, self.first, self.remedies):
+            logger.warning(warning)
+
+
+class Evaluation(Callback):
+    """Logs one number of the model every `logging.monitor_every` steps.
+
+    Args:
+        name: Key in the log.
+        measure: Computes the number; all processes call it.
+        at_last_step: Whether it is computed after the last step, too.
+    """
+
+    def __init__(self, name: str, measure: Callable[[], float], at_last_step: bool = True):
+        self.name, self.measure, self.at_last_step = name, measure, at_last_step
+
+    def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
+        last = trainer.step == trainer.last_step
+        if trainer.step % trainer.options.logging.monitor_every == 0 or (last and self.at_last_step):
+            trainer.watchdog.note(f"computing {self.name} after step {trainer.step}")
+            trainer.log.amend({self.name: self.measure()})
+
+
+class BadFileCheck(Callback):
+    """Records unreadable videos, and stops the run when there are too many; see `BadFiles`."""
+
+    def __init__(self, bad_files: BadFiles):
+        self.bad_files = bad_files
+
+    def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
+        self.bad_files.record(batch)
+        if is_due(trainer, trainer.options.logging.log_every):
+            self.bad_files.sync()
+
+
+class MetricLogging(Callback):
+    """Writes the run folder's log and moves the progress bar; stops a run whose updates are not finite."""
+
+    def __init__(self, trainer: Trainer):
+        options = trainer.options
+        world = trainer.world
+        self.run: RunFolder | None = None
+        if world.is_main:
+            self.run = RunFolder(trainer.folder, options, step=trainer.step)
+            names, config = options.logging.loggers, options.model_dump(mode="json")
+            self.run.loggers += make_loggers(names, trainer.folder, config, trainer.step)
+        self.skipped: deque[bool] = deque(maxlen=100)
+        self.clips_per_step = 0
+        self.bar = progress(
+            desc=trainer.folder.name,
+            total=trainer.last_step,
+            initial=trainer.step,
+            unit="step",
+            off=not world.is_main,
+        )
+
+    def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
+        self.clips_per_step = batch.num_clips * trainer.world.world_size
+        self.bar.update()
+        if is_due(trainer, trainer.options.logging.log_every):
+            self.flush(trainer)
+        if sum(self.skipped) >= trainer.options.logging.max_nonfinite:
+            raise RunStopped(
+                f"{sum(self.skipped)} of the last {len(self.skipped)} updates were skipped because the loss or its "
+                "gradients were not finite. Lower optimization.lr, set optimization.clip_grad, or use "
+                "meta.dtype=bfloat16 or float32. The weights of the last finite update are in "
+                f"{trainer.checkpoints}"
+            )
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        self.bar.close()
+        if self.run is not None:
+            self.run.close()
+
+    def flush(self, trainer: Trainer) -> None:
+        """Read the metrics of the steps since the last call from the device and write them."""
+        lines = trainer.log.flush(self.clips_per_step)
+        updates = [line for line in lines if "loss" in line]
+        self.skipped.extend(not math.isfinite(line["loss"] + line["grad_norm"]) for line in updates)
+        if self.run is None or not updates:
+            return
+        self.run.log(lines)
+        last = updates[-1]
+        shown = {"loss": f"{last['loss']:.4f}", "clips/s": f"{last['clips_per_second']:.0f}"}
+        if "slowest_rank" in last:
+            rank = int(last["slowest_rank"])
+            shown["data"] = f"{last['data_seconds_mean']:.2f} s"
+            shown["slowest"] = f"{last['data_seconds_slowest']:.2f} s, rank {rank} on {trainer.log.hosts[rank]}"
+        self.bar.set_postfix(shown)
+
+
+class Checkpointing(Callback):
+    """Saves every so many steps or minutes, after the last step, and before a stop signal ends the program."""
+
+    def __init__(self, trainer: Trainer, logging: MetricLogging):
+        self.logging = logging
+        self.saved_step, self.saved_at = trainer.step, time.monotonic()
+
+    def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
+        options = trainer.options.logging
+        minutes = (time.monotonic() - self.saved_at) / 60
+        stop_signal = self._agree(trainer, int(trainer.signals.signal or minutes >= options.checkpoint_every_minutes))
+        if stop_signal or is_due(trainer, options.checkpoint_every_steps or trainer.last_step):
+            self.save(trainer)
+        if stop_signal > 1:
+            trainer.writer.finish()
+            if trainer.world.is_main:
+                logger.warning(
+                    "%s: stopped after step %d of %d, saved in %s. The same command continues.",
+                    signal.Signals(stop_signal).name, trainer.step, trainer.last_step, trainer.checkpoints,
+                )  # fmt: skip
+            sys.exit(128 + stop_signal)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        trainer.writer.close()
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the log, and start to write a checkpoint of the current state."""
+        self.logging.flush(trainer)
+        if self.saved_step != trainer.step:
+            trainer.watchdog.note(f"saving step {trainer.step}")
+            trainer.writer.start(trainer.step, trainer.state)
+        self.saved_step, self.saved_at = trainer.step, time.monotonic()
+
+    def _agree(self, trainer: Trainer, request: int) -> int:
+        """Return the largest request of all processes: 0 nothing, 1 save, else the number of a stop signal.
+
+        Processes ask each other only at steps at which they wait for the device anyway.
+        """
+        if trainer.world.world_size == 1:
+            return request
+        return trainer.world.max(request) if is_due(trainer, trainer.options.logging.log_every) else 0

@@ -1,0 +1,59 @@
+"""Options that all programs that train have in common."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from tubelet.config import RESUME_IGNORED, Config
+from tubelet.runtime.parallelize import DistributedConfig
+from tubelet.training.schedules import OptimizationConfig
+
+
+class MetaConfig(Config):
+    """YAML section `meta`."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the initial weights, the order of samples, the augmentation and the masks."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of autocast; float16 losses are scaled."""
+    compile: bool = False
+    """Compile the parts of the objective with torch.compile."""
+    load_checkpoint: Annotated[bool, RESUME_IGNORED] = True
+    """Continue the run in the folder; false: refuse a folder that holds a run."""
+
+
+class LoggingConfig(Config):
+    """YAML section `logging`."""
+
+    log_every: int = Field(10, ge=1)
+    """Steps between two reads from the device; the log has a line for each step all the same."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    """Where metrics go besides log.jsonl."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    checkpoint_every_minutes: float = Field(10, gt=0)
+    keep_checkpoints: int = Field(3, ge=1)
+    """Number of checkpoints that are kept, the newest ones."""
+    monitor_every: int = Field(500, ge=1)
+    """Steps between two evaluations on the monitored clips: statistics of the features in pretraining, accuracy in
+    supervised training, error in frame prediction."""
+    monitor_clips: int = Field(256, ge=0)
+    """Number of monitored clips; 0 for none."""
+    max_nonfinite: int = Field(20, ge=1)
+    """The run stops when this many of the last 100 updates were skipped because loss or gradients were not finite."""
+
+
+class TrainingOptions(Config):
+    """Options of a program that trains."""
+
+    app: str
+    folder: Annotated[str, RESUME_IGNORED]
+    """Run folder: configuration, log, checkpoints and results."""
+    optimization: OptimizationConfig
+    distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
+    meta: MetaConfig = MetaConfig()
+    logging: Annotated[LoggingConfig, RESUME_IGNORED] = LoggingConfig()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.meta.dtype)
