@@ -2,14 +2,16 @@
 
 from typing import Literal
 
+from pydantic import Field
+
+from tubelet.data import DataFormat
 from tubelet.probing.options import ProbeDataConfig, ProbeOptions
-from tubelet.probing.run import FREE as FREE
 from tubelet.probing.run import run
 from tubelet.runtime.distributed import World
 
 
 class DataConfig(ProbeDataConfig):
-    dataset_type: str = "image_dataset"
+    format: DataFormat = Field({"name": "image_dataset"}, validate_default=True)
 
 
 class Options(ProbeOptions):
@@ -18,5 +20,5 @@ class Options(ProbeOptions):
 
 
 def main(options: Options, world: World) -> None:
-    """Writes `results.json`, `predictions.csv`, `confusion.png` and `probe.pt` into `options.folder`."""
+    """Writes `results.json`, `predictions.csv`, `confusion.png` and `probe.safetensors` into `options.folder`."""
     run(options, world)

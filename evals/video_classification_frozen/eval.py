@@ -3,7 +3,6 @@
 from typing import Literal
 
 from tubelet.probing.options import ProbeOptions
-from tubelet.probing.run import FREE as FREE
 from tubelet.probing.run import run
 from tubelet.runtime.distributed import World
 
@@ -13,5 +12,5 @@ class Options(ProbeOptions):
 
 
 def main(options: Options, world: World) -> None:
-    """Writes `results.json`, `predictions.csv`, `confusion.png` and `probe.pt` into `options.folder`."""
+    """Writes `results.json`, `predictions.csv`, `confusion.png` and `probe.safetensors` into `options.folder`."""
     run(options, world)

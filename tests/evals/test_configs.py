@@ -25,4 +25,4 @@ def test_the_published_settings():
         clips[name] = (data.frames_per_clip, data.num_segments, data.num_views_per_segment)
     assert clips == {"vitl16_k400": (16, 8, 3), "vitl16_ssv2": (16, 2, 3)}
     heads = config.load("configs/evals/vjepa2_vitl16_256_ssv2.yaml", [], program.Options)
-    assert (len(heads.optimization.grid()), heads.classifier.num_probe_blocks) == (20, 4)
+    assert (len(heads.optimization.grid()), heads.head.num_probe_blocks) == (20, 4)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from tubelet.probing import baselines as floors
+from tubelet.probing import baselines
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     """Ten frames of 32 × 48: the left half is dark, then jumps to bright after frame 4; the right half stays green."""
-    path = tmp_path_factory.mktemp("floors") / "jump.mp4"
+    path = tmp_path_factory.mktemp("videos") / "jump.mp4"
     frames = np.zeros((10, 32, 48, 3), np.uint8)
     frames[:, :, 24:, 1] = 200
     frames[5:, :, :24] = 150
@@ -24,23 +24,23 @@ def video(tmp_path_factory):
 
 
 def test_frame_is_the_middle_one_in_cells(video):
-    frame = floors.describe(video, 4, True, "decord")["frame"].reshape(3, 16, 16)
+    frame = baselines.describe(video, 4, True, "decord")["frame"].reshape(3, 16, 16)
     np.testing.assert_allclose(frame[:, :, :7], 150, atol=6)
     np.testing.assert_allclose(frame[1, :, 9:], 200, atol=6)
     np.testing.assert_allclose(frame[0, :, 9:], 0, atol=6)
 
 
 def test_differences_are_where_and_when_something_changes(video):
-    each = floors.describe(video, 10, False, "decord")["difference"].reshape(9, 8, 8)
+    each = baselines.describe(video, 10, False, "decord")["difference"].reshape(9, 8, 8)
     expected = np.zeros((9, 8, 8))
     expected[4, :, :4] = 150
     np.testing.assert_allclose(each, expected, atol=4)
-    mean = floors.describe(video, 10, True, "decord")["difference"].reshape(8, 8)
+    mean = baselines.describe(video, 10, True, "decord")["difference"].reshape(8, 8)
     np.testing.assert_allclose(mean, each.mean(0), rtol=1e-5)
 
 
 def test_metadata_are_size_and_length(video):
-    assert floors.describe(video, 2, True, "decord")["metadata"].tolist() == [48, 32, 1.5, 10, 2]
+    assert baselines.describe(video, 2, True, "decord")["metadata"].tolist() == [48, 32, 1.5, 10, 2]
 
 
 def test_logistic_regression_is_that_of_scikit_learn():
@@ -50,7 +50,7 @@ def test_logistic_regression_is_that_of_scikit_learn():
     standard = (features - features.mean(0)) / features.std(0, ddof=1)
     penalty = 0.05
     theirs = LogisticRegression(C=1 / (penalty * 120), tol=1e-10, max_iter=10_000).fit(standard, labels)
-    ours = floors.logistic_regression(torch.from_numpy(features), torch.from_numpy(labels), 3, penalty)
+    ours = baselines.logistic_regression(torch.from_numpy(features), torch.from_numpy(labels), 3, penalty)
     np.testing.assert_array_equal(ours(torch.from_numpy(features)).numpy(), theirs.predict(standard))
 
 
@@ -60,5 +60,5 @@ def test_accuracy_is_high_where_the_label_shows_and_chance_where_it_does_not():
     noise = torch.randn(400, 20, generator=generator)
     shown = noise + 4 * torch.nn.functional.one_hot(labels, 20)
     half = slice(0, 200), slice(200, 400)
-    assert floors.accuracy(shown[half[0]], labels[half[0]], shown[half[1]], labels[half[1]], 4) > 90
-    assert 12 < floors.accuracy(noise[half[0]], labels[half[0]], noise[half[1]], labels[half[1]], 4) < 40
+    assert baselines.accuracy(shown[half[0]], labels[half[0]], shown[half[1]], labels[half[1]], 4) > 90
+    assert 12 < baselines.accuracy(noise[half[0]], labels[half[0]], noise[half[1]], labels[half[1]], 4) < 40

@@ -1,3 +1,6 @@
+import os
+
+import pytest
 import torch
 
 from tubelet.probing.cache import FeatureCache
@@ -16,8 +19,23 @@ def test_tokens_come_back_in_any_order_from_several_files(tmp_path):
     reopened = FeatureCache(tmp_path / "cache", "encoder and clips")
     assert all(path in reopened for path in paths)
     order = [3, 0, 4, 0]
-    assert torch.equal(reopened.read([paths[i] for i in order], lambda x: x), tokens[order])
-    assert torch.equal(reopened.read([paths[1]], lambda x: x.mean(3)), tokens[[1]].mean(3))
+    stored = reopened.open([paths[i] for i in order])
+    assert torch.equal(stored.load(), tokens[order])
+    assert torch.equal(stored[torch.tensor([2, 0, 1])], tokens[[4, 3, 0]])
+    assert (len(stored), stored.nbytes) == (4, 4 * 3 * 4 * 4)
+    assert torch.equal(reopened.open([paths[1]]).load(lambda x: x.mean(3)), tokens[[1]].mean(3))
+
+
+def test_bfloat16_tokens_are_read_alike_from_disk_and_from_memory(tmp_path):
+    paths = [str(tmp_path / f"{i}.mp4") for i in range(6)]
+    tokens = torch.randn(6, 2, 1, 5, 4).bfloat16()
+    cache = FeatureCache(tmp_path / "cache", "key")
+    cache.add(paths[:4], tokens[:4])
+    cache.add(paths[4:], tokens[4:])
+    stored = cache.open(paths)
+    rows = torch.tensor([5, 1, 1, 4])
+    assert torch.equal(stored[rows], stored.load()[rows])
+    assert stored[rows].dtype == torch.bfloat16
 
 
 def test_another_key_or_a_changed_video_is_not_found(tmp_path):
@@ -28,3 +46,17 @@ def test_another_key_or_a_changed_video_is_not_found(tmp_path):
     assert str(video) not in FeatureCache(tmp_path / "cache", "another")
     video.write_bytes(b"longer")
     assert str(video) not in FeatureCache(tmp_path / "cache", "one")
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    video = os.path.join(os.fsencode(tmp_path), b"caf\xe9.mp4")
+    try:
+        with open(video, "wb") as file:
+            file.write(b"x")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    path = os.fsdecode(video)
+    FeatureCache(tmp_path / "cache", "key").add([path], torch.ones(1, 1, 1, 3, 4))
+    reopened = FeatureCache(tmp_path / "cache", "key")
+    assert path in reopened
+    assert torch.equal(reopened.open([path]).load(), torch.ones(1, 1, 1, 3, 4))

@@ -31,7 +31,7 @@ def test_held_out_parts_are_about_equal_in_size_and_classes():
     assert parts == split.stratified_parts(LABELS, 5, seed=0) != split.stratified_parts(LABELS, 5, seed=1)
 
 
-@pytest.mark.parametrize(("label", "said"), [(3, "has label 3"), (-1, "has no label")])
-def test_a_label_that_is_no_class_is_named(label, said):
-    with pytest.raises(ConfigError, match=f"data.dataset_val: b.mp4 {said}.*labels are 0 to 2"):
+@pytest.mark.parametrize(("label", "problem"), [(3, "has label 3"), (-1, "has no label")])
+def test_a_label_that_is_no_class_is_named(label, problem):
+    with pytest.raises(ConfigError, match=f"data.dataset_val: b.mp4 {problem}.*labels are 0 to 2"):
         split.check_labels([0, label], ["a.mp4", "b.mp4"], 3, "data.dataset_val")

@@ -1,1 +1,1 @@
-"""Read-outs of frozen encoders: attentive and linear heads, and floors without a network."""
+"""Read-outs of frozen encoders: attentive and linear heads, and non-learned baselines."""

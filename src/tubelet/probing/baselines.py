@@ -1,10 +1,10 @@
-"""Floors: what can be told of a label without a network, from one frame, from differences of frames, or from the file.
+"""Non-learned baselines: what one frame, differences of frames, or the file's size and length tell about the label.
 
-An encoder that is not above them has shown nothing.
+An encoder whose features are not better than these has shown nothing.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,48 +21,66 @@ FOLDS = 3
 
 
 def describe(path: str, num_frames: int, average: bool, decoder: str) -> dict[str, np.ndarray]:
-    """What the floors see of a video, 1-D vectors.
+    """Compute the inputs of the baselines for a video.
 
-    `frame`: colours of the middle frame in 16 × 16 cells. `difference`: absolute grey differences between consecutive
-    ones of `num_frames` frames, evenly over the video, in 8 × 8 cells; their mean over time if `average`, else each.
-    `metadata`: width, height, their ratio, number of frames, seconds. Raises VideoError when the file cannot be read.
+    Args:
+        path: The file.
+        num_frames: Frames, evenly spaced over the video, between which differences are taken.
+        average: Average the differences over time.
+        decoder: As in `data.decoder`.
+
+    Returns:
+        1-D arrays. `frame`: colors of the middle frame in 16 × 16 cells. `difference`: absolute differences of the
+        gray values of consecutive frames in 8 × 8 cells, of each pair or their mean. `metadata`: width, height, their
+        ratio, number of frames, seconds.
+
+    Raises:
+        VideoError: The file cannot be read.
     """
     video = open_video(path, decoder)
-    places = np.linspace(0, video.num_frames - 1, num_frames).round().astype(np.int64)
+    positions = np.linspace(0, video.num_frames - 1, num_frames).round().astype(np.int64)
     middle = np.array([video.num_frames // 2])
-    read = read_frames(video, np.union1d(places, middle), path)
-    frames = read[np.searchsorted(np.union1d(places, middle), places)]
-    frame = read[np.searchsorted(np.union1d(places, middle), middle)[0]]
+    needed = np.union1d(positions, middle)
+    decoded = read_frames(video, needed, path)
+    frames = decoded[np.searchsorted(needed, positions)]
+    frame = decoded[np.searchsorted(needed, middle)[0]]
     differences = np.abs(np.diff(frames.astype(np.float32).mean(-1), axis=0))
-    cells = _cells(differences[:, None], DIFFERENCE_CELLS)
+    cells = _average_cells(differences[:, None], DIFFERENCE_CELLS)
     height, width = frame.shape[:2]
-    numbers = (width, height, width / height, video.num_frames, video.num_frames / video.fps)
+    metadata = (width, height, width / height, video.num_frames, video.num_frames / video.fps)
     return {
-        "frame": _cells(frame.transpose(2, 0, 1)[None], FRAME_CELLS).reshape(-1),
+        "frame": _average_cells(frame.transpose(2, 0, 1)[None], FRAME_CELLS).reshape(-1),
         "difference": (cells.mean(0) if average else cells).reshape(-1),
-        "metadata": np.array(numbers, dtype=np.float32),
+        "metadata": np.array(metadata, dtype=np.float32),
     }
 
 
 def accuracy(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor, num_classes: int) -> float:
-    """Percent right on `val` [n, D] of a logistic regression on `train` [m, D]; cross-validation sets its penalty."""
+    """Accuracy in percent of a logistic regression.
+
+    Args:
+        train: [m, D] features to fit to, with labels [m]. Cross-validation on them selects the penalty.
+        val: [n, D] features to evaluate on, with labels [n].
+    """
     parts = torch.tensor(stratified_parts(train_labels.tolist(), FOLDS, seed=0))
-    right = dict.fromkeys(PENALTIES, 0)
+    correct = dict.fromkeys(PENALTIES, 0)
     for penalty, fold in itertools.product(PENALTIES, range(FOLDS)):
-        inside = parts == fold
-        if not inside.any() or inside.all():
+        held_out = parts == fold
+        if not held_out.any() or held_out.all():
             continue
-        predict = logistic_regression(train[~inside], train_labels[~inside], num_classes, penalty)
-        right[penalty] += int((predict(train[inside]) == train_labels[inside]).sum())
-    best = max(PENALTIES, key=lambda penalty: (right[penalty], penalty))
+        predict = logistic_regression(train[~held_out], train_labels[~held_out], num_classes, penalty)
+        correct[penalty] += int((predict(train[held_out]) == train_labels[held_out]).sum())
+    best = max(PENALTIES, key=lambda penalty: (correct[penalty], penalty))
     predict = logistic_regression(train, train_labels, num_classes, best)
     return 100 * float((predict(val) == val_labels).float().mean())
 
 
-def logistic_regression(features: Tensor, labels: Tensor, num_classes: int, penalty: float):
-    """A function from features [n, D] to classes [n].
+def logistic_regression(
+    features: Tensor, labels: Tensor, num_classes: int, penalty: float
+) -> Callable[[Tensor], Tensor]:
+    """Fit a logistic regression; returns a function from features [n, D] to classes [n].
 
-    Minimises mean cross-entropy + penalty / 2 · |W|² of the standardised features by L-BFGS, in float64.
+    Minimizes mean cross-entropy + penalty / 2 · |W|² of the standardized features by L-BFGS, in float64.
     """
     features = features.double()
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
@@ -82,11 +100,11 @@ def logistic_regression(features: Tensor, labels: Tensor, num_classes: int, pena
     return lambda features: (((features.double() - mean) / std) @ weight + bias).argmax(1)
 
 
-def stacked(described: Sequence[dict[str, np.ndarray]], floor: str) -> Tensor:
-    """[n, D] of one floor's vectors."""
-    return torch.from_numpy(np.stack([each[floor] for each in described]))
+def stack(described: Sequence[dict[str, np.ndarray]], kind: str) -> Tensor:
+    """[n, D]: the inputs of one baseline for n videos, as from `describe`."""
+    return torch.from_numpy(np.stack([arrays[kind] for arrays in described]))
 
 
-def _cells(frames: np.ndarray, cells: int) -> np.ndarray:
-    """Means [n, C, cells, cells] over the cells of a grid laid on frames [n, C, H, W]."""
+def _average_cells(frames: np.ndarray, cells: int) -> np.ndarray:
+    """[n, C, cells, cells]: means over the cells of a regular grid, of frames [n, C, H, W]."""
     return F.adaptive_avg_pool2d(torch.from_numpy(frames.astype(np.float32)), cells).numpy()

@@ -1,6 +1,6 @@
-"""Labelled videos of one list, and batches of their clips by sample number."""
+"""Labelled videos of one list, and batches of their clips by sample index."""
 
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,13 +15,15 @@ from tubelet.probing.options import LabelledDataConfig
 from tubelet.probing.split import check_labels
 from tubelet.runtime.distributed import World
 
+logger = logging.getLogger(__name__)
+
 
 def train_and_val(
     data: LabelledDataConfig, augmentation: AugConfig | None, *, resolution: int, seed: int, world: World
 ) -> tuple["LabelledClips", "LabelledClips"]:
     """The samples of `data.dataset_train`, augmented, and those of `data.dataset_val`.
 
-    Raises ConfigError where either cannot be used, their classes differ, or no validation video can be read.
+    Raises ConfigError where one of them cannot be used, their classes differ, or no validation video can be read.
     """
     train = LabelledClips(data, "dataset_train", resolution=resolution, augmentation=augmentation, seed=seed)
     val = LabelledClips(data, "dataset_val", resolution=resolution, views=data.num_views_per_segment)
@@ -31,22 +33,35 @@ def train_and_val(
             "both need the same, even if some are empty"
         )
     if world.is_main and (both := set(train.paths) & set(val.paths)):
-        warnings.warn(
-            f"{len(both)} videos are in data.dataset_train and in data.dataset_val, e.g. {min(both)}: "
-            "the accuracy on them says nothing about new videos",
-            stacklevel=2,
+        logger.warning(
+            "%d videos are in data.dataset_train and in data.dataset_val, e.g. %s: the accuracy on them says nothing "
+            "about new videos",
+            len(both),
+            min(both),
         )
-    if data.on_bad_video == "exclude":  # else the first bad one is an error itself
+    if data.on_bad_video == "exclude":  # otherwise the first unreadable one is an error itself
         world.broadcast_from_rank0(val.check_any_readable)
     return train, val
 
 
 class LabelledClips:
-    """The samples of `data.dataset_train` or `data.dataset_val` (`key`), with their `paths`, `labels` and,
-    where folders name them, `classes`.
+    """The samples of a list of labelled videos.
 
-    Without `augmentation` a sample is always the same: clips from the middle of their segments, `views` crops each.
-    Raises ConfigError when the list cannot be used or a label is no class.
+    Args:
+        data: Section `data` of the configuration.
+        key: `dataset_train` or `dataset_val`.
+        resolution: Height and width of the clips.
+        augmentation: Augmentation of the clips; None for the middle clip of each segment, always the same.
+        views: Spatial crops of a clip, without augmentation.
+        seed: Seed of the augmentation.
+
+    Attributes:
+        paths, labels: Of each sample.
+        classes: Names of the classes, where folders name them.
+        description: Everything that the clips depend on except the files.
+
+    Raises:
+        ConfigError: The list cannot be used, or a label is not in 0 .. num_classes - 1.
     """
 
     def __init__(
@@ -70,18 +85,19 @@ class LabelledClips:
             "clip_duration": data.clip_duration,
             "random_clip_sampling": augmentation is not None,
             "allow_clip_overlap": True,
+            "format": data.format,
             "decoder": data.decoder,
             "cache": data.cache,
             "crop_size": resolution,
-            # Whether the clip can be cut into patches has been asked of the encoder itself.
+            # Whether patches divide the clip is checked with the encoder.
             "patch_size": 1,
             "tubelet_size": 1,
         }
-        self.how = f"{data.dataset_type} {raw | {'datasets': None, 'cache': None}} views {views}"
+        self.description = f"{data.format} {raw | {'datasets': None, 'cache': None}} views {views}"
         transform = (
             EvalTransform(resolution, views) if augmentation is None else TrainTransform(augmentation, resolution)
         )
-        self._dataset = find("data", data.dataset_type).Dataset(
+        self._dataset = find("data", data.format.name).Dataset(
             check(raw, DataConfig, self.source), transform, seed=seed, on_error=data.on_bad_video
         )
         self.paths: list[str] = self._dataset.paths
@@ -93,27 +109,28 @@ class LabelledClips:
         return len(self.paths)
 
     def check_any_readable(self) -> None:
-        """Raises ConfigError where not one of the videos can be read; looks no further than the first that can."""
+        """Raises ConfigError where none of the videos can be read; stops at the first that can."""
         if not any(len(batch) for batch in self.batches(torch.arange(len(self)).split(1))):
-            raise ConfigError(f"{self.source}: not one of the {len(self)} videos can be read")
+            raise ConfigError(f"{self.source}: none of the {len(self)} videos can be read")
 
     def batches(self, batches: Sequence[Tensor], epoch: int = 0) -> Iterator[Batch]:
-        """The clips of each tensor of sample numbers; those of unreadable files that are excluded are missing."""
-        yield from self.steps(lambda number: (epoch, batches[number]), range(len(batches)))
+        """The clips of each batch of sample indices, without those of unreadable files that are excluded."""
+        yield from self.steps(lambda step: (epoch, batches[step]), range(len(batches)))
 
     def steps(self, samples_of: Callable[[int], tuple[int, Tensor]], steps: range) -> Iterator[Batch]:
-        """The clips of each of `steps`; `samples_of(step)` says its epoch and sample numbers."""
+        """The clips of each of `steps`; `samples_of(step)` returns its epoch and sample indices."""
         workers = min(self._data.num_workers, len(steps))
         source = _Batches(self._dataset, samples_of)
         yield from Loader(source, steps, workers, pin_memory=False, timeout=self._data.worker_timeout)
 
 
 class _Batches:
-    """A map from the number of a step to its batch, so that a worker makes whole batches."""
+    """A map from step to batch, so that a worker makes complete batches."""
 
     def __init__(self, dataset, samples_of: Callable[[int], tuple[int, Tensor]]):
         self.dataset, self.samples_of = dataset, samples_of
 
     def __getitem__(self, step: int) -> Batch:
         epoch, indices = self.samples_of(step)
-        return collate([self.dataset[Draw(step, epoch, i, slot)] for slot, i in enumerate(indices.tolist())], step)
+        samples = [self.dataset[Draw(step, epoch, index, position)] for position, index in enumerate(indices.tolist())]
+        return collate(samples, step)

@@ -2,49 +2,80 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from tubelet import hub
-from tubelet.config import Config, ConfigError, check
+from tubelet.config import Config, ConfigError
 from tubelet.data import AugConfig, to_float
-from tubelet.models import ModelConfig, build_encoder
-from tubelet.probing.options import RANDOM, PretrainConfig, ProbeOptions
+from tubelet.grid import ClipShape
+from tubelet.models import build_encoder, drop_lacking_defaults
+from tubelet.models.interfaces import Encoder
+from tubelet.probing.options import RANDOM, LabelledDataConfig, PretrainConfig, ProbeOptions
+from tubelet.runtime import checkpoint
 from tubelet.runtime.seeds import seed_for
 
-Labelled = TypeVar("Labelled", bound=Config)
+
+class _LabelledOptions(Protocol):
+    @property
+    def data(self) -> LabelledDataConfig: ...
+
+    @property
+    def data_aug(self) -> AugConfig | None: ...
+
+    @property
+    def pretrain(self) -> PretrainConfig | None: ...
+
+    def model_copy(self: "Labelled", *, update: Mapping[str, Any] | None = None) -> "Labelled": ...
+
+
+Labelled = TypeVar("Labelled", bound=_LabelledOptions)
 
 
 def with_normalization(options: Labelled) -> Labelled:
-    """The options of a probe or of supervised training with every colour's mean and standard deviation filled in.
+    """The options of a probe or of supervised training, with the mean and standard deviation of the colors filled in.
 
-    What `data` leaves open is the pretraining's own where its file says it, else ImageNet's; `data_aug` gets the same.
+    Values that `data` leaves open are those of the pretraining where its file says them, otherwise ImageNet's.
+    `data_aug` gets the same.
     """
     values = options.data.normalization()
     if None in values.values():
-        read = options.pretrain is not None and not _is_drawn_from_yaml(options.pretrain)
-        own = AugConfig().model_dump() | (hub.read(_path(options.pretrain)).normalization() if read else {})
-        values = {name: own[name] if value is None else value for name, value in values.items()}
-    changed = {"data": options.data.model_copy(update=values)}
+        defaults = AugConfig().model_dump()
+        if options.pretrain is not None and not _needs_no_file(options.pretrain):
+            defaults |= hub.read(_path(options.pretrain)).normalization()
+        values = {name: defaults[name] if value is None else value for name, value in values.items()}
+    changed: dict[str, Config] = {"data": options.data.model_copy(update=values)}
     if options.data_aug is not None:
         changed["data_aug"] = options.data_aug.model_copy(update=values)
     return options.model_copy(update=changed)
 
 
 class FrozenEncoder:
-    """uint8 clips to tokens, without gradients, dropout or augmentation of weights.
+    """uint8 clips to tokens, without gradients and dropout.
 
-    options: as they come from `with_normalization`.
+    Args:
+        options: Result of `with_normalization`.
+        device: Device of the encoder.
+
+    Attributes:
+        module: The encoder.
+        dtype: Type of the tokens.
+        mean, std: Of the colors.
+        fingerprint: See `fingerprint`.
     """
 
     def __init__(self, options: ProbeOptions, device: torch.device):
         self.device = device
         self.dtype = torch.bfloat16 if options.optimization.use_bfloat16 else torch.float32
-        self.mean, self.std = options.data.normalize_mean, options.data.normalize_std
+        mean, std = options.data.normalize_mean, options.data.normalize_std
+        assert mean is not None
+        assert std is not None
+        self.mean, self.std = mean, std
         frames, side = options.data.frames_per_clip, options.optimization.resolution
         self.module = load(options.pretrain, frames, side).to(device).eval().requires_grad_(False)
         self.fingerprint = fingerprint(self.module)
@@ -58,66 +89,66 @@ class FrozenEncoder:
         return rearrange(tokens.to(self.dtype), "(B n) N D -> B n N D", B=len(clips))
 
 
-def load(pretrain: PretrainConfig, frames: int, side: int) -> nn.Module:
-    """The encoder that `pretrain` names, on the CPU; ConfigError where it is missing or does not fit the clips."""
+def load(pretrain: PretrainConfig, frames: int, side: int) -> Encoder:
+    """Load the encoder of `pretrain` on the CPU. Raises ConfigError where it is missing or does not fit the clips."""
     try:
         if pretrain.checkpoint == RANDOM:
             encoder = random_encoder(pretrain, side, frames)
         else:
-            encoder = hub.load_encoder(_path(pretrain), pretrain.checkpoint_key, **_given(pretrain))
+            encoder = hub.load_encoder(_path(pretrain), pretrain.checkpoint_key, **_arguments(pretrain))
     except ValueError as error:
-        raise _misfit("", frames, side, error) from None
+        raise _size_error("", frames, side, error) from None
     check_clip_size(encoder, frames, side)
     return encoder
 
 
-def check_clip_size(encoder: nn.Module, frames: int, side: int, task: str = "") -> None:
-    """Raises ConfigError where clips of the sizes of `data` and `optimization` (of `task`) cannot be encoded."""
+def check_clip_size(encoder: Encoder, frames: int, side: int, task: str = "") -> None:
+    """Raises ConfigError where the encoder cannot encode clips of `frames` × `side` × `side`, the sizes of `task`."""
     try:
         encoder.grid_size(frames, side, side)
     except ValueError as error:
-        raise _misfit(f"tasks.{task}: " if task else "", frames, side, error) from None
+        raise _size_error(f"tasks.{task}: " if task else "", frames, side, error) from None
 
 
-def _misfit(at: str, frames: int, side: int, error: ValueError) -> ConfigError:
+def _size_error(at: str, frames: int, side: int, error: ValueError) -> ConfigError:
     return ConfigError(f"{at}data.frames_per_clip {frames}, optimization.resolution {side}: {error}")
 
 
-def random_encoder(pretrain: PretrainConfig, resolution: int, frames: int) -> nn.Module:
-    """An encoder of the architecture in `pretrain`, else of the run in its folder, whose weights are only drawn.
+def random_encoder(pretrain: PretrainConfig, resolution: int, frames: int) -> Encoder:
+    """Build an encoder with random weights.
 
-    Built for clips of `resolution` and `frames` where neither says for which.
+    Its architecture is that of `pretrain.encoder` or of the run in `pretrain.folder`. Where neither says the size of
+    the clips, it is built for `resolution` and `frames`.
     """
-    given = _given(pretrain)
-    if pretrain.init_std is not None:
-        given["init_std"] = pretrain.init_std
+    arguments = _arguments(pretrain)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(pretrain.init_seed, "random encoder"))
-        if not _is_drawn_from_yaml(pretrain):
-            return hub.read(_path(pretrain)).build_encoder(given)
-        sizes = {"img_size": resolution, "num_frames": frames, "patch_size": 16, "tubelet_size": 2}
-        sizes = {name: given.pop(name, size) for name, size in sizes.items()}
-        return build_encoder(check(given, ModelConfig, "pretrain"), crop_size=sizes.pop("img_size"), **sizes)
+        if not _needs_no_file(pretrain):
+            return hub.read(_path(pretrain)).build_encoder(arguments)
+        sizes = {"img_size": resolution, "num_frames": frames, "patch_size": 16, "tubelet_size": 2, **arguments}
+        clip = ClipShape(sizes["num_frames"], sizes["img_size"], sizes["patch_size"], sizes["tubelet_size"])
+        return build_encoder(drop_lacking_defaults(pretrain.encoder), clip)
 
 
-def _is_drawn_from_yaml(pretrain: PretrainConfig) -> bool:
-    """Whether the YAML itself says the architecture of a random encoder, so that no file is read."""
-    return pretrain.checkpoint == RANDOM and pretrain.model_name is not None
+def _needs_no_file(pretrain: PretrainConfig) -> bool:
+    """Whether the YAML gives the architecture of a random encoder, so that no file is read."""
+    return pretrain.checkpoint == RANDOM and "name" in pretrain.encoder
 
 
 def _path(pretrain: PretrainConfig) -> Path:
+    assert pretrain.folder is not None  # see `_needs_no_file`
     path = Path(pretrain.folder)
     if not path.exists():
         raise ConfigError(f"pretrain.folder: {path} does not exist; give the folder of a pretraining run or of weights")
     if pretrain.checkpoint not in (None, RANDOM):
         path = path / pretrain.checkpoint
-    if not path.exists():
+    if not path.exists() and not checkpoint.is_latest(path):
         raise ConfigError(f"pretrain.checkpoint: {path} does not exist; leave it out for the newest of a run")
     return path
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of class, weights and, of each encoder in it, the options: they shape the output without being weights."""
+    """Hash of everything that determines the output of a module: class, weights, and the options of its encoders."""
     digest = hashlib.sha256(repr(module).encode())
     for part in module.modules():
         if hasattr(part, "built_from"):
@@ -128,10 +159,9 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _given(pretrain: PretrainConfig) -> dict[str, Any]:
-    """The architecture as far as the YAML says it, in the names of `hub.load_encoder`."""
+def _arguments(pretrain: PretrainConfig) -> dict[str, Any]:
+    """The arguments of `hub.load_encoder` that the YAML gives."""
     names = {"resolution": "img_size", "frames_per_clip": "num_frames"}
-    names |= {name: name for name in ("encoder", "model_name", "encoder_args", "patch_size", "tubelet_size")}
-    names |= {name: name for name in ("uniform_power", "use_rope", "rope_pairing", "use_silu", "wide_silu")}
-    names |= {"use_activation_checkpointing": "use_activation_checkpointing"}
-    return {theirs: value for ours, theirs in names.items() if (value := getattr(pretrain, ours)) is not None}
+    names |= {name: name for name in ("patch_size", "tubelet_size")}
+    arguments = {argument: value for name, argument in names.items() if (value := getattr(pretrain, name)) is not None}
+    return {**arguments, "encoder": pretrain.encoder}

@@ -1,7 +1,9 @@
-"""Tokens of labelled videos under a frozen encoder: computed anew for each batch, or once and kept on disk."""
+"""Tokens of labelled videos under a frozen encoder: computed for each batch, or extracted once and stored on disk."""
 
 import dataclasses
+import logging
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,39 +12,56 @@ from einops import rearrange
 from torch import Tensor
 
 from tubelet.config import ConfigError
-from tubelet.probing.cache import FeatureCache
+from tubelet.probing.cache import FeatureCache, StoredTokens
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder
+from tubelet.probing.memory import available_bytes
 from tubelet.runtime.progress import progress
 from tubelet.runtime.watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
+
 SHARD_BYTES = 2**28
-"""Features in one file of the cache, about; what a kill during extraction can lose."""
+"""Approximate size of a file of the cache, which is also what an interrupted extraction can lose."""
 IGNORED = -100
 """The label that cross-entropy leaves out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """This process's part of a batch: tokens [B, segments, views, N, D] and labels [B] on the encoder's device, and the
-    samples' indices [B]; `of_all` counts the samples of all processes.
+    """This process's part of a batch.
 
-    A process without a part has no indices, and zeros with the label IGNORED: it trains heads in step with the others.
+    A process whose part is empty has no indices, and zeros with the label IGNORED: it trains the heads in step with
+    the others.
+
+    Attributes:
+        tokens: [B, segments, views, N, D] on the encoder's device.
+        labels: int64 [B] on the encoder's device.
+        indices: int64 [B], the samples' indices.
+        num_global: Number of samples over all processes.
     """
 
     tokens: Tensor
     labels: Tensor
     indices: Tensor
-    of_all: int = 0
+    num_global: int = 0
 
     def __len__(self) -> int:
         return len(self.indices)
 
 
 class Features:
-    """The tokens of `clips` under `encoder`; every process has its share of them.
+    """The tokens of `clips` under `encoder`; each process has its part of them.
 
-    excluded: path -> reason, of the files that could not be read so far, by any process.
+    Args:
+        clips: Labelled videos.
+        encoder: Frozen encoder.
+        watchdog: Receives notes on the progress.
+        segments: Clips of a video, one from each of as many equal parts of it.
+        only_mean: Keep only the mean token of each clip (N = 1).
+
+    Attributes:
+        excluded: Path -> reason, of the files that no process could read so far.
     """
 
     def __init__(
@@ -54,76 +73,103 @@ class Features:
         segments: int,
         only_mean: bool = False,
     ):
-        """only_mean: keep only the mean token of each clip (N = 1), which is all that a linear head reads."""
         self.clips, self.encoder, self.watchdog, self.world = clips, encoder, watchdog, watchdog.world
         self.excluded: dict[str, str] = {}
         self._segments, self._only_mean = segments, only_mean
         self._labels = torch.tensor(clips.labels)
-        self._kept: Tensor | None = None
-        self._rows = torch.full((len(clips),), -1)
+        self._stored: Tensor | StoredTokens | None = None
+        self._rows = torch.full((len(clips),), -1)  # of each sample in `_stored`
 
-    def keep(self, indices: Tensor, folder: Path, batch_size: int) -> None:
-        """Hold this process's share of the samples `indices` in memory, from the cache in `folder`.
+    def extract(self, indices: Tensor, folder: Path, batch_size: int, memory_fraction: float) -> None:
+        """Take this process's part of the samples `indices` from the cache in `folder` from now on.
 
-        What the cache lacks is computed first. A sample belongs to one process, so that together they hold it once.
+        Missing features are computed first. Each sample belongs to one process. Features that fit are held in memory,
+        others are read from disk for each batch; the results are the same.
+
+        Args:
+            indices: int64 [n].
+            folder: Folder of the cache.
+            batch_size: Videos of a forward pass of the encoder.
+            memory_fraction: Fraction of the available host memory that all processes of a host may fill.
         """
-        own = indices[self.world.rank :: self.world.world_size]
         encoder = self.encoder
-        how = f"{encoder.fingerprint} {encoder.dtype} {encoder.mean} {encoder.std} {self.clips.how}"
-        cache = FeatureCache(folder, how)
-        self._complete(cache, [i for i in own.tolist() if self.clips.paths[i] not in cache], batch_size)
+        key = f"{encoder.fingerprint} {encoder.dtype} {encoder.mean} {encoder.std} {self.clips.description}"
+        cache = FeatureCache(folder, key)
+        part = indices[self.world.rank :: self.world.world_size]
+        self._compute_missing(cache, [i for i in part.tolist() if self.clips.paths[i] not in cache], batch_size)
         if not self.readable(indices).any():
-            raise ConfigError(f"{self.clips.source}: not one of the {len(indices)} videos can be read: {self.excluded}")
-        readable = own[self.readable(own)]
+            raise ConfigError(f"{self.clips.source}: none of the {len(indices)} videos can be read: {self.excluded}")
+        readable = part[self.readable(part)]
+        # Measured before any process of the host fills memory.
+        hosts = self.world.all_gather_object(socket.gethostname())
+        budget = int(memory_fraction * available_bytes() / hosts.count(hosts[self.world.rank]))
+        self.world.all_gather_object(None)
         paths = [self.clips.paths[i] for i in readable.tolist()]
-        self._kept = cache.read(paths, self._reduced) if paths else torch.empty(0)
+        self._stored = self._open(cache, paths, budget) if paths else torch.empty(0)
         self._rows[readable] = torch.arange(len(readable))
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Which of the samples `indices` have not been excluded so far."""
+        """Which of the samples `indices` have not been excluded so far, bool [n]."""
         return torch.tensor([self.clips.paths[i] not in self.excluded for i in indices.tolist()], dtype=torch.bool)
 
     def batches(self, batches: Sequence[Tensor], epoch: int = 0) -> Iterator[TokenBatch]:
-        """This process's part of each tensor of sample numbers; excluded samples are missing from theirs."""
-        if self._kept is None:
-            # The encoder is nearly all of the work, so it gets equal parts.
-            own = [indices.tensor_split(self.world.world_size)[self.world.rank] for indices in batches]
-            for batch in self._encoded(own, epoch):
-                yield dataclasses.replace(batch, tokens=self._reduced(batch.tokens))
+        """This process's part of each batch of sample indices, without the excluded samples."""
+        stored = self._stored
+        if stored is None:
+            # The encoder is most of the work, so each process gets an equal part.
+            parts = [indices.tensor_split(self.world.world_size)[self.world.rank] for indices in batches]
+            for batch in self._encoded(parts, epoch):
+                yield dataclasses.replace(batch, tokens=self._reduce(batch.tokens))
         else:
-            own = [indices[self._rows[indices] >= 0] for indices in batches]
-            yield from self._in_step((self._remembered(indices) for indices in own), len(own))
+            parts = [indices[self._rows[indices] >= 0] for indices in batches]
+            yield from self._in_step((self._read(stored, indices) for indices in parts), len(parts))
 
     def mean_and_std(self, batches: Sequence[Tensor], attend_across_segments: bool) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [D] of what a linear head reads: mean tokens of videos, or of single clips."""
-        over = (1, 2, 3) if attend_across_segments else 3
-        own = [(batch.indices, batch.tokens.float().mean(over).cpu()) for batch in self.batches(batches) if len(batch)]
-        indices, means = zip(*(part for parts in self.world.all_gather_object(own) for part in parts), strict=True)
-        # In one order, whatever the number of processes: sums of floats depend on it.
-        every = torch.cat(means)[torch.cat(indices).argsort()].flatten(0, -2)
-        return every.mean(0), every.std(0)
+        """Mean and standard deviation [D] of the mean tokens of videos, or of single clips."""
+        dims = (1, 2, 3) if attend_across_segments else 3
+        part = [(batch.indices, batch.tokens.float().mean(dims).cpu()) for batch in self.batches(batches) if len(batch)]
+        parts = self.world.all_gather_object(part)
+        indices, batch_means = zip(*(batch for part in parts for batch in part), strict=True)
+        # Sorted, as the sum of floats depends on their order: the same for any number of processes.
+        means = torch.cat(batch_means)[torch.cat(indices).argsort()].flatten(0, -2)
+        return means.mean(0), means.std(0)
+
+    def _open(self, cache: FeatureCache, paths: list[str], budget: int) -> Tensor | StoredTokens:
+        stored = cache.open(paths)
+        if self._only_mean or stored.nbytes <= budget:  # mean tokens are N times smaller
+            return stored.load(self._reduce)
+        logger.warning(
+            "%s: %.1f GiB of features do not fit into %.1f GiB of memory (data.feature_memory); they are read from %s "
+            "for each batch",
+            self.clips.source,
+            stored.nbytes / 2**30,
+            budget / 2**30,
+            cache.folder,
+        )
+        return stored
 
     def _in_step(self, batches: Iterator[TokenBatch], count: int) -> Iterator[TokenBatch]:
-        """Each batch when all processes have their part of it, with `of_all`.
+        """Yield each batch, with its `num_global`, when all processes have their part of it.
 
-        None gets far ahead of the others, which would then have to wait longer than a process group does.
+        So no process gets ahead of the others by more than a batch: those would wait in a collective until it times
+        out.
         """
-        told = dict(self.excluded)
+        known = dict(self.excluded)
         for number in range(count):
             self.watchdog.note(f"batch {number + 1} of {count} of {self.clips.source}")
             batch = next(batches)
-            new = {path: reason for path, reason in self.excluded.items() if path not in told}
+            new = {path: reason for path, reason in self.excluded.items() if path not in known}
             sizes, excluded = zip(*self.world.all_gather_object((len(batch), new)), strict=True)
-            for theirs in excluded:
-                self.excluded |= theirs
-            told |= self.excluded
-            yield dataclasses.replace(batch, of_all=sum(sizes))
+            for part in excluded:
+                self.excluded |= part
+            known |= self.excluded
+            yield dataclasses.replace(batch, num_global=sum(sizes))
 
-    def _remembered(self, indices: Tensor) -> TokenBatch:
+    def _read(self, stored: Tensor | StoredTokens, indices: Tensor) -> TokenBatch:
         if len(indices) == 0:
-            return self._no_part()
+            return self._empty()
         device = self.encoder.device
-        return TokenBatch(self._kept[self._rows[indices]].to(device), self._labels[indices].to(device), indices)
+        return TokenBatch(stored[self._rows[indices]].to(device), self._labels[indices].to(device), indices)
 
     def _encoded(self, batches: Sequence[Tensor], epoch: int) -> Iterator[TokenBatch]:
         return self._in_step(self._encode(batches, epoch), len(batches))
@@ -132,44 +178,40 @@ class Features:
         for batch in self.clips.batches(batches, epoch):
             self.excluded |= {bad.path: bad.reason for bad in batch.bad}
             if len(batch) == 0:
-                yield self._no_part()
+                yield self._empty()
                 continue
             clips = rearrange(batch.clips, "(B n) C T H W -> B n C T H W", B=len(batch))
             tokens = rearrange(self.encoder(clips), "B (s v) N D -> B s v N D", s=self._segments)
             yield TokenBatch(tokens, batch.labels.to(tokens.device), batch.indices)
 
-    def _no_part(self) -> TokenBatch:
-        device, width = self.encoder.device, self.encoder.module.embed_dim
-        tokens = torch.zeros(1, self._segments, 1, 1, width, dtype=self.encoder.dtype, device=device)
+    def _empty(self) -> TokenBatch:
+        device, embed_dim = self.encoder.device, self.encoder.module.embed_dim
+        tokens = torch.zeros(1, self._segments, 1, 1, embed_dim, dtype=self.encoder.dtype, device=device)
         return TokenBatch(tokens, torch.tensor([IGNORED], device=device), torch.empty(0, dtype=torch.int64))
 
-    def _reduced(self, tokens: Tensor) -> Tensor:
+    def _reduce(self, tokens: Tensor) -> Tensor:
         return tokens.float().mean(3, keepdim=True) if self._only_mean else tokens
 
-    def _complete(self, cache: FeatureCache, missing: list[int], batch_size: int) -> None:
-        """Compute the samples `missing` from this process's share of the cache; processes without any keep in step."""
+    def _compute_missing(self, cache: FeatureCache, missing: list[int], batch_size: int) -> None:
+        """Compute the features of the samples `missing` of this process; all processes keep in step."""
         lengths = self.world.all_gather_object(len(missing))
         total, rounds = sum(lengths), -(-max(lengths) // batch_size)
-        nothing = torch.empty(0, dtype=torch.int64)
-        parts = [
-            torch.tensor(missing[i : i + batch_size], dtype=torch.int64) for i in range(0, len(missing), batch_size)
-        ]
-        parts += [nothing] * (rounds - len(parts))
+        batches = [torch.tensor(missing[i * batch_size : (i + 1) * batch_size]).long() for i in range(rounds)]
         bar = progress(desc="features", total=total, unit="video", off=total == 0 or not self.world.is_main)
-        waiting: list[TokenBatch] = []
-        left = total
-        for batch in self._encoded(parts, epoch=0):
+        pending: list[TokenBatch] = []
+        remaining = total
+        for batch in self._encoded(batches, epoch=0):
             if len(batch):
-                if not waiting:
-                    _check_disk_space(cache.folder, batch.tokens[0].nbytes * left)
-                waiting.append(batch)
-            if sum(b.tokens.nbytes for b in waiting) > SHARD_BYTES:
-                self._write(cache, waiting)
-                waiting = []
-            left -= batch.of_all
-            bar.update(batch.of_all)
-        if waiting:
-            self._write(cache, waiting)
+                if not pending:
+                    _check_disk_space(cache.folder, batch.tokens[0].nbytes * remaining)
+                pending.append(batch)
+            if sum(b.tokens.nbytes for b in pending) > SHARD_BYTES:
+                self._write(cache, pending)
+                pending = []
+            remaining -= batch.num_global
+            bar.update(batch.num_global)
+        if pending:
+            self._write(cache, pending)
         bar.close()
 
     def _write(self, cache: FeatureCache, batches: list[TokenBatch]) -> None:
@@ -177,11 +219,11 @@ class Features:
         cache.add(paths, torch.cat([batch.tokens.cpu() for batch in batches]))
 
 
-def _check_disk_space(folder: Path, needed: int) -> None:
+def _check_disk_space(folder: Path, num_bytes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if num_bytes > free:
         raise ConfigError(
-            f"data.cache_features: the features take {needed / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} left; "
-            "name a folder on another disk, or set cache_features: false"
+            f"data.cache_features: the features take {num_bytes / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} "
+            "left; name a folder on another disk, or set cache_features: false"
         )

@@ -1,14 +1,13 @@
-"""Options of a probe: the YAML of `evals/*_classification_frozen`, with V-JEPA's names where they mean the same."""
+"""Options of a probe, the YAML of `evals/*_classification_frozen`. Keys that V-JEPA has, too, have its names."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from tubelet.config import Config, Triple, merge
-from tubelet.config.registry import name_of
-from tubelet.data import NORMALIZATION, AugConfig, Decoder
-from tubelet.layers.positions import RopePairing
-from tubelet.models import check_returns_tokens
+from tubelet.config import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, Triple, merge
+from tubelet.data import NORMALIZATION, AugConfig, DataFormat, Decoder
+from tubelet.models import ENCODERS, check_returns_tokens, drop_lacking_defaults
+from tubelet.probing.heads import HeadOptions
 from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
@@ -21,33 +20,34 @@ class LabelledDataConfig(Config):
     """YAML section `data`: labelled videos (or images) for training and validation."""
 
     dataset_train: str
-    """A list (`path label` a line) or, for `image_dataset`, a folder with one subfolder a class."""
+    """List with a line `path label` for each video; for `image_dataset`, a folder with a subfolder for each class."""
     dataset_val: str
-    dataset_type: name_of("data", "Dataset") = "VideoDataset"
+    format: DataFormat = Field({}, validate_default=True)
     num_classes: int = Field(ge=2)
     frames_per_clip: int = Field(16, ge=1)
     num_segments: int = Field(1, ge=1)
-    """Clips of a video, one from each of as many equal parts of it."""
+    """Number of clips of a video, one from each of as many equal parts of it."""
     num_views_per_segment: int = Field(1, ge=1)
-    """Spatial crops of a clip in validation; training sees one."""
+    """Spatial crops of a clip in validation; training uses one."""
     frame_step: int | None = Field(None, ge=1)
-    """Take every n-th frame of the file; or give `fps` (frames of the clip a second), or `clip_duration` (seconds).
-    Every 4th where none is given."""
+    """Take every n-th frame of the file. Alternatives: `fps` (frames of the clip per second) and `clip_duration`
+    (seconds). The default is every 4th frame."""
     fps: float | None = Field(None, gt=0)
     clip_duration: float | None = Field(None, gt=0)
     decoder: Decoder = "pyav"
     labels_per_class: int | None = Field(None, ge=1)
-    """Train on that many videos of each class, drawn from `meta.seed`; by default on all."""
+    """Train on this number of videos of each class, drawn with `meta.seed`; by default on all."""
     on_bad_video: Literal["raise", "exclude"] = "raise"
-    """A file that cannot be read: an error, or an exclusion that results.json reports."""
-    num_workers: int = Field(2, ge=0)
-    worker_timeout: int = Field(300, ge=0)
-    """Seconds without a batch from a worker before the video it is stuck at counts as unreadable; 0: wait for ever."""
-    cache: str | None = None
-    """Folder for decoded videos, shared by workers and runs; for small sets of short videos."""
-    normalize_mean: Triple | None = None
-    normalize_std: Triple | None = None
-    """Of the colours in 0..1. By default the pretraining's own where its file says them, else ImageNet's."""
+    """Whether a file that cannot be read is an error, or excluded and listed in results.json."""
+    num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
+    worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
+    """Seconds without a batch from a worker before the video that it is reading counts as unreadable; 0: no limit."""
+    cache: Annotated[str | None, RESUME_IGNORED] = None
+    """Folder for decoded videos, shared by workers and runs, for small sets of short videos."""
+    normalize_mean: Annotated[Triple | None, RESUME_NULL_MATCHES] = None
+    normalize_std: Annotated[Triple | None, RESUME_NULL_MATCHES] = None
+    """Mean and standard deviation of the colors in 0..1. By default those of the pretraining where its file says them,
+    otherwise ImageNet's."""
 
     def normalization(self) -> dict[str, tuple[float, float, float] | None]:
         return {name: getattr(self, name) for name in NORMALIZATION}
@@ -68,22 +68,26 @@ class LabelledDataConfig(Config):
 
 
 def check_one_normalization(data: LabelledDataConfig, augmentation: AugConfig | None) -> None:
-    """Raises ValueError where `data_aug`, whose noise has the colours of `data`, says others."""
+    """Raises ValueError where `data_aug` gives another normalization than `data`."""
     for name in NORMALIZATION if augmentation is not None else ():
         if getattr(augmentation, name) not in (getattr(data, name), getattr(AugConfig(), name)):
-            raise ValueError(f"data_aug.{name}: clips are normalised by data.{name} here; set that, and remove this")
+            raise ValueError(f"data_aug.{name}: clips are normalized by data.{name}; set that, and remove this key")
 
 
 class ProbeDataConfig(LabelledDataConfig):
-    """What a frozen encoder adds: its features can be kept."""
+    """YAML section `data` of a probe, whose features can be stored."""
 
-    cache_features: bool | str = False
-    """Extract the features once, without augmentation, into `<folder>/features` (true) or the folder given here. They
-    are kept by encoder, video and clip options, not by label: tasks on the same videos share them."""
+    # Features from the cache are the same but for rounding, wherever it is.
+    cache_features: Annotated[bool | str, RESUME_IGNORED] = False
+    """Extract the features once, without augmentation, into `<folder>/features` (true) or the given folder. They are
+    identified by encoder, video and clip options, not by label: tasks on the same videos share them."""
+    feature_memory: Annotated[float, RESUME_IGNORED] = Field(0.5, ge=0, le=1)
+    """Fraction of the available host memory that extracted features may take. Where they do not fit, they are read from
+    disk for each batch; the results are the same."""
 
 
 class HeadsConfig(Config):
-    """A grid of heads: one of each learning rate and weight decay, trained at once on the same features."""
+    """A grid of heads, one for each learning rate and weight decay, trained side by side on the same features."""
 
     lr: list[float] = Field(min_length=1)
     weight_decay: list[float] = Field(min_length=1)
@@ -93,12 +97,12 @@ class ProbeOptimizationConfig(RateConfig):
     """YAML section `optimization`."""
 
     attend_across_segments: bool = True
-    """One prediction from the tokens of all segments; false: one each, averaged."""
+    """Make one prediction from the tokens of all segments; false: one for each, averaged."""
     num_epochs: int = Field(20, ge=1)
     min_steps: int = Field(0, ge=0)
-    """More epochs where `num_epochs` take fewer steps: few videos need more of them."""
+    """Train for more epochs where `num_epochs` take fewer steps than this."""
     resolution: int = Field(224, ge=1)
-    batch_size: int = Field(4, ge=1)
+    batch_size: Annotated[int, RESUME_IGNORED] = Field(4, ge=1)
     """Videos of a step in one process."""
     lr: Positive = 1e-3
     start_lr: NotNegative = 1e-3
@@ -109,19 +113,19 @@ class ProbeOptimizationConfig(RateConfig):
     heads: HeadsConfig | None = None
     """Replaces the single head with `lr` and `weight_decay`; `start_lr` and `final_lr` keep their ratio to `lr`."""
     select: Literal["val", "holdout"] = "val"
-    """What names the best head of several. `val`: accuracy on the validation set, as V-JEPA 2 does; the best of many
-    is then optimistic. `holdout`: accuracy on training videos held out for that, after which the best head alone is
-    trained again on all of them, and validation is looked at once."""
-    holdout_share: float = Field(0.2, gt=0, le=0.5)
+    """How the best of several heads is selected. `val`: by accuracy on the validation set, as in V-JEPA 2, which is
+    optimistic. `holdout`: by accuracy on held-out training videos. The best head is then trained again on all training
+    videos, and is the only one that is evaluated on the validation set."""
+    holdout_fraction: float = Field(0.2, gt=0, le=0.5)
     holdout_folds: int = Field(1, ge=1)
-    """How many disjoint held-out parts to average over; as many as 1 / holdout_share for full cross-validation."""
+    """Number of disjoint held-out parts to average over; 1 / holdout_fraction for full cross-validation."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ProbeOptimizationConfig":
-        if self.holdout_folds > round(1 / self.holdout_share):
+        if self.holdout_folds > round(1 / self.holdout_fraction):
             raise ValueError(
-                f"holdout_folds {self.holdout_folds}: only {round(1 / self.holdout_share)} disjoint parts of "
-                f"holdout_share {self.holdout_share} exist"
+                f"holdout_folds {self.holdout_folds}: only {round(1 / self.holdout_fraction)} disjoint parts of "
+                f"holdout_fraction {self.holdout_fraction} exist"
             )
         self.check_warmup(self.num_epochs)
         return self
@@ -136,52 +140,42 @@ class ProbeOptimizationConfig(RateConfig):
         return [(lr, weight_decay) for lr in self.heads.lr for weight_decay in self.heads.weight_decay]
 
 
-class ClassifierConfig(Config):
-    """YAML section `classifier`: the attentive head, with V-JEPA 2's names."""
-
-    num_heads: int | None = Field(None, ge=1)
-    """Attention heads; by default the encoder's."""
-    num_probe_blocks: int = Field(1, ge=1)
-
-
 class PretrainConfig(Config):
-    """YAML section `pretrain`: where the frozen encoder comes from.
+    """YAML section `pretrain`: the frozen encoder.
 
-    What a file says itself (a run folder says everything) need not be given; a released file needs the architecture.
+    A run folder says everything about the encoder; a released file needs its name, options and sizes.
     """
 
     folder: str | None = None
-    """A run folder, or the folder of `checkpoint`."""
+    """Run folder, or the folder of `checkpoint`."""
     checkpoint: str | None = None
-    """File in `folder` (by default the newest of a run); `random`: weights drawn from `init_seed`, nothing trained."""
+    """File in `folder`, by default the newest of a run; `random` for random weights, drawn with `init_seed`."""
     checkpoint_key: Literal["target_encoder", "encoder"] = "target_encoder"
-    encoder: str | None = None
-    model_name: str | None = None
-    encoder_args: dict[str, Any] | None = None
+    encoder: dict[str, Any] = {}
+    """The encoder as in pretraining, `{name: vit_large, …}`; for a run, only the options that differ."""
     resolution: int | None = Field(None, ge=1)
     frames_per_clip: int | None = Field(None, ge=1)
-    """Of the pretraining; the clips of `data` may differ, positions are then interpolated."""
+    """Size of the clips in pretraining. Those of `data` may have another one; positions are then interpolated."""
     patch_size: int | None = Field(None, ge=1)
     tubelet_size: int | None = Field(None, ge=1)
-    uniform_power: bool | None = None
-    use_rope: bool | None = None
-    rope_pairing: RopePairing | None = None
-    use_silu: bool | None = None
-    wide_silu: bool | None = None
-    use_activation_checkpointing: bool | None = None
-    init_std: float | None = Field(None, gt=0)
-    """Standard deviation of random weights."""
     init_seed: int = Field(0, ge=0)
+
+    @field_validator("encoder")
+    @classmethod
+    def _known_options(cls, encoder: dict[str, Any]) -> dict[str, Any]:
+        if "name" in encoder:  # otherwise the options belong to the encoder of a run
+            ENCODERS.parse(drop_lacking_defaults(encoder))
+        return encoder
 
     @model_validator(mode="after")
     def _says_enough(self) -> "PretrainConfig":
         if self.folder is None and self.checkpoint != RANDOM:
             raise ValueError("folder: give the run folder of the pretrained encoder, or checkpoint: random")
-        if self.folder is None and self.model_name is None:
-            raise ValueError("model_name: a random encoder needs an architecture: model_name, or the folder of a run")
-        if self.init_std is not None and self.checkpoint != RANDOM:
-            raise ValueError("init_std goes with checkpoint: random only; trained weights are not drawn")
-        check_returns_tokens(self.encoder_args or {}, "encoder_args")
+        if self.folder is None and "name" not in self.encoder:
+            raise ValueError("encoder.name: a random encoder needs an architecture: a name, or the folder of a run")
+        if "init_std" in self.encoder and self.checkpoint != RANDOM:
+            raise ValueError("encoder.init_std is for checkpoint: random only; trained weights are not initialized")
+        check_returns_tokens(self.encoder, "encoder")
         return self
 
 
@@ -189,34 +183,34 @@ class MetaConfig(Config):
     """YAML section `meta`."""
 
     seed: NonNegativeInt | list[NonNegativeInt] = 0
-    """Of the few-shot subset, the held-out part, the heads and the order of batches. A list runs each and averages."""
-    save_every_minutes: float = Field(5.0, ge=0)
+    """Seed of the few-shot subset, the held-out part, the heads and the order of batches. With a list of seeds, each
+    is run, and the results are averaged."""
+    save_every_minutes: Annotated[float, RESUME_IGNORED] = Field(5.0, ge=0)
 
 
 class ProbeOptions(Config):
-    """A probe of one encoder on one labelled data set; or several, in `tasks`."""
+    """A probe of one encoder on one labelled data set, or several probes in `tasks`."""
 
     eval_name: str
-    folder: str
-    head: Literal["attentive", "linear"] = "attentive"
+    folder: Annotated[str, RESUME_IGNORED]
+    head: HeadOptions = Field({}, validate_default=True)
     data: ProbeDataConfig
     data_aug: AugConfig | None = None
-    """Augmentation of the training videos; none by default."""
+    """Augmentation of the training videos; by default none."""
     optimization: ProbeOptimizationConfig = ProbeOptimizationConfig()
-    classifier: ClassifierConfig = ClassifierConfig()
     pretrain: PretrainConfig
-    distributed: DistributedConfig = DistributedConfig()
+    distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
     meta: MetaConfig = MetaConfig()
     tasks: dict[str, dict[str, Any]] | None = None
-    """Name -> keys that differ: several probes of one encoder in one process, each in `<folder>/<name>`."""
+    """Several probes of one encoder in one process: name -> keys that differ. Each has the folder `<folder>/<name>`."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ProbeOptions":
         if self.data.cache_features and self.data_aug is not None:
-            raise ValueError("data.cache_features keeps one version of each clip; remove data_aug or the cache")
+            raise ValueError("data.cache_features stores one version of each clip; remove it or data_aug")
         check_one_normalization(self.data, self.data_aug)
         if self.distributed.kind != "ddp":
-            raise ValueError(f"distributed: {self.distributed.kind}: a probe's encoder is not sharded; remove it")
+            raise ValueError(f"distributed: {self.distributed.kind}: the encoder of a probe is not sharded; remove it")
         for name in self.tasks or {}:
             self.task(name)
         return self
@@ -227,7 +221,11 @@ class ProbeOptions(Config):
 
     def task(self, name: str) -> "ProbeOptions":
         """The options of one of `tasks`."""
-        raw = merge(self.model_dump(), self.tasks[name])
+        raw, changes = self.model_dump(), (self.tasks or {})[name]
+        head = changes.get("head")
+        if isinstance(head, dict) and head.get("name", self.head.name) != self.head.name:
+            raw["head"] = {}  # another head has other options
+        raw = merge(raw, changes)
         raw |= {"tasks": None, "folder": f"{self.folder}/{name}"}
         if raw["data"]["cache_features"] is True:
             raw["data"]["cache_features"] = f"{self.folder}/features"
@@ -241,13 +239,13 @@ class ProbeOptions(Config):
         for section, key in SHARED_BY_TASKS:
             if getattr(getattr(task, section), key) != getattr(getattr(self, section), key):
                 raise ValueError(
-                    f"tasks.{name}.{section}.{key}: all tasks probe one encoder, which sees clips in one way; set it "
-                    "for all of them, or use another file"
+                    f"tasks.{name}.{section}.{key}: all tasks probe one encoder on equal inputs; set it for all of "
+                    "them, or use another file"
                 )
         return task
 
     def with_seed(self, seed: int) -> "ProbeOptions":
-        """The same with one of the seeds of `meta.seed`, in a folder of its own."""
+        """The options for one of several seeds, which has its own folder."""
         raw = merge(self.model_dump(), {"meta": {"seed": seed}, "folder": f"{self.folder}/seed-{seed}"})
         if raw["data"]["cache_features"] is True:
             raw["data"]["cache_features"] = f"{self.folder}/features"

@@ -1,4 +1,4 @@
-"""Which labelled videos a probe trains on, and which of them are held out to choose a head."""
+"""Select the labelled videos that a probe trains on, and those that are held out to choose a head."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 
 from tubelet.config import ConfigError
-from tubelet.runtime.seeds import generator
+from tubelet.runtime.seeds import torch_generator
 
 
 def few_per_class(labels: Sequence[int], count: int | None, seed: int) -> list[int]:
-    """Sorted indices of `count` samples of each class, drawn from `seed`; all of them for None.
+    """Sorted indices of `count` samples of each class, drawn from `seed`; of all samples for None.
 
-    A larger count contains the smaller one's samples. Raises ConfigError when a class has fewer.
+    The samples of a smaller count are among those of a larger one. Raises ConfigError where a class has fewer samples.
     """
     if count is None:
         return list(range(len(labels)))
@@ -20,37 +20,40 @@ def few_per_class(labels: Sequence[int], count: int | None, seed: int) -> list[i
     for label, members in _members(labels).items():
         if len(members) < count:
             raise ConfigError(
-                f"data.labels_per_class: {count} asked for, but class {label} has only {len(members)} training samples"
+                f"data.labels_per_class is {count}, but class {label} has only {len(members)} training samples"
             )
         chosen += [members[i] for i in _permutation(len(members), seed, label)[:count]]
     return sorted(chosen)
 
 
 def stratified_parts(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """The part, 0 .. count - 1, of each sample: parts of about equal size, with about equally much of each class."""
+    """The part, 0 .. count - 1, of each sample: parts of about equal size and about equal numbers of each class."""
     parts = [0] * len(labels)
-    dealt = 0
+    assigned = 0
     for label, members in _members(labels).items():
         for i in _permutation(len(members), seed, label):
-            parts[members[i]] = dealt % count
-            dealt += 1
+            parts[members[i]] = assigned % count
+            assigned += 1
     return parts
 
 
 def check_labels(labels: Sequence[int], paths: Sequence[str], num_classes: int, key: str) -> None:
-    """Raises ConfigError that names `key` and the first sample whose label is no class."""
+    """Raises ConfigError, with `key` and the first such sample, where a label is not in 0 .. num_classes - 1."""
     for label, path in zip(labels, paths, strict=True):
         if not 0 <= label < num_classes:
-            said = "has no label" if label < 0 else f"has label {label}"
-            raise ConfigError(f"{key}: {path} {said}; with num_classes {num_classes} labels are 0 to {num_classes - 1}")
+            problem = "has no label" if label < 0 else f"has label {label}"
+            raise ConfigError(
+                f"{key}: {path} {problem}; with num_classes {num_classes} labels are 0 to {num_classes - 1}"
+            )
 
 
 def fingerprint(*parts: object) -> str:
-    """A hash of all that a probe's result depends on besides its options."""
+    """Hash of `parts`."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _members(labels: Sequence[int]) -> dict[int, list[int]]:
+    """Label -> indices of its samples, sorted by label."""
     members: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
@@ -58,4 +61,4 @@ def _members(labels: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _permutation(length: int, seed: int, label: int) -> list[int]:
-    return torch.randperm(length, generator=generator(seed, "subset", label)).tolist()
+    return torch.randperm(length, generator=torch_generator(seed, "subset", label)).tolist()
