@@ -10,10 +10,12 @@ from transformers import VJEPA2Model
 
 from tubelet import hub
 from tubelet.config import ConfigError
-from tubelet.models import ModelConfig, build_encoder, build_predictor
+from tubelet.config.aliases import to_canonical
+from tubelet.grid import ClipShape
+from tubelet.models import build_encoder, build_predictor
 from tubelet.models.attentive_pooler import AttentiveClassifier
 from tubelet.runtime import checkpoint
-from tubelet.runtime.checkpoint import CheckpointError
+from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
 
 DATA = {"crop_size": 32, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
 SIZES = {"img_size": 32, "num_frames": 4, "patch_size": 8}
@@ -24,22 +26,18 @@ def make(**section):
     """A small encoder, its moving average and predictor, with their section `model`."""
     section = {"model_name": "vit_tiny", "pred_depth": 2, "pred_embed_dim": 48, **section}
     section["encoder_args"] = {"depth": 2, **section.get("encoder_args", {})}
-    model = ModelConfig(**section)
-    encoder, target = build_encoder(model, **DATA), build_encoder(model, **DATA)
-    return model, encoder.eval(), target.eval(), build_predictor(model, target, **DATA, num_mask_tokens=2).eval()
+    options, clip = to_canonical({"model": section}, "vjepa"), ClipShape(**DATA)
+    encoder, target = build_encoder(options["encoder"], clip), build_encoder(options["encoder"], clip)
+    predictor = build_predictor(options["objective"]["predictor"], target, clip, num_mask_tokens=2)
+    return options, encoder.eval(), target.eval(), predictor.eval()
 
 
 def write_run(folder: Path, **section):
     """A run folder as training leaves it."""
-    model, encoder, target, predictor = make(**section)
-    state = {
-        "step": 7,
-        "encoder": encoder.state_dict(),
-        "target_encoder": target.state_dict(),
-        "predictor": predictor.state_dict(),
-        "optimizer": {},
-        "config": {"model": model.model_dump(mode="json"), "data": {**DATA, "batch_size": 2}, "folder": str(folder)},
-    }
+    options, encoder, target, predictor = make(**section)
+    config = {**options, "data": {**DATA, "batch_size": 2}, "folder": str(folder)}
+    parts = {"encoder": encoder, "target_encoder": target, "predictor": predictor}
+    state = CheckpointState({name: part.state_dict() for name, part in parts.items()}, {}, {"config": config})
     checkpoint.save(folder / "checkpoints", 7, state, keep=2)
     return encoder, target, predictor
 
@@ -96,7 +94,7 @@ def test_run_folder(tmp_path, section):
     encoder, target, predictor = write_run(tmp_path, **section)
     same_encoder(hub.load_encoder(tmp_path), target)
     same_encoder(hub.load_encoder(str(tmp_path), "encoder"), encoder)
-    same_encoder(hub.load_encoder(tmp_path / "checkpoints" / "step-00000007.pt"), target)
+    same_encoder(hub.load_encoder(tmp_path / "checkpoints" / "step-00000007"), target)
     same_predictor(hub.load_predictor(tmp_path), predictor)
 
 
@@ -117,14 +115,19 @@ def test_encoder_args_extend_those_of_the_run(tmp_path):
 
 
 def test_a_sharded_checkpoint_is_read_by_its_own_name_too(tmp_path):
+    """As version 0.1 wrote them; also by the name of the link to the newest."""
     _, target, predictor = write_run(tmp_path)
     folder = tmp_path / "checkpoints"
-    tensors, rest = checkpoint.tensors_and_rest(checkpoint.load_latest(folder))
+    state = checkpoint.read(folder / "latest")
     sharded = folder / "step-00000010.dcp"
-    dcp.save(tensors, checkpoint_id=sharded, no_dist=True)
-    checkpoint.write(sharded / checkpoint.REST, rest)
-    same_encoder(hub.load_encoder(sharded), target)
-    same_predictor(hub.load_predictor(sharded), predictor)
+    dcp.save(state.weights, checkpoint_id=sharded, no_dist=True)
+    torch.save(
+        {"step": 10, **dict.fromkeys(state.weights, {}), "config": state.metadata["config"]}, sharded / "rest.pt"
+    )
+    (folder / "latest.pt").symlink_to(sharded.name)
+    for path in (sharded, folder / "latest.pt", folder, tmp_path):
+        same_encoder(hub.load_encoder(path), target)
+        same_predictor(hub.load_predictor(path), predictor)
 
 
 @pytest.mark.parametrize("uniform_power", [False, True])
@@ -163,7 +166,7 @@ def test_sizes_that_differ_from_training_interpolate_in_the_forward_pass(tmp_pat
     torch.testing.assert_close(hub.load_encoder(tmp_path).eval()(x), target(x))
 
 
-@pytest.mark.parametrize("what", ["missing", "surplus", "shape"])
+@pytest.mark.parametrize("what", ["missing", "unexpected", "shape"])
 def test_keys_that_do_not_match_are_listed(tmp_path, what):
     path = tmp_path / "checkpoint.pt"
     write_released(path)
@@ -171,7 +174,7 @@ def test_keys_that_do_not_match_are_listed(tmp_path, what):
     state, name = content["target_encoder"], "module.backbone.blocks.1.attn.qkv.weight"
     if what == "missing":
         del state[name]
-    elif what == "surplus":
+    elif what == "unexpected":
         state["module.backbone.blocks.9.attn.qkv.weight"] = state[name]
     else:
         state[name] = state[name][:10]
@@ -214,8 +217,55 @@ def test_read_parts_is_ready_for_a_new_run(tmp_path):
     encoder, target, predictor = write_released(tmp_path / "a.pth.tar")
     parts = hub.read_parts(tmp_path / "a.pth.tar")
     for name, module in (("encoder", encoder), ("target_encoder", target), ("predictor", predictor)):
-        checkpoint.load_state(module, parts[name], name)
+        checkpoint.load_weights(module, parts[name], name)
         assert not any("pos_embed" in key for key in parts[name])
+
+
+@pytest.fixture
+def parts_read(monkeypatch):
+    """Names of the parts that are read from checkpoints, in order."""
+    names, read_weights = [], checkpoint.read_weights
+
+    def counted(path, parts=None, **arguments):
+        names.extend(parts)
+        return read_weights(path, parts, **arguments)
+
+    monkeypatch.setattr(checkpoint, "read_weights", counted)
+    return names
+
+
+def test_each_part_is_read_once_and_only_if_needed(tmp_path, parts_read):
+    encoder, target, predictor = write_run(tmp_path / "run", **ROPE)
+    hub.export(tmp_path / "run", tmp_path / "exported")
+    assert sorted(parts_read) == ["predictor", "target_encoder"]
+    parts_read.clear()
+    weights = hub.read(tmp_path / "run")
+    assert weights.architecture()["encoder"]["use_rope"]
+    weights.normalization()
+    weights.build_encoder({})
+    assert parts_read == []
+    same_encoder(weights.load_encoder(), target)
+    same_encoder(weights.load_encoder(), target)
+    same_encoder(weights.load_encoder("encoder"), encoder)
+    same_predictor(weights.load_predictor(), predictor)
+    assert parts_read == ["target_encoder", "encoder", "predictor"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/latest", "checkpoints/latest.pt"])
+def test_names_of_the_newest_checkpoint(tmp_path, name):
+    _, target, _ = write_run(tmp_path)
+    same_encoder(hub.load_encoder(tmp_path / name), target)
+
+
+def test_damaged_weights_are_not_loaded(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "checkpoints" / "step-00000007" / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    assert hub.read(tmp_path).architecture()
+    with pytest.raises(CheckpointError, match="wrong checksum of weights.safetensors"):
+        hub.load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("mask_tokens", [True, False])

@@ -1,89 +1,95 @@
-"""Reading weights: this software's runs, V-JEPA `.pth.tar`, V-JEPA 2 `.pt`, folders of transformers' VJEPA2Model.
+"""Load weights: Tubelet's runs, V-JEPA `.pth.tar`, V-JEPA 2 `.pt`, folders of transformers' VJEPA2Model.
 
-No code from a file is executed. Keys that are missing or left over are an error that lists them.
+No code from a file is executed. Missing or unexpected keys are an error that lists them.
 """
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tubelet.config import ConfigError, check, merge, nearest
+from tubelet.config import Config, ConfigError, check, merge, nearest
+from tubelet.config.aliases import Translation, to_canonical
 from tubelet.data import NORMALIZATION
+from tubelet.grid import ClipShape
 from tubelet.layers import MLP
-from tubelet.models import ModelConfig, build_encoder, build_predictor
+from tubelet.models import EncoderOptions, PredictorOptions, build_encoder, build_predictor, drop_lacking_defaults
 from tubelet.models.attentive_pooler import AttentiveClassifier
-from tubelet.models.predictor import VisionTransformerPredictor
+from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.models.vision_transformer import VisionTransformer
-from tubelet.runtime import checkpoint
+from tubelet.runtime import checkpoint, checkpoint_v1
+from tubelet.runtime.files import save_tensors
 
 State = dict[str, Tensor]
 
 
-def load_encoder(path: str | Path, checkpoint_key: str = "target_encoder", **arguments: Any) -> nn.Module:
-    """The encoder in a run folder, a checkpoint, a released file or a folder of transformers.
+def load_encoder(path: str | Path, checkpoint_key: str = "target_encoder", **arguments: Any) -> Encoder:
+    """Load the encoder of a run folder, a checkpoint, a released file or a folder of transformers.
 
     Args:
-        path: file or folder.
-        checkpoint_key: which of a file's encoders, `target_encoder` or `encoder`.
-        arguments: what the file does not say, or what shall differ: the keys of the YAML section `model` (`model_name`,
-            `uniform_power`, `use_rope`, ...), `img_size`, `num_frames`, `patch_size`, `tubelet_size`, and arguments of
-            the encoder such as `out_layers`. V-JEPA and V-JEPA 2 files need `model_name`, `img_size` and `num_frames`
-            as in their training; V-JEPA's take `uniform_power=True`, V-JEPA 2's `use_rope=True`. The encoder takes
-            clips of other sizes too; positions are then interpolated.
+        path: File or folder.
+        checkpoint_key: Which encoder of the file, `target_encoder` or `encoder`.
+        arguments: What the file does not say, or what should differ: options of the encoder such as `out_layers`, by
+            themselves or together in `encoder={"name": …, …}`; V-JEPA's names `model_name`, `uniform_power`,
+            `use_rope`, …; and `img_size`, `num_frames`, `patch_size`, `tubelet_size`. V-JEPA and V-JEPA 2 files need
+            `model_name`, `img_size` and `num_frames` as in their training; V-JEPA's take `uniform_power=True`,
+            V-JEPA 2's `use_rope=True`. The encoder takes clips of other sizes too; positions are then interpolated.
 
     Raises ConfigError for unknown or missing arguments, CheckpointError where the weights do not fit the encoder.
 
     >>> encoder = load_encoder("vitl16.pth.tar", model_name="vit_large", num_frames=16, uniform_power=True)
     """
-    weights = read(path)
-    encoder = weights.build_encoder(arguments)
-    state = weights.part(checkpoint_key)
-    checkpoint.load_state(encoder, weights.without_positions(state, encoder), f"{checkpoint_key} of {path}")
-    return encoder
+    return read(path).load_encoder(checkpoint_key, **arguments)
 
 
-def load_predictor(path: str | Path, checkpoint_key: str = "predictor", **arguments: Any) -> VisionTransformerPredictor:
-    """The predictor beside an encoder; path, arguments and errors as for `load_encoder`.
+def load_predictor(path: str | Path, checkpoint_key: str = "predictor", **arguments: Any) -> Predictor:
+    """Load the predictor of a pretraining; path, arguments and errors as for `load_encoder`.
 
-    Its depth, width and number of mask tokens are read off the weights. The number of heads, `pred_num_heads`, is the
-    encoder's where it is not given, as in V-JEPA; V-JEPA 2's released predictors have 12.
+    Its depth, width and number of mask tokens are read from the weights. The number of heads, `pred_num_heads` or
+    `predictor={"num_heads": …}`, is the encoder's by default, as in V-JEPA; V-JEPA 2's released predictors have 12.
     """
-    weights = read(path)
-    state = weights.part(checkpoint_key)
-    predictor = weights.build_predictor(arguments, state)
-    checkpoint.load_state(predictor, weights.without_positions(state, predictor), f"{checkpoint_key} of {path}")
-    return predictor
+    return read(path).load_predictor(checkpoint_key, **arguments)
 
 
 def load_probe(
     path: str | Path, num_heads: int | None = None, index: int | None = None, use_proj: bool | None = None
 ) -> nn.Module:
-    """The trained probe in an evaluation's run folder (probe.pt) or a released file: tokens [B, N, D] -> [B, classes].
+    """Load the head of a trained or released probe: tokens [B, N, D] -> logits [B, num_classes].
 
     Args:
-        path: the folder, or a file of V-JEPA (`classifier`) or V-JEPA 2 (`classifiers`, several trained at once), or a
-            folder of transformers' VJEPA2ForVideoClassification.
-        num_heads: attention heads, where the file does not say.
-        index: which of several probes.
-        use_proj: whether the cross-attention's output projection acts. Released probes were trained without it, even
-            where the file has weights for it; that is the default for them.
+        path: Folder of a probe of Tubelet, its `probe.safetensors` (`probe.pt` in 0.1), a file of V-JEPA
+            (`classifier`) or V-JEPA 2 (`classifiers`, several trained at once), or a folder of transformers'
+            VJEPA2ForVideoClassification.
+        num_heads: Attention heads, where the file does not say.
+        index: Which of several probes.
+        use_proj: Whether the output projection of the cross-attention is applied. Released probes were trained without
+            it, even where the file has weights for it; that is the default for them.
 
-    Raises ConfigError for a missing argument, CheckpointError for weights that are no probe.
+    Raises:
+        ConfigError: An argument is missing.
+        CheckpointError: The file is damaged, or holds no probe.
     """
+    from tubelet.probing import head_file  # here, as that package reads its encoders from this one
+
     path = Path(path)
     if (path / "config.json").is_file():
         config, tensors = _read_transformers(path)
         state = _probe_from_transformers(tensors)
         return _classifier(path, state, num_heads or config["num_attention_heads"], False, config["layer_norm_eps"])
-    file = path / "probe.pt" if path.is_dir() else path
-    content = checkpoint.read(file)
+    file = path
+    if path.is_dir():
+        file = path / head_file.NAME if (path / head_file.NAME).is_file() else path / "probe.pt"
+    if file.suffix == ".safetensors":
+        return head_file.read(file)
+    checkpoint_v1.check_intact(file)
+    content = checkpoint_v1.read_file(file)
     if "classifiers" in content:
         probes = content["classifiers"]
         if index is None and len(probes) > 1:
@@ -98,24 +104,22 @@ def load_probe(
         return _classifier(file, state, num_heads, bool(use_proj))
     if "pooler.query_tokens" in state:
         return _classifier(file, state, num_heads or content.get("num_heads"), use_proj is not False)
-    from tubelet.probing.heads import LinearHead  # that package reads its encoders from here
-
-    head = LinearHead(state["mean"], state["std"], len(state["linear.weight"]))
-    checkpoint.load_state(head, state, f"probe of {file}")
-    return head
+    num_classes, embed_dim = state["linear.weight"].shape
+    return head_file.build({"head": "linear", "embed_dim": embed_dim, "num_classes": num_classes}, state, file)
 
 
 def export(path: str | Path, folder: str | Path, checkpoint_key: str = "target_encoder", **arguments: Any) -> None:
     """Write an encoder as a folder that `transformers.VJEPA2Model.from_pretrained` loads.
 
-    The predictor goes with it if it has mask tokens; else transformers initialises one of its own, which
-    `skip_predictor=True` passes by. Path and arguments as for `load_encoder`.
+    The predictor is exported too if it has mask tokens; otherwise transformers initializes a new one unless it is
+    called with `skip_predictor=True`. Path and arguments as for `load_encoder`.
 
-    Raises ConfigError where the architecture is not transformers': it has rotary positions with V-JEPA 2's pairing
-    (`model: {use_rope: true, rope_pairing: vjepa2}`), MLPs, and square clips.
+    Raises:
+        ConfigError: transformers does not support the architecture. It has to have rotary positions with V-JEPA 2's
+            pairing (`use_rope: true`, `rope_pairing: vjepa2`), MLPs, and square clips.
     """
     weights = read(path)
-    encoder = load_encoder(path, checkpoint_key, **arguments)
+    encoder: Any = weights.load_encoder(checkpoint_key, **arguments)
     _check_exportable(encoder, path)
     block, norm = encoder.blocks[0], encoder.norm
     tubelet_size, patch_size, _ = encoder.patch_embed.proj.kernel_size
@@ -138,7 +142,7 @@ def export(path: str | Path, folder: str | Path, checkpoint_key: str = "target_e
     }
     tensors = _to_transformers(encoder.state_dict())
     if "predictor" in weights.parts and "mask_tokens.0" in weights.part("predictor"):
-        predictor = load_predictor(path, **arguments)
+        predictor: Any = weights.load_predictor(**arguments)
         config |= {
             "pred_hidden_size": predictor.predictor_embed_dim,
             "pred_num_hidden_layers": len(predictor.predictor_blocks),
@@ -149,59 +153,92 @@ def export(path: str | Path, folder: str | Path, checkpoint_key: str = "target_e
         tensors |= _to_transformers(predictor.state_dict())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_parts(path: str | Path) -> dict[str, State]:
-    """The state dicts `encoder`, `target_encoder` and `predictor` in a file or folder, in this software's names."""
+    """Read the state dicts `encoder`, `target_encoder` and `predictor` of a file or folder, with Tubelet's names."""
     weights = read(path)
     return {name: _without_fixed_positions(state) for name, state in weights.parts.items()}
 
 
 def read(path: str | Path) -> "Weights":
-    """Whatever stands at `path`, its kind found out by its content."""
+    """Open the file or folder `path`; its content determines the subclass of `Weights`."""
     path = Path(path)
-    if not path.exists():
-        raise checkpoint.CheckpointError(f"{path}: no such file or folder")
     if (path / "config.json").is_file():
         config, tensors = _read_transformers(path)
         encoder = _from_transformers(tensors, "encoder")
         parts = {"encoder": encoder, "target_encoder": encoder}
         parts["predictor"] = _from_transformers(tensors, "predictor")
         return TransformersWeights(path, parts, config)
-    is_folder = path.is_dir() and path.suffix != ".dcp"  # a sharded checkpoint is a folder, too
-    if is_folder and not (path / "checkpoints" / checkpoint.LATEST).exists():
+    file = checkpoint.locate(path)
+    stored, metadata = _Parts(file), checkpoint.read_metadata(file)
+    if not stored:
         raise checkpoint.CheckpointError(
-            f"{path}: neither a run folder (checkpoints/{checkpoint.LATEST}) nor a model folder (config.json)"
+            f"{file}: no encoder or predictor in it; it holds {', '.join([*checkpoint.parts(file), *metadata])}"
         )
-    file = path / "checkpoints" / checkpoint.LATEST if is_folder else path
-    content = checkpoint.read(file)
-    names = [name for name in ("encoder", "target_encoder", "predictor") if name in content]
-    parts = {name: _without_prefixes(content[name]) for name in names}
-    if "encoder" in parts:
-        parts.setdefault("target_encoder", parts["encoder"])  # supervised training has one encoder
-    if not parts:
-        raise checkpoint.CheckpointError(f"{file}: no encoder or predictor in it; it holds {', '.join(content)}")
-    kind = OwnWeights if "config" in content else ReleasedWeights
-    return kind(file, parts, content.get("config", {}))
+    kind = OwnWeights if "config" in metadata else ReleasedWeights
+    return kind(file, stored, metadata.get("config", {}))
+
+
+class _Parts(Mapping[str, State]):
+    """State dicts of a checkpoint's encoders and predictor, each read and verified on first access."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        stored = checkpoint.parts(path)
+        self._stored_as: dict[str, str] = {
+            name: name for name in ("encoder", "target_encoder", "predictor") if name in stored
+        }
+        if "encoder" in stored:
+            self._stored_as.setdefault("target_encoder", "encoder")  # supervised training has one encoder
+        self._read: dict[str, State] = {}
+
+    def __getitem__(self, name: str) -> State:
+        stored_as = self._stored_as[name]
+        if stored_as not in self._read:
+            if not self._read:
+                checkpoint.check_intact(self._path, "weights")
+            self._read[stored_as] = _without_prefixes(checkpoint.read_weights(self._path, [stored_as])[stored_as])
+        return self._read[stored_as]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored_as)
+
+    def __len__(self) -> int:
+        return len(self._stored_as)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """State dicts in this software's names, and what the file says about the architecture."""
+    """State dicts with Tubelet's names, and what the file says about the architecture."""
 
     path: Path
-    parts: dict[str, State]
+    parts: Mapping[str, State]
     config: dict[str, Any]
+
+    def load_encoder(self, checkpoint_key: str = "target_encoder", **arguments: Any) -> Encoder:
+        """See `hub.load_encoder`."""
+        encoder = self.build_encoder(arguments)
+        state = self.part(checkpoint_key)
+        checkpoint.load_weights(encoder, self.without_positions(state, encoder), f"{checkpoint_key} of {self.path}")
+        return encoder
+
+    def load_predictor(self, checkpoint_key: str = "predictor", **arguments: Any) -> Predictor:
+        """See `hub.load_predictor`."""
+        state = self.part(checkpoint_key)
+        predictor = self.build_predictor(arguments, state)
+        checkpoint.load_weights(predictor, self.without_positions(state, predictor), f"{checkpoint_key} of {self.path}")
+        return predictor
 
     def part(self, name: str) -> State:
         if name not in self.parts:
             raise ConfigError(f"{self.path}: '{name}' is not in the file. {nearest(name, self.parts)}")
         return self.parts[name]
 
-    def without_positions(self, state: State, module: nn.Module) -> State:
-        """The state without fixed sin-cos positions. Raises ConfigError where they are not the module's own."""
+    def without_positions(self, state: State, module: Any) -> State:
+        """Drop the fixed sin-cos positions. Raises ConfigError if they differ from those of the module."""
         stored = {name: state[name] for name in _FIXED_POSITIONS if name in state}
         if stored and not module.positions.use_rope:
             (name, theirs), ours = *stored.items(), module.positions.pos_embed
@@ -217,48 +254,74 @@ class Weights:
                 )
         return _without_fixed_positions(state)
 
-    def sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the file says of the sections `model` and `data`."""
+    def architecture(self) -> dict[str, Any]:
+        """Return the options of `encoder`, `predictor` and `sizes` that the file has."""
         raise NotImplementedError
 
     def normalization(self) -> dict[str, tuple[float, ...]]:
-        """`normalize_mean` and `normalize_std` of the clips that the weights were trained on, where the file says."""
+        """Return `normalize_mean` and `normalize_std` of the training clips, where the file has them."""
         return {}
 
-    def build_encoder(self, arguments: dict[str, Any]) -> nn.Module:
-        """A new encoder, as the file says and `arguments` of `load_encoder` change it; its weights are only drawn."""
-        model, sizes = self._options(arguments)
-        return build_encoder(model, **sizes)
+    def build_encoder(self, arguments: dict[str, Any]) -> Encoder:
+        """Build the encoder as the file says and `arguments` of `load_encoder` change it, with random weights."""
+        options, clip = self._options(arguments)
+        return build_encoder(options.encoder, clip)
 
-    def build_predictor(self, arguments: dict[str, Any], state: State) -> VisionTransformerPredictor:
+    def build_predictor(self, arguments: dict[str, Any], state: State) -> Predictor:
+        """Build the predictor of the sizes of `state`, with random weights."""
         num_mask_tokens = _count(state, r"mask_tokens\.(\d+)")
-        width = state["predictor_embed.weight"].shape[0]
-        known = {"pred_depth": _count(state, r"predictor_blocks\.(\d+)\."), "pred_embed_dim": width}
-        model, sizes = self._options({**arguments, **known, "use_mask_tokens": num_mask_tokens > 0})
+        known = {
+            "depth": _count(state, r"predictor_blocks\.(\d+)\."),
+            "embed_dim": state["predictor_embed.weight"].shape[0],
+            "use_mask_tokens": num_mask_tokens > 0,
+        }
+        options, clip = self._options(arguments, known)
         with torch.device("meta"):
-            encoder = build_encoder(model, **sizes)
-        return build_predictor(model, encoder, **sizes, num_mask_tokens=max(1, num_mask_tokens))
+            encoder = build_encoder(options.encoder, clip)
+        return build_predictor(options.predictor, encoder, clip, max(1, num_mask_tokens))
 
-    def _options(self, arguments: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-        """The section `model` and the sizes: what the file says, with `arguments` laid on it."""
-        section, data = self.sections()
-        sizes = {"img_size": 224, "num_frames": 16, "patch_size": 16, "tubelet_size": 2, **data}
-        sizes |= {name: value for name, value in arguments.items() if name in sizes}
-        fields = {name: value for name, value in arguments.items() if name in ModelConfig.model_fields}
-        rest = {name: value for name, value in arguments.items() if name not in sizes and name not in fields}
-        raw = merge(section, fields)
-        raw["encoder_args"] = {**raw.get("encoder_args", {}), **rest}
-        model = check(raw, ModelConfig, self.path)
-        return model, {"crop_size": sizes.pop("img_size"), **sizes}
+    def _options(
+        self, arguments: dict[str, Any], predictor: dict[str, Any] | None = None
+    ) -> tuple["Architecture", ClipShape]:
+        """Merge the options of the file, `arguments`, and those known from the weights of the predictor."""
+        raw = merge(self.architecture(), _as_sections(arguments))
+        sizes = {"img_size": 224, "num_frames": 16, "patch_size": 16, "tubelet_size": 2, **raw.pop("sizes")}
+        raw = merge(raw, {"predictor": predictor or {}}) | {"encoder": drop_lacking_defaults(raw["encoder"])}
+        options = check(raw, Architecture, self.path)
+        return options, ClipShape(sizes["num_frames"], sizes["img_size"], sizes["patch_size"], sizes["tubelet_size"])
+
+
+class Architecture(Config):
+    """Options of the parts of a file of weights."""
+
+    encoder: EncoderOptions
+    predictor: PredictorOptions
+
+
+def _as_sections(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of `load_encoder` by part: mappings to merge into `encoder`, `predictor` and `sizes`."""
+    rest = dict(arguments)
+    sizes = {name: rest.pop(name) for name in ("img_size", "num_frames", "patch_size", "tubelet_size") if name in rest}
+    # A string is V-JEPA's and 0.1's way to name the encoder's file.
+    encoder = rest.pop("encoder") if isinstance(rest.get("encoder"), dict) else {}
+    predictor = rest.pop("predictor", {})
+    translation = Translation("vjepa", quiet=True)
+    flat = {alias.old.removeprefix("model.").removesuffix(".*") for alias in translation.table}
+    old = translation.layer({"model": {name: rest.pop(name) for name in list(rest) if name in flat}})
+    encoder = merge(merge(old.get("encoder", {}), encoder), rest)
+    predictor = merge(old.get("objective", {}).get("predictor", {}), predictor)
+    return {"encoder": encoder, "predictor": predictor, "sizes": sizes}
 
 
 class OwnWeights(Weights):
-    """A checkpoint of this software: its configuration says all."""
+    """A checkpoint of Tubelet, which holds the complete configuration."""
 
-    def sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = self.config["data"]
-        sizes = {"img_size": data["crop_size"]}
-        return self.config["model"], sizes | {name: data[name] for name in ("num_frames", "patch_size", "tubelet_size")}
+    def architecture(self) -> dict[str, Any]:
+        config = to_canonical(self.config, "vjepa")
+        clip = config.get("clip") or config["data"]
+        sizes = {"img_size": clip["crop_size"]} | {n: clip[n] for n in ("num_frames", "patch_size", "tubelet_size")}
+        predictor = (config.get("objective") or {}).get("predictor") or {}
+        return {"encoder": config["encoder"], "predictor": predictor, "sizes": sizes}
 
     def normalization(self) -> dict[str, tuple[float, ...]]:
         section = self.config.get("data_aug", {})
@@ -266,41 +329,42 @@ class OwnWeights(Weights):
 
 
 class ReleasedWeights(Weights):
-    """A file of V-JEPA or V-JEPA 2, which says nothing of the architecture."""
+    """A file of V-JEPA or V-JEPA 2, which does not say the architecture."""
 
-    def sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"uniform_power": False, "rope_pairing": "vjepa2"}, {}
+    def architecture(self) -> dict[str, Any]:
+        options = {"uniform_power": False, "rope_pairing": "vjepa2"}
+        return {"encoder": options, "predictor": options, "sizes": {}}
 
-    def _options(self, arguments: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-        if "model_name" not in arguments:
+    def _options(
+        self, arguments: dict[str, Any], predictor: dict[str, Any] | None = None
+    ) -> tuple[Architecture, ClipShape]:
+        if "name" not in _as_sections(arguments)["encoder"]:
             raise ConfigError(f"{self.path}: it does not say which encoder it holds; give model_name='vit_large', …")
-        return super()._options(arguments)
+        return super()._options(arguments, predictor)
 
 
 class TransformersWeights(Weights):
-    """A folder of transformers' VJEPA2Model: config.json says all."""
+    """A folder of transformers' VJEPA2Model, whose config.json has the architecture."""
 
-    def sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def architecture(self) -> dict[str, Any]:
         c = self.config
-        section = {
-            "use_rope": True,
-            "rope_pairing": "vjepa2",
-            "pred_num_heads": c["pred_num_attention_heads"],
-            "encoder_args": {
-                "embed_dim": c["hidden_size"],
-                "depth": c["num_hidden_layers"],
-                "num_heads": c["num_attention_heads"],
-                "mlp_ratio": c["mlp_ratio"],
-                "qkv_bias": c["qkv_bias"],
-                "in_chans": c["in_chans"],
-            },
+        rope = {"use_rope": True, "rope_pairing": "vjepa2"}
+        encoder = {
+            **rope,
+            "embed_dim": c["hidden_size"],
+            "depth": c["num_hidden_layers"],
+            "num_heads": c["num_attention_heads"],
+            "mlp_ratio": c["mlp_ratio"],
+            "qkv_bias": c["qkv_bias"],
+            "in_chans": c["in_chans"],
         }
         sizes = {"img_size": c["crop_size"], "num_frames": c["frames_per_clip"]}
-        return section, sizes | {"patch_size": c["patch_size"], "tubelet_size": c["tubelet_size"]}
+        sizes |= {"patch_size": c["patch_size"], "tubelet_size": c["tubelet_size"]}
+        return {"encoder": encoder, "predictor": {**rope, "num_heads": c["pred_num_attention_heads"]}, "sizes": sizes}
 
 
 def _without_prefixes(state: State) -> State:
-    """Released files wrap their modules in DistributedDataParallel (`module.`) and a mask wrapper (`backbone.`)."""
+    """Strip the prefixes `module.` (DistributedDataParallel) and `backbone.` (mask wrapper) of released files."""
     return {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
 
 
@@ -312,7 +376,7 @@ def _without_fixed_positions(state: State) -> State:
 
 
 def _count(state: State, pattern: str) -> int:
-    """How many numbers stand in the names at the place of the pattern's group."""
+    """Count the distinct values of the pattern's group among the names in the state dict."""
     return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
@@ -322,7 +386,7 @@ def _count(state: State, pattern: str) -> int:
 def _classifier(
     path: Path, state: State, num_heads: int | None, use_proj: bool, norm_eps: float = 1e-5
 ) -> AttentiveClassifier:
-    """An attentive classifier of the state's sizes, with its weights."""
+    """Build an attentive classifier with the sizes of the state dict, and load it."""
     if num_heads is None:
         raise ConfigError(f"{path}: the file does not say how many attention heads the probe has; give num_heads=…")
     if "pooler.query_tokens" not in state:
@@ -344,13 +408,13 @@ def _classifier(
         complete_block=complete,
         use_proj=use_proj,
     )
-    checkpoint.load_state(probe, state, f"probe of {path}")
+    checkpoint.load_weights(probe, state, f"probe of {path}")
     return probe
 
 
 # ---------------------------------------------------------------- transformers
 
-# config.json leaves out what equals these.
+# config.json omits values that equal these.
 _TRANSFORMERS_DEFAULTS = {
     "patch_size": 16,
     "crop_size": 256,
@@ -367,8 +431,8 @@ _TRANSFORMERS_DEFAULTS = {
     "pred_num_attention_heads": 12,
 }
 
-# Beginnings of names: this software's, transformers'.
-_BEGINNINGS = {
+# Prefixes of parameter names: Tubelet's -> transformers'.
+_PREFIXES = {
     "patch_embed.": "encoder.embeddings.patch_embeddings.",
     "blocks.": "encoder.layer.",
     "norm.": "encoder.layernorm.",
@@ -391,7 +455,7 @@ _PROBE_NAMES = {
 
 
 def _read_transformers(folder: Path) -> tuple[dict[str, Any], State]:
-    """config.json with its defaults, and all tensors, of a VJEPA2 folder."""
+    """Read config.json, completed with the defaults, and all tensors of a VJEPA2 folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "vjepa2":
         raise ConfigError(f"{folder}/config.json: model_type is '{config.get('model_type')}', not 'vjepa2'")
@@ -406,15 +470,15 @@ def _read_transformers(folder: Path) -> tuple[dict[str, Any], State]:
 
 
 def _from_transformers(tensors: State, part: str) -> State:
-    """The state dict of `part`, encoder or predictor, in this software's names; unknown names stay as they are."""
-    state = {}
+    """Return the state dict of `part`, encoder or predictor, with Tubelet's names; unknown names stay as they are."""
+    state: State = {}
     for name, tensor in tensors.items():
         if not name.startswith(f"{part}."):
             continue
         if name == _MASK_TOKENS:
             state |= {f"mask_tokens.{i}": token for i, token in enumerate(tensor)}
             continue
-        for ours, theirs in _BEGINNINGS.items():
+        for ours, theirs in _PREFIXES.items():
             if name.startswith(theirs):
                 name = ours + name.removeprefix(theirs)
                 break
@@ -423,13 +487,13 @@ def _from_transformers(tensors: State, part: str) -> State:
 
 
 def _to_transformers(state: State) -> State:
-    """A state dict of this software in transformers' names."""
+    """Return a state dict of Tubelet with transformers' names."""
     tensors = {}
     for name, tensor in state.items():
         if name.startswith("mask_tokens."):
             continue
-        ours = next(beginning for beginning in _BEGINNINGS if name.startswith(beginning))
-        name = _BEGINNINGS[ours] + name.removeprefix(ours).replace(".attn.", ".attention.")
+        ours = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+        name = _PREFIXES[ours] + name.removeprefix(ours).replace(".attn.", ".attention.")
         if ".qkv." in name:
             for kind, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                 tensors[name.replace("qkv", kind)] = third.clone()
@@ -440,7 +504,7 @@ def _to_transformers(state: State) -> State:
 
 
 def _probe_from_transformers(tensors: State) -> State:
-    """The pooler and classifier of a VJEPA2ForVideoClassification in this software's names."""
+    """Return pooler and classifier of a VJEPA2ForVideoClassification with Tubelet's names."""
     state = {}
     for name, tensor in tensors.items():
         if name.startswith(("pooler.", "classifier.")):
@@ -452,7 +516,7 @@ def _probe_from_transformers(tensors: State) -> State:
 
 
 def _merged(state: State, together: str, apart: tuple[str, ...]) -> State:
-    """The state with layers that stand apart there put into one."""
+    """Concatenate the separate layers `apart`, such as queries, keys and values, to the layer `together`."""
     merged = {}
     for name, tensor in state.items():
         if f".{apart[0]}." in name:
@@ -465,8 +529,8 @@ def _merged(state: State, together: str, apart: tuple[str, ...]) -> State:
 
 def _check_exportable(encoder: nn.Module, path: str | Path) -> None:
     if not isinstance(encoder, VisionTransformer):
-        raise ConfigError(f"{path}: {type(encoder).__name__} is not in transformers; only VisionTransformer can go")
-    block = encoder.blocks[0]
+        raise ConfigError(f"{path}: {type(encoder).__name__} is not in transformers; only VisionTransformer is")
+    block: Any = encoder.blocks[0]
     lacking = {
         "fixed sin-cos positions (use_rope: false)": not encoder.positions.use_rope,
         "rope_pairing: interleaved": encoder.positions.use_rope and encoder.positions.rope_pairing != "vjepa2",
