@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubelet.generation.forecasts import RULES, roll_out
+from tubelet.generation.forecasts import BASELINES, roll_out
 from tubelet.generation.metrics import FrameMetrics
 
 
@@ -12,25 +12,25 @@ def frames(clips=2, channels=1, length=4, height=16, width=14, seed=0):
     return torch.rand(clips, channels, length, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def turn(seen):
-    """Two frames that depend on all that is seen, and leave the range."""
+def forecast(seen):
+    """Two frames that depend on all input frames and exceed the range [0, 1]."""
     return 1.7 * torch.stack([seen.mean(2).flip(-1), seen[:, :, 0] - seen[:, :, -1] * 0.3], dim=2)
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5, 8])
-def test_rolling_out_is_applying_again_and_again(ahead):
+def test_rollout_applies_the_forecast_repeatedly(ahead):
     seen = frames()
     window, expected = list(seen.unbind(2)), []
     while len(expected) < ahead:
-        for frame in turn(torch.stack(window[-4:], dim=2)).unbind(2):
+        for frame in forecast(torch.stack(window[-4:], dim=2)).unbind(2):
             expected.append(frame.clamp(0, 1))
             window.append(frame.clamp(0, 1))
-    assert torch.equal(roll_out(turn, seen, ahead), torch.stack(expected[:ahead], dim=2))
+    assert torch.equal(roll_out(forecast, seen, ahead), torch.stack(expected[:ahead], dim=2))
 
 
-def test_rules_pixel_by_pixel():
+def test_baselines_equal_loops_over_pixels():
     seen = frames(height=3, width=3)
-    predicted = {name: rule(seen, 6) for name, rule in RULES.items()}
+    predicted = {name: baseline(seen, 6) for name, baseline in BASELINES.items()}
     for b in range(2):
         for y in range(3):
             for x in range(3):
@@ -45,13 +45,13 @@ def test_rules_pixel_by_pixel():
                         assert float(predicted[name][b, 0, k, y, x]) == pytest.approx(value, abs=1e-6), name
 
 
-def slow_ssim(a, b):
-    """Wang et al. 2004, window by window, around each pixel of pictures [H, W] reflected at their edges."""
+def ssim_loop(a, b):
+    """Wang et al. 2004, with a loop over the windows around each pixel of images [H, W], with reflection padding."""
     weights = [[math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2)) for j in range(11)] for i in range(11)]
     weights = torch.tensor(weights, dtype=torch.float64)
     weights /= weights.sum()
     height, width = a.shape
-    a, b = (torch.from_numpy(np.pad(picture.numpy(), 5, mode="reflect")) for picture in (a, b))
+    a, b = (torch.from_numpy(np.pad(image.numpy(), 5, mode="reflect")) for image in (a, b))
     values = []
     for y in range(height):
         for x in range(width):
@@ -65,26 +65,26 @@ def slow_ssim(a, b):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_metrics_frame_by_frame(channels):
+def test_metrics_equal_a_loop_over_frames(channels):
     true = frames(clips=3, channels=channels, length=2)
     predicted = (true + 0.2 * (frames(clips=3, channels=channels, length=2, seed=1) - 0.5)).clamp(0, 1)
     metrics = FrameMetrics(num_frames=2)
-    for part in (slice(0, 1), slice(1, 3)):  # in uneven batches
+    for part in (slice(0, 1), slice(1, 3)):  # batches of different sizes
         metrics.update(predicted[part], true[part])
     measured = metrics.compute()
     for t in range(2):
-        of_clips = []
+        clip_metrics = []
         for b in range(3):
             error = (predicted[b, :, t].double() - true[b, :, t].double()) ** 2
-            ssim = sum(slow_ssim(predicted[b, c, t], true[b, c, t]) for c in range(channels)) / channels
-            of_clips.append((float(error.sum()), float(error.mean()), -10 * math.log10(float(error.mean())), ssim))
-        for name, values in zip(("mse_sum", "mse", "psnr", "ssim"), zip(*of_clips, strict=True), strict=True):
+            ssim = sum(ssim_loop(predicted[b, c, t], true[b, c, t]) for c in range(channels)) / channels
+            clip_metrics.append((float(error.sum()), float(error.mean()), -10 * math.log10(float(error.mean())), ssim))
+        for name, values in zip(("mse_sum", "mse", "psnr", "ssim"), zip(*clip_metrics, strict=True), strict=True):
             assert measured["per_frame"][name][t] == pytest.approx(sum(values) / 3, rel=1e-4, abs=2e-6), name
     for name in ("mse_sum", "mse", "psnr", "ssim"):
         assert measured[name] == pytest.approx(sum(measured["per_frame"][name]) / 2, abs=1e-5)
 
 
-def test_metrics_of_all_processes_together():
+def test_metrics_are_reduced_over_processes():
     true, predicted = frames(clips=4), frames(clips=4, seed=1)
     alone = FrameMetrics(num_frames=4)
     alone.update(predicted, true)
@@ -99,7 +99,7 @@ def test_metrics_of_all_processes_together():
         assert together["per_frame"][name] == pytest.approx(expected["per_frame"][name], abs=1e-5)
 
 
-def test_a_perfect_frame_has_a_finite_psnr():
+def test_psnr_of_a_perfect_prediction_is_finite():
     metrics = FrameMetrics(num_frames=4)
     metrics.update(frames(), frames())
     assert {name: value for name, value in metrics.compute().items() if name != "per_frame"} == {

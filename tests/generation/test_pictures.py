@@ -8,18 +8,18 @@ from tubelet.generation import pictures
 
 
 def shades(*values, size=64):
-    """Grey frames [1, T, H, W, 3], one of each value."""
+    """Gray frames [1, T, H, W, 3], one for each value."""
     return np.full((1, len(values), size, size, 3), 0, np.uint8) + np.array(values, np.uint8)[:, None, None, None]
 
 
-def test_pixels_are_rounded_and_grey_gets_three_colours():
+def test_pixels_are_rounded_and_gray_frames_become_rgb():
     frames = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5]).view(1, 1, 5, 1, 1)
     assert pictures.to_pixels(frames)[0, :, 0, 0].tolist() == [[v] * 3 for v in (0, 0, 128, 255, 255)]
     colours = torch.rand(2, 3, 4, 5, 6)
     assert np.array_equal(pictures.to_pixels(colours)[1, 2, 3, 4], (colours[1, :, 2, 3, 4] * 255).round().numpy())
 
 
-def test_filmstrip_shows_each_frame_at_its_place():
+def test_filmstrip_layout():
     seen, ahead = shades(10, 20, 30), {"truth": shades(40, 50, 60, 70), "prediction": shades(80, 90, 100, 110)}
     strip = np.asarray(pictures.filmstrip(seen, ahead))
     for row, values in enumerate(((10, 20, 30), (40, 50, 60, 70), (80, 90, 100, 110))):
@@ -30,7 +30,7 @@ def test_filmstrip_shows_each_frame_at_its_place():
     assert shown == list(range(100, 125, 3))
 
 
-def test_animation_shows_the_seen_frames_and_then_each_title_beside_the_others():
+def test_animation_shows_input_frames_then_one_column_per_title():
     seen, ahead = shades(10, 200), {"truth": shades(40, 90, 160), "prediction": shades(250, 120, 60)}
     animation = Image.open(io.BytesIO(pictures.animation(seen, ahead, frames_per_second=5)))
     expected = [(10, 10), (200, 200), (40, 250), (90, 120), (160, 60)]
@@ -41,4 +41,4 @@ def test_animation_shows_the_seen_frames_and_then_each_title_beside_the_others()
         sheet = np.asarray(animation.convert("RGB")).astype(int)
         assert sheet.shape == (16 + 128 + 8, 2 * (128 + 8), 3)
         for x, value in ((68, left), (136 + 68, right)):
-            assert np.abs(sheet[16 + 68, x] - value).max() <= 3  # a GIF has 256 colours
+            assert np.abs(sheet[16 + 68, x] - value).max() <= 3  # a GIF has only 256 colors

@@ -1,1 +1,1 @@
-"""Frames to come: models that predict them, how far they are from the truth, and pictures of both."""
+"""Future-frame prediction: models, baselines, metrics and figures."""

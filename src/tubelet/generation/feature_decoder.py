@@ -1,13 +1,14 @@
-"""What a pretrained V-JEPA imagines: its predictor's features of frames to come, made visible by a pixel decoder.
+"""Feature-to-pixel decoder: visualizes the features that a pretrained V-JEPA predicts for future frames.
 
-Encoder and predictor stay as they were pretrained; only the decoder learns. It sees nothing but the features at the
-hidden places (as in section 5 of Bardes et al. 2024), so whatever it paints was in them.
+Encoder and predictor are frozen; only the decoder is trained. Its input is restricted to the features of the masked
+tokens (Bardes et al. 2024, section 5), so everything in the decoded frames comes from them.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,44 +17,65 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tubelet import hub
-from tubelet.config import Config, ConfigError
+from tubelet.config import RESUME_IGNORED, Config, ConfigError
+from tubelet.grid import ClipShape, Grid, as_pair
 from tubelet.layers import Block
 from tubelet.layers.init import init_weights
-from tubelet.layers.positions import Grid, Positions
-from tubelet.runtime.seeds import generator
+from tubelet.layers.positions import Positions
+from tubelet.runtime import checkpoint
+from tubelet.runtime.seeds import torch_generator
 
 
 class PretrainConfig(Config):
-    """YAML section `pretrain`: the run of `app.vjepa` that imagines."""
+    """YAML section `pretrain`: the pretrained V-JEPA whose predictions are decoded."""
 
-    folder: str
-    checkpoint: str | None = None
-    """File in the folder, such as `checkpoints/step-00001000.pt`; the newest if null."""
+    folder: Annotated[str, RESUME_IGNORED]
+    """Run folder of the pretraining."""
+    checkpoint: Annotated[str | None, RESUME_IGNORED] = None
+    """Checkpoint within the folder, such as `checkpoints/step-00001000`; null: the latest."""
     mask_index: int = Field(0, ge=0)
-    """Which of the predictor's mask tokens stands for the frames to come."""
+    """Index of the mask token that the predictor uses for future frames."""
     learn_from: Literal["predictions", "targets"] = "predictions"
-    """What the decoder learns to read: the predictor's features, or the target encoder's features of the true frames,
-    in the same places. The first gives the better pictures, the second shows the predictor's errors as they are."""
+    """Features on which the decoder is trained: those of the predictor, or those of the target encoder for the true
+    frames. The former give better frames, the latter show the errors of the predictor more directly."""
     sampling_steps: int = Field(10, ge=1)
-    """Denoising steps of an answer, where the predictor noises its targets (model.use_mask_tokens: false)."""
+    """Denoising steps per sample, for a predictor with noised targets (use_mask_tokens: false)."""
 
 
 class DecoderConfig(Config):
     """YAML section `decoder`: the size of the pixel decoder."""
 
     embed_dim: int = Field(192, ge=1)
+    """Width of the decoder."""
     depth: int = Field(2, ge=0)
+    """Number of transformer blocks."""
     num_heads: int = Field(3, ge=1)
+    """Attention heads per block."""
 
 
 class PixelDecoder(nn.Module):
-    """Features of all places of a token grid [B, t*h*w, D] -> frames [B, C, T, H, W]: a small transformer."""
+    """Small transformer that decodes features [B, t*h*w, D] to frames [B, C, T, H, W].
+
+    Args:
+        config: Size of the decoder.
+        in_dim: Width D of the features.
+        grid: Token grid (t, h, w) of the features.
+        channels: Number of output channels C.
+        patch_size: Side of a patch in pixels, or (height, width).
+        tubelet_size: Frames per token.
+    """
 
     def __init__(
-        self, config: DecoderConfig, in_dim: int, grid: Grid, channels: int, patch_size: int, tubelet_size: int
+        self,
+        config: DecoderConfig,
+        in_dim: int,
+        grid: Grid,
+        channels: int,
+        patch_size: int | tuple[int, int],
+        tubelet_size: int,
     ):
         super().__init__()
-        self.grid, self.patch_size, self.tubelet_size = grid, patch_size, tubelet_size
+        self.grid, self.patch_size, self.tubelet_size = grid, as_pair(patch_size), tubelet_size
         self.embed = nn.Linear(in_dim, config.embed_dim)
         self.positions = Positions(config.embed_dim, config.num_heads, grid, uniform_power=True)
         norm = partial(nn.LayerNorm, eps=1e-6)
@@ -61,7 +83,7 @@ class PixelDecoder(nn.Module):
             Block(config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth)
         )
         self.norm = norm(config.embed_dim)
-        self.to_pixels = nn.Linear(config.embed_dim, channels * tubelet_size * patch_size**2)
+        self.to_pixels = nn.Linear(config.embed_dim, channels * tubelet_size * math.prod(self.patch_size))
         init_weights(self, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -69,17 +91,28 @@ class PixelDecoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         t, h, w = self.grid
-        s, p = self.tubelet_size, self.patch_size
+        s, (p, q) = self.tubelet_size, self.patch_size
         pixels = self.to_pixels(self.norm(x))
-        return rearrange(pixels, "B (t h w) (C s p q) -> B C (t s) (h p) (w q)", t=t, h=h, w=w, s=s, p=p, q=p)
+        return rearrange(pixels, "B (t h w) (C s p q) -> B C (t s) (h p) (w q)", t=t, h=h, w=w, s=s, p=p, q=q)
 
 
 class FeatureDecoder(nn.Module):
-    """Frames seen [B, C, T, H, W] with values from 0 to 1 -> the frames that the predictor imagines after them.
+    """Predict future frames with a frozen V-JEPA and a trained pixel decoder.
 
-    `parts` holds the frozen `encoder`, `target_encoder` and `predictor`; `grid` is that of all frames together, of
-    which the first `seen_slots` time slots are seen. `mean`, `std`: of each channel, as in the pretraining.
+    Args:
+        parts: The pretrained `encoder`, `target_encoder` and `predictor`.
+        decoder: Decoder of the predicted features.
+        config: Options of the pretrained model.
+        grid: Token grid (t, h, w) of input and future frames together.
+        context_length: Number of temporal indices of the input; the remaining ones are predicted.
+        mean: Mean of each channel, as in pretraining.
+        std: Standard deviation of each channel, as in pretraining.
     """
+
+    context_indices: Tensor
+    target_indices: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -88,7 +121,7 @@ class FeatureDecoder(nn.Module):
         config: PretrainConfig,
         *,
         grid: Grid,
-        seen_slots: int,
+        context_length: int,
         mean: Sequence[float],
         std: Sequence[float],
     ):
@@ -97,121 +130,139 @@ class FeatureDecoder(nn.Module):
         self.decoder, self.config = decoder, config
         t, h, w = grid
         self.is_stochastic = not parts["predictor"].use_mask_tokens
-        self.hidden_slots = t - seen_slots
-        places = torch.arange(t * h * w)
-        self.register_buffer("seen_places", places[: seen_slots * h * w], persistent=False)
-        self.register_buffer("hidden_places", places[seen_slots * h * w :], persistent=False)
+        self.target_length = t - context_length
+        indices = torch.arange(t * h * w)
+        self.register_buffer("context_indices", indices[: context_length * h * w], persistent=False)
+        self.register_buffer("target_indices", indices[context_length * h * w :], persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
         self.train()
 
     def train(self, mode: bool = True) -> "FeatureDecoder":
-        """As for any module, but what is frozen never drops anything out."""
+        """Set the training mode; the frozen parts always stay in evaluation mode."""
         super().train(mode)
         self.frozen.eval()
         return self
 
     def forward(self, seen: Tensor, future: Tensor | None = None, draw: int | None = None) -> Tensor:
-        """The frames imagined. `draw` chooses among the answers of a predictor that noises its targets; None: any.
+        """Predict future frames.
 
-        With the true `future` [B, C, horizon, H, W], what the decoder makes of what it learns from.
+        Args:
+            seen: Input frames [B, C, T, H, W] with values from 0 to 1.
+            future: True future frames [B, C, horizon, H, W]. Pass them in training: with `learn_from: targets` the
+                decoder then reads the target features of these frames instead of the predicted features.
+            draw: Index of the sample of a predictor with noised targets; a random sample if None.
+
+        Returns:
+            Frames [B, C, horizon, H, W].
         """
         if future is None or self.config.learn_from == "predictions":
-            return self.decoder(self.imagine(seen, draw))
-        return self.decoder(self.remember(torch.cat([seen, future], dim=2)))
+            return self.decoder(self.predict_features(seen, draw))
+        return self.decoder(self.encode(torch.cat([seen, future], dim=2)))
 
     @torch.no_grad()
-    def imagine(self, seen: Tensor, draw: int | None = None) -> Tensor:
-        """Predicted features at the hidden places [B, K, D]."""
-        masks_seen, masks_hidden = (
-            repeat(places, "K -> B K", B=len(seen)) for places in (self.seen_places, self.hidden_places)
+    def predict_features(self, seen: Tensor, draw: int | None = None) -> Tensor:
+        """Return the predicted features of the future tokens [B, K, D]; arguments as for `forward`."""
+        masks_context, masks_target = (
+            repeat(indices, "K -> B K", B=len(seen)) for indices in (self.context_indices, self.target_indices)
         )
-        # The encoder drops what is not seen; only its shape matters.
-        tubelet_size = self.decoder.tubelet_size
-        unseen = self._normalised(seen)[:, :, :1].expand(-1, -1, self.hidden_slots * tubelet_size, -1, -1)
-        context = self.frozen["encoder"](torch.cat([self._normalised(seen), unseen], dim=2), masks_seen)
-        predictor = self.frozen["predictor"]
+        # The encoder drops the future tokens, so only the shape of these frames matters.
+        num_future_frames = self.target_length * self.decoder.tubelet_size
+        placeholder = self._normalize(seen)[:, :, :1].expand(-1, -1, num_future_frames, -1, -1)
+        context = self.frozen["encoder"](torch.cat([self._normalize(seen), placeholder], dim=2), masks_context)
+        predictor: Any = self.frozen["predictor"]
         if predictor.use_mask_tokens:
-            return predictor(context, None, masks_seen, masks_hidden, self.config.mask_index)
-        noise = None if draw is None else generator("imagination", draw, device=seen.device)
-        return predictor.sample(context, masks_seen, masks_hidden, self.config.sampling_steps, generator=noise)[0]
+            return predictor(context, None, masks_context, masks_target, self.config.mask_index)
+        # A different key would change the samples of existing runs.
+        noise = None if draw is None else torch_generator("imagination", draw, device=seen.device)
+        return predictor.sample(context, masks_context, masks_target, self.config.sampling_steps, generator=noise)[0]
 
     @torch.no_grad()
-    def remember(self, video: Tensor) -> Tensor:
-        """The target encoder's features of the true frames at the hidden places [B, K, D], as in pretraining."""
-        features = self.frozen["target_encoder"](self._normalised(video))
-        return F.layer_norm(features, features.shape[-1:])[:, self.hidden_places]
+    def encode(self, video: Tensor) -> Tensor:
+        """Return the target features of the future tokens [B, K, D] for complete clips, as in pretraining."""
+        features = self.frozen["target_encoder"](self._normalize(video))
+        return F.layer_norm(features, features.shape[-1:])[:, self.target_indices]
 
     def trained(self) -> nn.Module:
-        """What a checkpoint keeps."""
+        """Return the module that is trained and saved in checkpoints."""
         return self.decoder
 
-    def _normalised(self, video: Tensor) -> Tensor:
+    def _normalize(self, video: Tensor) -> Tensor:
         return (video - self.mean) / self.std
 
 
 def build_feature_decoder(
-    pretrain: PretrainConfig, decoder: DecoderConfig, *, channels: int, sizes: dict[str, int], num_target_frames: int
+    pretrain: PretrainConfig, decoder: DecoderConfig, clip: ClipShape, *, channels: int, num_target_frames: int
 ) -> FeatureDecoder:
-    """The pretrained parts with a new decoder.
+    """Load the parts of a pretrained V-JEPA and build a new decoder.
 
-    sizes: crop_size, num_frames (seen), patch_size, tubelet_size of the data. ConfigError where they are not the run's,
-    or `pretrain.folder` holds no run of app.vjepa with a predictor.
+    Args:
+        pretrain: The pretrained model.
+        decoder: Size of the decoder.
+        clip: Size of the input clips.
+        channels: Number of channels of the frames.
+        num_target_frames: Number of future frames to predict.
+
+    Raises:
+        ConfigError: If the sizes differ from those of pretraining, or the folder is not a V-JEPA pretraining run.
     """
     path = Path(pretrain.folder) if pretrain.checkpoint is None else Path(pretrain.folder) / pretrain.checkpoint
-    if not path.exists():
-        raise ConfigError(f"pretrain: {path} does not exist; give a run of app.vjepa as pretrain.folder=…")
+    if not path.exists() and not checkpoint.is_latest(path):
+        raise ConfigError(f"pretrain: {path} does not exist; set pretrain.folder to a run folder of app.vjepa")
     weights = hub.read(path)
     if not isinstance(weights, hub.OwnWeights) or "predictor" not in weights.parts:
-        raise ConfigError(f"pretrain.folder: {path} is no run of app.vjepa; only these say how they were pretrained")
-    _check_same_sizes(path, weights.config["data"], sizes, num_target_frames)
-    parts = {name: hub.load_encoder(path, name) for name in ("encoder", "target_encoder")}
-    parts["predictor"] = hub.load_predictor(path)
-    _check_options(pretrain, parts["predictor"])
+        raise ConfigError(f"pretrain.folder: {path} is not a run of app.vjepa with a predictor")
+    _check_same_sizes(path, weights.config["data"], clip, num_target_frames)
+    encoder, target_encoder = (weights.load_encoder(name) for name in ("encoder", "target_encoder"))
+    predictor = weights.load_predictor()
+    _check_options(pretrain, predictor)
     try:
-        grid = parts["encoder"].grid_size(
-            sizes["num_frames"] + num_target_frames, sizes["crop_size"], sizes["crop_size"]
-        )
+        grid = encoder.grid_size(clip.num_frames + num_target_frames, clip.height, clip.width)
         pixels = PixelDecoder(
-            decoder, parts["encoder"].embed_dim, (num_target_frames // sizes["tubelet_size"], *grid[1:]), channels,
-            sizes["patch_size"], sizes["tubelet_size"],
+            decoder, encoder.embed_dim, grid._replace(t=num_target_frames // clip.tubelet_size), channels,
+            clip.patch_size, clip.tubelet_size,
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"decoder: {error}") from None
-    augmentation = weights.config["data_aug"]
+    normalization = weights.normalization()
     return FeatureDecoder(
-        parts,
+        {"encoder": encoder, "target_encoder": target_encoder, "predictor": predictor},
         pixels,
         pretrain,
         grid=grid,
-        seen_slots=sizes["num_frames"] // sizes["tubelet_size"],
-        mean=augmentation["normalize_mean"],
-        std=augmentation["normalize_std"],
+        context_length=clip.num_frames // clip.tubelet_size,
+        mean=normalization["normalize_mean"],
+        std=normalization["normalize_std"],
     )
 
 
-def _check_same_sizes(path: Path, run: dict[str, Any], sizes: dict[str, int], num_target_frames: int) -> None:
-    wanted = {name: run[name] for name in ("crop_size", "patch_size", "tubelet_size")}
-    wrong = [f"data.{name}={value} instead of {sizes[name]}" for name, value in wanted.items() if sizes[name] != value]
+def _check_same_sizes(path: Path, run: dict[str, Any], clip: ClipShape, num_target_frames: int) -> None:
+    """Raise ConfigError if the clips differ from those of pretraining."""
+    sizes = clip.as_dict()
+    expected = {name: run[name] for name in ("crop_size", "patch_size", "tubelet_size")}
+    fixes = [
+        f"data.{name}={value} instead of {sizes[name]}" for name, value in expected.items() if sizes[name] != value
+    ]
     if sizes["num_frames"] + num_target_frames != run["num_frames"]:
-        wrong.append(
-            f"data.num_frames and data.num_target_frames that make {run['num_frames']} together instead of "
+        fixes.append(
+            f"data.num_frames + data.num_target_frames = {run['num_frames']} instead of "
             f"{sizes['num_frames']} + {num_target_frames}"
         )
     elif sizes["num_frames"] % run["tubelet_size"]:
-        wrong.append(f"data.num_frames a multiple of {run['tubelet_size']} instead of {sizes['num_frames']}")
-    if wrong:
-        raise ConfigError(f"pretrain.folder: {path} was pretrained on other clips: set " + ", ".join(wrong))
+        fixes.append(f"data.num_frames to a multiple of {run['tubelet_size']} instead of {sizes['num_frames']}")
+    if fixes:
+        raise ConfigError(f"pretrain.folder: {path} was pretrained on clips of another size: set " + ", ".join(fixes))
 
 
-def _check_options(pretrain: PretrainConfig, predictor: nn.Module) -> None:
+def _check_options(pretrain: PretrainConfig, predictor: Any) -> None:
+    """Raise ConfigError if the predictor does not support the options."""
     if predictor.use_mask_tokens and pretrain.mask_index >= len(predictor.mask_tokens):
         raise ConfigError(
             f"pretrain.mask_index: {pretrain.mask_index}, but the predictor has {len(predictor.mask_tokens)} mask "
-            f"token(s); valid: 0 to {len(predictor.mask_tokens) - 1}"
+            f"token(s); choose a value from 0 to {len(predictor.mask_tokens) - 1}"
         )
     if not predictor.use_mask_tokens and pretrain.sampling_steps > predictor.noise_steps:
         raise ConfigError(
-            f"pretrain.sampling_steps: {pretrain.sampling_steps}, but the predictor's schedule has "
-            f"{predictor.noise_steps} steps at most"
+            f"pretrain.sampling_steps: {pretrain.sampling_steps}, but the noise schedule of the predictor has only "
+            f"{predictor.noise_steps} steps"
         )

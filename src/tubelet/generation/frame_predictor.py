@@ -3,7 +3,9 @@
 from torch import Tensor, nn
 
 from tubelet.config import ConfigError
-from tubelet.models import ModelConfig, build_encoder
+from tubelet.config.registry import PartOptions
+from tubelet.grid import ClipShape
+from tubelet.models import build_encoder
 
 
 class FramePredictor(nn.Module):
@@ -29,29 +31,33 @@ class FramePredictor(nn.Module):
 
 
 def build_frame_predictor(
-    config: ModelConfig,
-    *,
-    channels: int,
-    crop_size: int,
-    num_frames: int,
-    num_target_frames: int,
-    patch_size: int,
-    tubelet_size: int,
-    mean: float,
-    std: float,
+    options: PartOptions, clip: ClipShape, *, channels: int, num_target_frames: int, mean: float, std: float
 ) -> FramePredictor:
-    """The model of the YAML section `model` with the sizes of the data; ConfigError where it predicts no frames."""
+    """Build a model that predicts frames.
+
+    Args:
+        options: Value of an option of type `EncoderOptions`.
+        clip: Size of the clips seen.
+        channels: Color channels of the clips.
+        num_target_frames: Number of frames to predict.
+        mean: Mean of the values of the frames seen.
+        std: Standard deviation of the values of the frames seen.
+
+    Raises:
+        ConfigError: The model predicts no frames, or sizes do not fit.
+    """
     sizes = {"num_target_frames": num_target_frames, "in_chans": channels, "out_chans": channels}
-    for name in sizes.keys() & config.encoder_args.keys():
-        raise ConfigError(f"model.encoder_args.{name}: already set by the section data; set it there")
-    config = config.model_copy(update={"encoder_args": config.encoder_args | sizes})
-    try:
-        model = build_encoder(
-            config, crop_size=crop_size, num_frames=num_frames, patch_size=patch_size, tubelet_size=tubelet_size
+    fields = type(options).model_fields
+    for name in sizes.keys() & fields.keys():
+        if getattr(options, name) != fields[name].default:
+            raise ConfigError(f"encoder.{name}: already set by the section data; set it there")
+    if "num_target_frames" not in fields:
+        raise ConfigError(
+            f"encoder.name: {options.name} predicts no frames; take encoder.name=generative_timesformer_small, or "
+            "`pretrain`"
         )
+    try:
+        model = build_encoder(options.model_copy(update=sizes), clip)
     except ValueError as error:
-        hint = ""
-        if "num_target_frames: " in str(error):
-            hint = f"\n  {config.encoder} predicts no frames; take model.encoder=generative_timesformer, or `pretrain`"
-        raise ConfigError(f"model, or the sizes in data: {error}{hint}") from None
+        raise ConfigError(f"encoder, or the sizes in data: {error}") from None
     return FramePredictor(model, mean, std)
