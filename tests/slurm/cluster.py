@@ -2,8 +2,8 @@
 
     python tests/slurm/cluster.py FOLDER
 
-starts it, prints the line that makes it the shell's cluster, and ends it at Ctrl-C.
-Everything lives in FOLDER; nothing in /etc is read or written. Debian's packages: see PACKAGES.
+starts it, prints the `export` line that a shell needs to use it, and stops it on Ctrl-C.
+All files are in FOLDER; nothing in /etc is changed. Debian's packages: see PACKAGES.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch", "
 NODES = ("n0", "n1")
 GPUS = CPUS = 8
 
-# A requeued job waits for cred_expire seconds; a preempted one gets the warning signal and then GraceTime.
+# A requeued job waits for cred_expire seconds; a preempted one gets the stop signal GraceTime seconds before its end.
 SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -85,24 +85,24 @@ PidFile={folder}/state/slurmdbd.pid
 
 
 def missing() -> str | None:
-    """Why this machine cannot have the cluster; None where it can."""
+    """Why the cluster cannot run on this machine; None if it can."""
     absent = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
     if absent:
         return f"{', '.join(absent)} not installed: apt-get install --no-install-recommends {PACKAGES}"
     if os.getuid() != 0:
         return "the test cluster's daemons are started as root"
     if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
-        return "no right to make namespaces (CAP_SYS_ADMIN), in which each node has its own host name"
+        return "no permission to create namespaces (CAP_SYS_ADMIN), in which each node has its own host name"
     return None
 
 
 class Cluster:
-    """`with Cluster(folder) as cluster:` runs it; `cluster.environment` makes a process use it."""
+    """Runs in a `with` block; processes with the environment variables `environment` use it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        self.environment = clean | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        self.environment = environment | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         self.daemons: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Cluster":
@@ -117,17 +117,19 @@ class Cluster:
             for name in NODES:
                 (self.folder / "spool" / name).mkdir()
                 self._start("slurmd", "-D", "-N", name, "-f", str(self.folder / "slurm.conf"), host=name)
-            self._wait_for("accounting", lambda: self.ask("sacctmgr -n list cluster test format=ControlHost"))
-            self._wait_for("idle nodes", lambda: self.ask("sinfo -h -N -p main -t idle -o %N").split() == list(NODES))
+            self._wait_for("accounting", lambda: self.command("sacctmgr -n list cluster test format=ControlHost"))
+            self._wait_for(
+                "idle nodes", lambda: self.command("sinfo -h -N -p main -t idle -o %N").split() == list(NODES)
+            )
         except BaseException:
             self._stop()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ask("scancel --user=root")
+        self.command("scancel --user=root")
         try:
-            self._wait_for("end of all jobs", lambda: not self.ask("squeue -h -t R,CG,S -o %A"))
+            self._wait_for("end of all jobs", lambda: not self.command("squeue -h -t R,CG,S -o %A"))
         finally:
             self._stop()
 
@@ -136,24 +138,24 @@ class Cluster:
             daemon.terminate()
             daemon.wait(30)
 
-    def ask(self, command: str) -> str:
-        """What a command of SLURM says. Raises CalledProcessError when it fails."""
+    def command(self, command: str) -> str:
+        """The output of a SLURM command. Raises CalledProcessError if it fails."""
         return subprocess.run(
             shlex.split(command), env=self.environment, capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
 
     def _write_configuration(self) -> None:
         port, database_port, *node_ports = _free_ports(2 + len(NODES))
-        places = {"folder": self.folder, "port": port, "database_port": database_port}
+        values = {"folder": self.folder, "port": port, "database_port": database_port}
         nodes = [
             NODE.format(name=name, port=port, cpus=CPUS, gpus=GPUS)
             for name, port in zip(NODES, node_ports, strict=True)
         ]
-        text = SLURM_CONF.format(**places).split("PartitionName", 1)
+        text = SLURM_CONF.format(**values).split("PartitionName", 1)
         (self.folder / "slurm.conf").write_text(text[0] + "".join(nodes) + "PartitionName" + text[1])
-        (self.folder / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**places))
+        (self.folder / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**values))
         (self.folder / "slurmdbd.conf").chmod(0o600)
-        for gpu in range(GPUS):  # SLURM only looks whether its file is a device
+        for gpu in range(GPUS):  # SLURM only checks that the file is a device
             (self.folder / "devices" / f"nvidia{gpu}").symlink_to("/dev/null")
         gres = f"AutoDetect=off\nName=gpu File={self.folder}/devices/nvidia[0-{GPUS - 1}]\n"
         (self.folder / "gres.conf").write_text(gres)
@@ -166,31 +168,33 @@ class Cluster:
         (munge / "key").write_bytes(os.urandom(1024))
         (munge / "key").chmod(0o600)
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
-        self._start("munged", "--foreground", "--force", *(f"--{word}={munge / name}" for word, name in files.items()))
-        self._wait_for("munge", lambda: self.ask(f"munge -n -S {munge}/socket"))
+        self._start(
+            "munged", "--foreground", "--force", *(f"--{option}={munge / name}" for option, name in files.items())
+        )
+        self._wait_for("munge", lambda: self.command(f"munge -n -S {munge}/socket"))
 
     def _start_accounting(self) -> None:
         database = self.folder / "database"
-        words = ["--no-defaults", "--user=root", f"--datadir={database}", f"--socket={self.folder}/database.socket"]
-        words += [f"--pid-file={self.folder}/database.pid", "--skip-networking", "--innodb-buffer-pool-size=64M"]
-        words += ["--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0", "--performance-schema=OFF"]
+        options = ["--no-defaults", "--user=root", f"--datadir={database}", f"--socket={self.folder}/database.socket"]
+        options += [f"--pid-file={self.folder}/database.pid", "--skip-networking", "--innodb-buffer-pool-size=64M"]
+        options += ["--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0", "--performance-schema=OFF"]
         tables = [f"/usr/share/mysql/mysql_system_tables{part}.sql" for part in ("", "_data")]
         bootstrap = "create database mysql;\nuse mysql;\nset @auth_root_socket='root';\n"
         bootstrap += "\n".join(Path(table).read_text(encoding="utf-8") for table in tables)
-        command = ["mariadbd", *words, "--bootstrap"]
+        command = ["mariadbd", *options, "--bootstrap"]
         with open(self.folder / "bootstrap.out", "w") as output:
             subprocess.run(
                 command, input=bootstrap, text=True, env=self.environment, stdout=output, stderr=output, check=True
             )
-        self._start("mariadbd", *words)
+        self._start("mariadbd", *options)
         self._wait_for("MariaDB", (self.folder / "database.socket").exists)
         self.environment["MYSQL_UNIX_PORT"] = str(self.folder / "database.socket")
         self._start("slurmdbd", "-D", host="localhost")
-        self._wait_for("slurmdbd", lambda: self.ask("sacctmgr -n list cluster") is not None)
+        self._wait_for("slurmdbd", lambda: self.command("sacctmgr -n list cluster") is not None)
 
-    def _start(self, program: str, *words: str, host: str | None = None) -> None:
-        command = [program, *words]
-        if host is not None:  # a host name of its own, in whose view all node names are this machine
+    def _start(self, program: str, *arguments: str, host: str | None = None) -> None:
+        command = [program, *arguments]
+        if host is not None:  # with its own host name, and with all node names resolving to this machine
             script = f'hostname {host} && mount --bind {self.folder}/hosts /etc/hosts && exec "$@"'
             command = ["unshare", "--uts", "--mount", "--propagation", "slave", "bash", "-c", script, "-", *command]
         with open(self.folder / f"{program}-{host}.out", "ab") as output:
@@ -205,14 +209,14 @@ class Cluster:
                 )
             )
 
-    def _wait_for(self, what: str, there: Callable[[], object]) -> None:
+    def _wait_for(self, event: str, condition: Callable[[], object]) -> None:
         until = time.monotonic() + 30
         while time.monotonic() < until:
             with contextlib.suppress(subprocess.SubprocessError):
-                if there():
+                if condition():
                     return
             time.sleep(0.1)
-        raise TimeoutError(f"no {what} after 30 s; see the logs in {self.folder}")
+        raise TimeoutError(f"no {event} after 30 s; see the logs in {self.folder}")
 
 
 def _path() -> str:
@@ -222,9 +226,9 @@ def _path() -> str:
 def _free_ports(number: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A cluster, a checkout, clips, and a pretraining of a few seconds that can be interrupted."""
+"""A cluster, a checkout, clips, and a pretraining of a few seconds that tests interrupt."""
 
 import os
 import shutil
@@ -14,25 +14,26 @@ import torch
 import yaml
 
 from tests.slurm import cluster as real
+from tubelet.runtime import checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 COSTS: list[tuple[str, int, float, bool]] = []
-"""Of each interruption: what it was, steps lost, seconds until the run ran again, and whether its end was the same."""
+"""Of each interruption: its name, lost steps, seconds until the run resumed, whether the parameters are the same."""
 
 
-# Videos that one can make slow, or impossible to read for rank 1, while a job runs.
-MOODY_DATASET = """
+# Tests make its clips slow, or unreadable for rank 1, while a job runs.
+TEST_DATASET = """
 import os, time
 from pathlib import Path
 from tubelet.data import video_dataset
 
 class Dataset(video_dataset.Dataset):
     def __getitem__(self, draw):
-        moods = Path(self.data.datasets[0]).parent
-        if (moods / "slow").exists():
+        folder = Path(self.data.datasets[0]).parent
+        if (folder / "slow").exists():
             time.sleep(0.5)
-        if (moods / "broken").exists() and os.environ.get("SLURM_PROCID") == "1":
+        if (folder / "broken").exists() and os.environ.get("SLURM_PROCID") == "1":
             raise ValueError("this clip is broken")
         return super().__getitem__(draw)
 """
@@ -40,9 +41,9 @@ class Dataset(video_dataset.Dataset):
 
 @pytest.fixture(scope="session")
 def small_disk(tmp_path_factory):
-    """A disk of 24 MB. It is there before the cluster is, whose nodes would not see a later one."""
-    if why := real.missing():
-        pytest.skip(why)
+    """A disk of 24 MB. It is mounted before the cluster starts, as the nodes do not see later mounts."""
+    if reason := real.missing():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("small")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
     yield folder
@@ -58,14 +59,14 @@ def cluster(tmp_path_factory, small_disk):
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
-    """A git checkout of the programs, where one may edit."""
+    """A git checkout of the programs, which tests may edit."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("app", "evals", "src", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    (folder / "src" / "tubelet" / "data" / "moody_dataset.py").write_text(MOODY_DATASET)
+    (folder / "src" / "tubelet" / "data" / "switched_dataset.py").write_text(TEST_DATASET)
     git = ["git", "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
-        subprocess.run([*git, *words], cwd=folder, check=True)
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *arguments], cwd=folder, check=True)
     return folder
 
 
@@ -74,8 +75,8 @@ def clips(tmp_path_factory, checkout):
     """Folder of generated clips: `pretrain/`, `motion_train.csv`, `motion_test.csv`."""
     folder = tmp_path_factory.mktemp("clips")
     sizes = {"clips": 24, "train": 16, "test": 16, "frames": 8, "size": 32, "processes": 1}
-    words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    run(checkout, "tubelet.data.generated", "--folder", str(folder), *words)
+    arguments = [argument for name, value in sizes.items() for argument in (f"--{name}", str(value))]
+    run(checkout, "tubelet.data.generated", "--folder", str(folder), *arguments)
     return folder
 
 
@@ -85,7 +86,7 @@ def fname(tmp_path_factory, clips):
     raw = {
         "base": str(ROOT / "configs" / "pretrain" / "debug.yaml"),
         "data": {
-            "dataset_type": "MoodyDataset",
+            "dataset_type": "SwitchedDataset",
             "datasets": [str(clips / "pretrain")],
             "cache": str(clips / "decoded"),
             "batch_size": 2,
@@ -103,7 +104,7 @@ def fname(tmp_path_factory, clips):
 
 @pytest.fixture(scope="session")
 def probe_fname(fname, clips):
-    """YAML of a probe of that."""
+    """YAML of a probe of its encoder."""
     raw = {
         "base": str(ROOT / "configs" / "evals" / "demo.yaml"),
         "data": {
@@ -113,7 +114,7 @@ def probe_fname(fname, clips):
             "frames_per_clip": 8,
         },
         "optimization": {"num_epochs": 2, "min_steps": 1, "batch_size": 8, "select": "val"},
-        "pretrain": {"folder": "given by --then"},
+        "pretrain": {"folder": "set by --then"},
     }
     path = Path(fname).with_name("probe.yaml")
     path.write_text(yaml.safe_dump(raw))
@@ -122,7 +123,7 @@ def probe_fname(fname, clips):
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory, checkout, fname):
-    """Folder of the same run as two processes of this machine, without SLURM."""
+    """Folder of the same run in two processes on this machine, without SLURM."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     run(checkout, "app.main", "--fname", fname, "--devices", "cpu", "--processes", "2", f"folder={folder}")
     return folder
@@ -130,139 +131,138 @@ def uninterrupted(tmp_path_factory, checkout, fname):
 
 @pytest.fixture
 def site(cluster, checkout, fname, clips, tmp_path):
-    """`Site` that leaves nothing in the queue."""
-    place = Site(cluster, checkout, fname, clips, tmp_path / "run")
-    yield place
-    for mood in ("slow", "broken"):
-        place.mood(mood, False)
-    left = cluster.ask("squeue -h -t PD,CF,R,S,RQ -o %i/%T")
-    cluster.ask("scancel --user=root")
-    wait_for("an empty queue", lambda: not cluster.ask("squeue -h"), place.told)
-    assert not left, "something was left in the queue"
+    """A `Site`. Fails a test that leaves jobs in the queue."""
+    site = Site(cluster, checkout, fname, clips, tmp_path / "run")
+    yield site
+    for switch in ("slow", "broken"):
+        site.switch(switch, False)
+    remaining = cluster.command("squeue -h -t PD,CF,R,S,RQ -o %i/%T")
+    cluster.command("scancel --user=root")
+    wait_for("an empty queue", lambda: not cluster.command("squeue -h"), site.logs)
+    assert not remaining, "there are jobs in the queue"
 
 
 def pytest_terminal_summary(terminalreporter):
     if COSTS:
-        terminalreporter.section("what interruptions cost")
+        terminalreporter.section("cost of interruptions")
     for what, lost, seconds, same in COSTS:
-        end = "the same parameters bit for bit" if same else "OTHER PARAMETERS"
-        terminalreporter.write_line(f"{what:<28} {lost:>2} steps lost, runs again after {seconds:4.1f} s, {end}")
+        result = "the same parameters bit for bit" if same else "OTHER PARAMETERS"
+        terminalreporter.write_line(f"{what:<28} {lost:>2} steps lost, resumed after {seconds:4.1f} s, {result}")
 
 
 class Site:
-    """What a user does on the cluster with the run folder `folder`, and what he sees."""
+    """A user of the cluster with the run folder `folder`."""
 
     def __init__(self, cluster: real.Cluster, checkout: Path, fname: str, clips: Path, folder: Path):
         self.cluster, self.checkout, self.fname, self.clips, self.folder = cluster, checkout, fname, clips, folder
 
-    def mood(self, name: str, present: bool) -> None:
-        """`slow`: from now on clips take their time; `broken`: rank 1 cannot read any."""
-        if present:
+    def switch(self, name: str, on: bool) -> None:
+        """`slow`: reading a clip takes 0.5 s; `broken`: rank 1 cannot read clips."""
+        if on:
             (self.clips / name).touch()
         else:
             (self.clips / name).unlink(missing_ok=True)
 
-    def launch(self, *words: str, package: str = "app") -> str:
-        """What `main_distributed` prints."""
-        return run(self.checkout, f"{package}.main_distributed", *words, env=self.cluster.environment)
+    def launch(self, *arguments: str, package: str = "app") -> str:
+        """The output of `main_distributed`."""
+        return run(self.checkout, f"{package}.main_distributed", *arguments, env=self.cluster.environment)
 
-    def submit(self, *words: str) -> str:
+    def submit(self, *arguments: str) -> str:
         """Submit the tiny pretraining in `folder`; returns the job's id."""
-        return self.launch("--fname", self.fname, "--folder", str(self.folder), *words).split()[0]
+        return self.launch("--fname", self.fname, "--folder", str(self.folder), *arguments).split()[0]
 
     def state(self, job: str) -> str:
-        said = self.cluster.ask(f"sacct -X -n -P -o State -j {job}")
-        return said.split()[0] if said else "UNKNOWN"
+        output = self.cluster.command(f"sacct -X -n -P -o State -j {job}")
+        return output.split()[0] if output else "UNKNOWN"
 
     def wait_for_state(self, job: str, *states: str) -> None:
-        wait_for(f"{job} to be {' or '.join(states)}", lambda: self.state(job) in states, self.told)
+        wait_for(f"{job} to be {' or '.join(states)}", lambda: self.state(job) in states, self.logs)
 
     def wait_for_step(self, step: int) -> None:
-        wait_for(f"step {step}", lambda: last_step(self.folder) >= step, self.told)
+        wait_for(f"step {step}", lambda: last_step(self.folder) >= step, self.logs)
 
     def wait_for_start(self, job: str, number: int) -> float:
-        """Seconds since the epoch when start `number` of the job began."""
+        """When attempt `number` of the job started, in seconds since the epoch."""
         path = self.folder / "slurm" / f"{job}_started-{number}.json"
-        wait_for(f"start {number} of job {job}", lambda: path.is_file() and path.stat().st_size, self.told)
+        wait_for(f"start {number} of job {job}", lambda: path.is_file() and path.stat().st_size, self.logs)
         return yaml.safe_load(path.read_text())["time"]
 
-    def interrupted(self, *words: str, at: int = 5) -> str:
-        """Submit, and return the job's id when it has taken some steps; the next ones will be slow."""
-        self.mood("slow", True)
-        job = self.submit(*words)
-        self.wait_for_step(at)
+    def submit_and_wait(self, *arguments: str, step: int = 5) -> str:
+        """Submit a job with slow steps, and return its id after `step` of them."""
+        self.switch("slow", True)
+        job = self.submit(*arguments)
+        self.wait_for_step(step)
         return job
 
-    def goes_on(self, job: str, what: str, since: float, as_if: Path) -> int:
-        """The job starts again by itself and ends as the run in `as_if`; returns how many steps were lost."""
+    def assert_resumes(self, job: str, interruption: str, since: float, expected: Path) -> int:
+        """The job is requeued and ends with the parameters of the run `expected`; returns the number of lost steps."""
         seconds = self.wait_for_start(job, 1) - since
-        lost = last_step(self.folder) - newest_step(self.folder)  # it has not yet opened the folder
-        self._ends(job, what, lost, seconds, as_if)
+        lost = last_step(self.folder) - newest_step(self.folder)  # it has not opened the folder yet
+        self._assert_completes(job, interruption, lost, seconds, expected)
         return lost
 
-    def continues_with_the_same_command(self, what: str, as_if: Path) -> int:
-        """Submitted again, the run goes on and ends as the one in `as_if`; returns how many steps were lost."""
+    def assert_same_command_resumes(self, interruption: str, expected: Path) -> int:
+        """Submitted again, the run ends with the parameters of `expected`; returns the number of lost steps."""
         lost, since = self.lost_steps(), time.time()
         job = self.submit()
         seconds = self.wait_for_start(job, 0) - since
-        self._ends(job, f"{what}, submitted again", lost, seconds, as_if)
+        self._assert_completes(job, f"{interruption}, submitted again", lost, seconds, expected)
         return lost
 
-    def _ends(self, job: str, what: str, lost: int, seconds: float, as_if: Path) -> None:
-        self.mood("slow", False)
+    def _assert_completes(self, job: str, interruption: str, lost: int, seconds: float, expected: Path) -> None:
+        self.switch("slow", False)
         self.wait_for_state(job, "COMPLETED")
-        same = same_parameters(self.folder, as_if)
-        COSTS.append((what, lost, seconds, same))
+        same = same_parameters(self.folder, expected)
+        COSTS.append((interruption, lost, seconds, same))
         assert same
 
     def lost_steps(self) -> int:
-        """Steps that the log has and the newest checkpoint has not, once nothing runs."""
-        wait_for("the end of all processes", lambda: not self.cluster.ask("squeue -h -t R,CG -o %i"), self.told)
+        """Steps in the log after the newest checkpoint, when nothing runs any more."""
+        wait_for("the end of all processes", lambda: not self.cluster.command("squeue -h -t R,CG -o %i"), self.logs)
         return last_step(self.folder) - newest_step(self.folder)
 
-    def told(self) -> str:
-        logs = sorted((self.folder / "slurm").glob("*_log.err"))
-        return self.cluster.ask("squeue") + "".join(f"\n{path}:\n{path.read_text()[-3000:]}" for path in logs)
+    def logs(self) -> str:
+        """The queue and the end of the stderr of all jobs."""
+        paths = sorted((self.folder / "slurm").glob("*_log.err"))
+        return self.cluster.command("squeue") + "".join(f"\n{path}:\n{path.read_text()[-3000:]}" for path in paths)
 
 
-def run(folder: Path, module: str, *words: str, env: dict[str, str] | None = None) -> str:
-    """What `python -m module` prints, run in the checkout `folder`."""
+def run(folder: Path, module: str, *arguments: str, env: dict[str, str] | None = None) -> str:
+    """The output of `python -m module` in the checkout `folder`."""
     env = (env or dict(os.environ)) | {"PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
-    # Compiled once: many short jobs, on a machine that may keep no compiled files, would spend their time on that.
+    # Keep compiled files even if the environment disables that: compiling would dominate many short jobs.
     env |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder.parent / "compiled")}
-    done = subprocess.run([sys.executable, "-m", module, *words], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=folder, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def wait_for(what: str, there: Callable[[], Any], told: Callable[[], str]) -> None:
+def wait_for(event: str, condition: Callable[[], Any], logs: Callable[[], str]) -> None:
     until = time.monotonic() + 240
-    while not there():
+    while not condition():
         if time.monotonic() > until:
-            pytest.fail(f"waited for {what} in vain\n{told()}")
+            pytest.fail(f"timeout while waiting for {event}\n{logs()}")
         time.sleep(0.1)
 
 
 def last_step(folder: Path) -> int:
-    """Of the whole lines in the log."""
+    """The step of the last complete line in the log."""
     path = folder / "log.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     return yaml.safe_load(lines[-1])["step"] if lines else 0
 
 
 def newest_step(folder: Path) -> int:
-    names = [path.stem for path in (folder / "checkpoints").glob("step-*.pt")]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
+    return max(map(checkpoint.step_of, checkpoint.find(folder / "checkpoints")), default=0)
 
 
 def same_parameters(folder: Path, other: Path) -> bool:
-    """Are the last checkpoints equal bit for bit, with their optimisers?"""
-    first, second = (
-        torch.load(where / "checkpoints" / "latest.pt", weights_only=True, map_location="cpu")
-        for where in (folder, other)
-    )
-    tensors = [list(_tensors({**state, "config": None})) for state in (first, second)]
-    assert first["step"] == second["step"] == STEPS
+    """Whether the last checkpoints, with the optimizer state, are equal bit for bit."""
+    first, second = (checkpoint.read(where / "checkpoints" / "latest") for where in (folder, other))
+    tensors = [[*_tensors(state.weights), *_tensors(state.optimizer)] for state in (first, second)]
+    assert first.metadata["step"] == second.metadata["step"] == STEPS
     return len(tensors[0]) == len(tensors[1]) and all(map(torch.equal, *tensors))
 
 

@@ -1,1 +1,1 @@
-"""Programs as SLURM jobs, through submitit: submitting, running on the nodes, stopping and going on, watching."""
+"""Programs as SLURM jobs, through submitit: submission, execution on the nodes, requeueing, status."""

@@ -1,4 +1,4 @@
-"""What a job runs on the nodes: each of its processes calls a pickled `Job`."""
+"""The processes of a job: each calls a pickled `Job`."""
 
 import os
 import signal
@@ -10,16 +10,16 @@ from typing import Any
 
 from tubelet.runtime import distributed
 from tubelet.runtime.launch import Package, load
-from tubelet.slurm.attempts import Attempt
+from tubelet.slurm.attempt import Attempt
 
 
 class TooManyRequeues(Exception):
-    """The job has been started again as often as it may."""
+    """The job has been requeued `slurm.max_requeues` times."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A program with the configuration in `fname`. Relative paths in there are meant from `directory`."""
+    """A program with the configuration in `fname`. Relative paths in the configuration start at `directory`."""
 
     package: Package
     fname: str
@@ -29,38 +29,44 @@ class Job:
     max_requeues: int
 
     def __call__(self) -> None:
-        """Run the program as the process that srun has started here.
+        """Run the program in this process of the job.
 
-        A program that a signal has stopped ends this process with exit status 0: with any other one, srun would kill
-        the processes that are still saving. What happens to the job then is decided after all of them, see
-        `tubelet.slurm.requeue`.
+        A process that a signal stops exits with status 0, because with any other status srun would kill the processes
+        that are still saving. Whether the job is requeued is decided when all have ended, see `tubelet.slurm.requeue`.
         """
         attempt = Attempt.current(Path(self.logs))
 
-        def tell(kind: Any, error: BaseException, trace: Any) -> None:
+        def record_exception(kind: Any, error: BaseException, trace: Any) -> None:
             sys.__excepthook__(kind, error, trace)
-            attempt.note_end(error="".join(traceback.format_exception(kind, error, trace)))
+            attempt.record_end(error="".join(traceback.format_exception(kind, error, trace)))
 
-        # Python calls it at the end, the watchdog sooner: it ends a process that has failed before Python can.
-        sys.excepthook = tell
-        # submitit's own handlers would requeue at once. Programs that finish their step first set theirs later.
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, _leave)
+        # Python calls it when the process ends; the watchdog calls it before it aborts the process.
+        sys.excepthook = record_exception
+        # submitit's handlers would requeue at once. Programs that finish their step first install theirs later.
+        _handle_signals(_exit)
         if os.environ["SLURM_PROCID"] == "0":
-            attempt.note_start()
+            attempt.record_start()
         try:
             if attempt.number > self.max_requeues:
-                raise TooManyRequeues(f"started again {attempt.number} times, slurm.max_requeues={self.max_requeues}")
+                raise TooManyRequeues(f"requeued {attempt.number} times, slurm.max_requeues={self.max_requeues}")
             program = load(self.package, self.fname, [])
             os.chdir(self.directory)
             program.run(distributed.init_from_environment(on_cpu=self.on_cpu))
         except SystemExit as stop:
             if stop.code not in (128 + signal.SIGTERM, 128 + signal.SIGUSR2):
-                attempt.note_end(error=f"SystemExit: {stop.code}")
+                attempt.record_end(error=f"SystemExit: {stop.code}")
                 raise
-            attempt.note_end(signal=stop.code - 128)
+            attempt.record_end(signal=stop.code - 128)
             raise SystemExit(0) from None
+        finally:
+            # All is saved: a later signal, while Python shuts down, must not make the job fail.
+            _handle_signals(signal.SIG_IGN)
 
 
-def _leave(number: int, _frame: object) -> None:
+def _handle_signals(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, handler)
+
+
+def _exit(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)

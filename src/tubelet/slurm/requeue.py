@@ -1,10 +1,10 @@
-"""The last line of a job's script: shall the job, whose processes have all ended, start again under the same id?
+"""Requeues a job, if it should resume; the last command of its script.
 
     python -m tubelet.slurm.requeue --logs <folder> --status <of srun> --max-requeues <number>
 
-This is asked after the processes, not in one of them, so that none is killed while another still saves. A job goes on
-when its processes were stopped by the warning before the limit, by the limit itself or by preemption; not when its code
-raised, when it was cancelled, or when someone sent it SIGTERM. Of node failures SLURM takes care itself.
+It runs after all processes of the job have ended, so that none is killed while it saves. A job is requeued if its
+processes were stopped by the signal before the time limit, by the limit itself or by preemption; not if its code
+raised an exception, if it was cancelled, or if someone sent it SIGTERM. After a node failure SLURM requeues it itself.
 """
 
 import argparse
@@ -16,42 +16,42 @@ import time
 from pathlib import Path
 
 from tubelet.slurm import cluster
-from tubelet.slurm.attempts import Attempt
+from tubelet.slurm.attempt import Attempt
 
 TRIES, SECONDS_BETWEEN = 5, 5.0
 
 
 def main(logs: Path, status: int, max_requeues: int) -> int:
-    """Requeue the job that this process belongs to, or not; returns the exit status that the job shall have."""
+    """Requeue the job that this process belongs to if it should resume; returns the exit status of the job."""
     attempt = Attempt.current(logs)
-    if not attempt.ended.is_file():
+    if not attempt.end_file.is_file():
         return status
-    number = json.loads(attempt.ended.read_text(encoding="utf-8")).get("signal")
+    number = json.loads(attempt.end_file.read_text(encoding="utf-8")).get("signal")
     if number is None:
         return status or 1
-    if not goes_on(number, _known(attempt.job)):
+    if not should_resume(number, _show(attempt.job)):
         return status or 128 + number
     if attempt.number >= max_requeues:
-        print(f"not started again: slurm.max_requeues={max_requeues}. The same command continues.", file=sys.stderr)
+        print(f"not requeued: slurm.max_requeues={max_requeues}. The same command continues the run.", file=sys.stderr)
         return status or 128 + number
     subprocess.run(["scontrol", "requeue", attempt.job], check=True)
     return 0
 
 
-def goes_on(number: int, job: dict[str, str]) -> bool:
-    """Whether a job that signal `number` has stopped shall start again; `job` as `cluster.show` gives it."""
-    if not job:  # only the warning before the limit says by itself why it came
+def should_resume(number: int, job: dict[str, str]) -> bool:
+    """Whether to requeue a job that signal `number` stopped. `job`: the result of `cluster.show`."""
+    if not job:  # unknown; only the signal before the time limit has a single cause
         return number == signal.SIGUSR2
-    if job["JobState"] == "RUNNING":  # nobody is ending it
+    if job["JobState"] == "RUNNING":  # nothing is ending it
         return number == signal.SIGUSR2 or job["PreemptTime"] != "None"
-    return job["Reason"] == "TimeLimit"  # else someone has cancelled it
+    return job["Reason"] == "TimeLimit"  # else it was cancelled
 
 
-def _known(job: str) -> dict[str, str]:
-    """What the controller knows; asked again while it does not answer, as it does when it is busy or starts anew."""
+def _show(job: str) -> dict[str, str]:
+    """`cluster.show`, repeated while the controller does not respond, e.g. because it is busy or restarting."""
     for _ in range(TRIES):
-        if known := cluster.show(job):
-            return known
+        if shown := cluster.show(job):
+            return shown
         time.sleep(SECONDS_BETWEEN)
     return {}
 

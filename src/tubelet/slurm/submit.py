@@ -1,6 +1,5 @@
-"""From checked runs to jobs in the queue: the sbatch script, the code, the array's own resources, `jobs.json`."""
+"""Submits runs as jobs: the sbatch script, the resources of each task of an array, `jobs.json`."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -13,59 +12,63 @@ from typing import Any
 import submitit
 
 from tubelet.config import ConfigError, dump
+from tubelet.runtime.files import read_json, write_atomic, write_json
 from tubelet.runtime.launch import Package, Program
-from tubelet.runtime.run_folder import write_atomic
 from tubelet.slurm.job import Job
 from tubelet.slurm.options import SlurmConfig
 
-# What `scontrol update` can change in one task of an array. All else is the same in all of its tasks.
-OWN = {"partition", "account", "qos", "time", "nodes", "tasks_per_node", "cpus_per_task", "exclude"}
+# Resources that `scontrol update` can change in one task of an array. All others are the same in all tasks.
+PER_TASK = {"partition", "account", "qos", "time", "nodes", "tasks_per_node", "cpus_per_task", "exclude"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A program to be run in `folder`, and what it is given for that."""
+    """A program to run in `folder`, with its resources."""
 
     name: str
+    folder: Path
     package: Package
     program: Program
     slurm: SlurmConfig
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.program.options.folder)
-
 
 @dataclass(frozen=True)
 class Submitted:
-    """A line of `jobs.json`."""
+    """An entry of `jobs.json`.
+
+    Attributes:
+        after: The job that has to complete before it starts.
+        submitted: Seconds since the epoch.
+    """
 
     job: str
     name: str
     folder: str
     after: str | None
-    """The job whose good end it waits for."""
     submitted: float
     slurm: dict[str, Any]
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's, but a script can be shown where there is no SLURM."""
+    """submitit's executor, which can also make the script where SLURM is not installed."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
 
     def script(self, tasks: int) -> str:
-        """The sbatch script of an array of so many tasks, or of a single job."""
+        """The sbatch script of an array with `tasks` tasks, or of a single job."""
         self.parameters["map_count"] = tasks if tasks > 1 else None
         return self._make_submission_file_text(self._submitit_command_str, "")
 
 
 def submit(runs: Sequence[Run], root: Path, code: Path, *, after: str | None = None) -> list[Submitted]:
-    """Submit a run as one job, several as one array; `root/jobs.json` gets their ids, `root/slurm` what they print.
+    """Submit one run as a job, several as a job array. Adds them to `root/jobs.json`; their output is in `root/slurm`.
 
-    `after`: the job whose good end they wait for; when it fails, they are removed from the queue.
+    Args:
+        root: Folder of all runs.
+        code: Folder that the jobs run in.
+        after: Job that has to complete before they start; if it fails, they are removed from the queue.
     """
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -79,9 +82,9 @@ def submit(runs: Sequence[Run], root: Path, code: Path, *, after: str | None = N
         Submitted(job.job_id, run.name, str(run.folder.absolute()), after, time.time(), run.slurm.model_dump())
         for job, run in zip(jobs, runs, strict=True)
     ]
-    write_atomic(root / "jobs.json", json.dumps([asdict(job) for job in [*read_jobs(root), *submitted]], indent=1))
+    write_json(root / "jobs.json", [asdict(job) for job in [*read_jobs(root), *submitted]])
     if _differ(runs):
-        _give_each_its_own(submitted, runs)
+        _set_resources(submitted, runs)
     return submitted
 
 
@@ -92,65 +95,64 @@ def script(runs: Sequence[Run], root: Path, *, after: str | None = None) -> str:
 
 def read_jobs(root: Path) -> list[Submitted]:
     """All jobs that were submitted with the folder `root`, oldest first."""
-    path = root / "jobs.json"
-    return [Submitted(**line) for line in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    return [Submitted(**line) for line in read_json(root / "jobs.json") or []]
 
 
 def logs(root: Path) -> Path:
-    """Where scripts, pickles, output and notes of a folder's jobs are."""
+    """The folder with the scripts, pickles, output and attempts of the jobs."""
     return (root / "slurm").absolute()
 
 
-def check_alike(runs: Sequence[Run]) -> None:
-    """Raises ConfigError when runs differ in what all tasks of an array share."""
-    first, *others = [run.slurm.model_dump(exclude=OWN) for run in runs]
+def check_array(runs: Sequence[Run]) -> None:
+    """Raise ConfigError if runs differ in resources that must be the same for all tasks of an array."""
+    first, *others = [run.slurm.model_dump(exclude=PER_TASK) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         if keys := [f"slurm.{key}" for key in first if first[key] != other[key]]:
             raise ConfigError(
                 f"{run.name}: {', '.join(keys)} cannot differ from {runs[0].name} in one job array; "
-                "submit it by itself, or give all the same"
+                "submit it separately, or use the same value for all"
             )
 
 
 def _executor(runs: Sequence[Run], root: Path, code: Path, after: str | None) -> Executor:
     executor = Executor(folder=logs(root))
-    # SLURM lets one lower what a waiting task was to have, but not raise it.
-    most = {key: max(getattr(run.slurm, key) for run in runs) for key in ("time", "nodes", "tasks_per_node")}
+    # SLURM allows to lower the resources of a waiting task, but not to raise them.
+    largest = {key: max(getattr(run.slurm, key) for run in runs) for key in ("time", "nodes", "tasks_per_node")}
     cores = [run.slurm.cpus_per_task for run in runs if run.slurm.cpus_per_task is not None]
-    asked = runs[0].slurm.model_copy(update={**most, "cpus_per_task": max(cores, default=None)})
-    more = {"requeue": True, **asked.sbatch}
+    requested = runs[0].slurm.model_copy(update={**largest, "cpus_per_task": max(cores, default=None)})
+    additional = {"requeue": True, **requested.sbatch}
     if after is not None:
-        more["kill-on-invalid-dep"] = "yes"
+        additional["kill-on-invalid-dep"] = "yes"
     if _differ(runs):
-        more["hold"] = True
+        additional["hold"] = True
     executor.update_parameters(
         job_name=runs[0].name if len(runs) == 1 else root.name,
-        partition=asked.partition,
-        account=asked.account,
-        qos=asked.qos,
-        time=asked.time,
-        nodes=asked.nodes,
-        ntasks_per_node=asked.tasks_per_node,
-        cpus_per_task=asked.cpus_per_task,
-        gpus_per_node=asked.gpus_per_node or None,
-        mem_per_gpu=asked.mem_per_gpu,
-        exclude=asked.exclude,
+        partition=requested.partition,
+        account=requested.account,
+        qos=requested.qos,
+        time=requested.time,
+        nodes=requested.nodes,
+        ntasks_per_node=requested.tasks_per_node,
+        cpus_per_task=requested.cpus_per_task,
+        gpus_per_node=requested.gpus_per_node or None,
+        mem_per_gpu=requested.mem_per_gpu,
+        exclude=requested.exclude,
         dependency=f"afterok:{after}" if after else None,
-        signal_delay_s=asked.warn_seconds,
+        signal_delay_s=requested.warn_seconds,
         setup=_setup(runs, code.absolute()),
         srun_args=["--kill-on-bad-exit=1"],
-        teardown=_teardown(asked, root),
-        additional_parameters=more,
+        teardown=_teardown(requested, root),
+        additional_parameters=additional,
     )
     return executor
 
 
 def _setup(runs: Sequence[Run], code: Path) -> list[str]:
-    here = shlex.quote(str(code))
+    folder = shlex.quote(str(code))
     lines = [
-        "trap '' TERM  # the script outlives its processes, to decide whether the job starts again",
-        f"cd {here} || exit 1",
-        f"export PYTHONPATH={here}:{here}/src${{PYTHONPATH:+:$PYTHONPATH}}",
+        "trap '' TERM  # the script has to outlive its processes, to requeue the job",
+        f"cd {folder} || exit 1",
+        f"export PYTHONPATH={folder}:{folder}/src${{PYTHONPATH:+:$PYTHONPATH}}",
     ]
     if not _differ(runs):
         return [*lines, _srun_environment(runs[0].slurm)]
@@ -158,20 +160,20 @@ def _setup(runs: Sequence[Run], code: Path) -> list[str]:
     return [*lines, "case $SLURM_ARRAY_TASK_ID in", *cases, "esac"]
 
 
-def _srun_environment(own: SlurmConfig) -> str:
-    """sbatch's own variables say what the array was submitted with; srun needs what this task has."""
-    tasks = own.nodes * own.tasks_per_node
-    values = {"SLURM_NTASKS": tasks, "SLURM_NPROCS": tasks, "SLURM_NTASKS_PER_NODE": own.tasks_per_node}
-    if own.gpus_per_node:
-        values["SLURM_GPUS_PER_NODE"] = own.gpus_per_node
-    if own.cpus_per_task is not None:
-        values["SRUN_CPUS_PER_TASK"] = own.cpus_per_task
+def _srun_environment(slurm: SlurmConfig) -> str:
+    """Variables for srun: sbatch sets those of the whole array, instead of those of this task."""
+    tasks = slurm.nodes * slurm.tasks_per_node
+    values = {"SLURM_NTASKS": tasks, "SLURM_NPROCS": tasks, "SLURM_NTASKS_PER_NODE": slurm.tasks_per_node}
+    if slurm.gpus_per_node:
+        values["SLURM_GPUS_PER_NODE"] = slurm.gpus_per_node
+    if slurm.cpus_per_task is not None:
+        values["SRUN_CPUS_PER_TASK"] = slurm.cpus_per_task
     return "export " + " ".join(f"{name}={value}" for name, value in values.items())
 
 
-def _teardown(asked: SlurmConfig, root: Path) -> list[str]:
+def _teardown(requested: SlurmConfig, root: Path) -> list[str]:
     command = [sys.executable, "-m", "tubelet.slurm.requeue", "--logs", str(logs(root))]
-    return [f"exec {shlex.join(command)} --status $? --max-requeues {asked.max_requeues}"]
+    return [f"exec {shlex.join(command)} --status $? --max-requeues {requested.max_requeues}"]
 
 
 def _job(run: Run, root: Path) -> Job:
@@ -189,19 +191,19 @@ def _differ(runs: Sequence[Run]) -> bool:
     return any(run.slurm != runs[0].slurm for run in runs)
 
 
-def _give_each_its_own(submitted: Sequence[Submitted], runs: Sequence[Run]) -> None:
-    """An array is submitted on hold with the most that any task needs; then each gets its own, and all may start."""
+def _set_resources(submitted: Sequence[Submitted], runs: Sequence[Run]) -> None:
+    """Lower the resources of each task of an array, which was submitted on hold with the largest, and release it."""
     array = submitted[0].job.split("_")[0]
     pairs = zip(submitted, runs, strict=True)
-    commands = [["scontrol", "update", f"JobId={job.job}", *_own(run.slurm)] for job, run in pairs]
+    commands = [["scontrol", "update", f"JobId={job.job}", *_job_parameters(run.slurm)] for job, run in pairs]
     for command in [*commands, ["scontrol", "release", array]]:
-        said = subprocess.run(command, capture_output=True, text=True)
-        if said.returncode:
+        scontrol = subprocess.run(command, capture_output=True, text=True)
+        if scontrol.returncode:
             subprocess.run(["scancel", array], check=True)
-            raise ConfigError(f"the array was cancelled: {shlex.join(command)} failed: {said.stderr.strip()}")
+            raise ConfigError(f"the array was cancelled: {shlex.join(command)} failed: {scontrol.stderr.strip()}")
 
 
-def _own(slurm: SlurmConfig) -> list[str]:
+def _job_parameters(slurm: SlurmConfig) -> list[str]:
     cores = slurm.cpus_per_task or 1
     return [
         f"NumNodes={slurm.nodes}-{slurm.nodes}",
