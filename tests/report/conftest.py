@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 
-from tubelet.config import check
-from tubelet.models import ModelConfig, build_encoder
+from tubelet.config.aliases import to_canonical
+from tubelet.grid import ClipShape
+from tubelet.models import build_encoder
 from tubelet.runtime import checkpoint
 
 CONFIG = {
@@ -33,7 +34,7 @@ CONFIG = {
 
 
 def write_video(path, frames):
-    """uint8 frames [T, H, W, 3] as h264."""
+    """Encode uint8 frames [T, H, W, 3] with h264."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
         stream.height, stream.width = frames.shape[1:3]
@@ -46,25 +47,25 @@ def write_video(path, frames):
 def moving_square(seed, count=8, size=64):
     rng = np.random.default_rng(seed)
     frames = np.broadcast_to(rng.integers(0, 90, 3, dtype=np.uint8), (count, size, size, 3)).copy()
-    colour, start, step = rng.integers(120, 255, 3), rng.integers(0, size // 2, 2), rng.integers(0, 4, 2)
+    color, start, step = rng.integers(120, 255, 3), rng.integers(0, size // 2, 2), rng.integers(0, 4, 2)
     for t, frame in enumerate(frames):
         y, x = start + t * step
-        frame[y : y + 16, x : x + 16] = colour
+        frame[y : y + 16, x : x + 16] = color
     return frames
 
 
 def make_run(folder, videos):
-    """A run folder as a pretraining leaves it: configuration, log, checkpoint of random weights; its videos apart."""
+    """Make the folder of a finished pretraining: configuration, log, and a checkpoint of random weights."""
     videos.mkdir(parents=True)
     for seed in range(4):
         write_video(videos / f"clip {seed}.mp4", moving_square(seed))
     config = CONFIG | {"data": CONFIG["data"] | {"datasets": [str(videos)]}}
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    chance = random.Random(0)
+    rng = random.Random(0)
     lines = []
     for step in range(1, 41):
-        line = {"step": step, "loss": 2 / step + chance.random() / 9, "loss_jepa": 1 / step, "clips_per_second": 90.0}
+        line = {"step": step, "loss": 2 / step + rng.random() / 9, "loss_jepa": 1 / step, "clips_per_second": 90.0}
         line["step_seconds"] = 0.5
         if step % 10 == 0:
             line |= {"rank_centered": 20.0 + step, "rank_uncentered": 5 + step / 10}
@@ -74,13 +75,13 @@ def make_run(folder, videos):
     torch.manual_seed(0)
     data = config["data"]
     sizes = {key: data[key] for key in ("crop_size", "num_frames", "patch_size", "tubelet_size")}
-    state = build_encoder(check(config["model"], ModelConfig, "test"), **sizes).state_dict()
-    content = {"step": 40, "encoder": state, "target_encoder": state, "config": config}
+    state = build_encoder(to_canonical(config)["encoder"], ClipShape(**sizes)).state_dict()
+    content = checkpoint.CheckpointState({"encoder": state, "target_encoder": state}, metadata={"config": config})
     checkpoint.save(folder / "checkpoints", 40, content, keep=1)
     return folder
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("report")
-    return make_run(place / "run", place / "videos")
+    folder = tmp_path_factory.mktemp("report")
+    return make_run(folder / "run", folder / "videos")

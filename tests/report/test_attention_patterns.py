@@ -6,10 +6,10 @@ import torch
 from tubelet.layers.pattern_attention import boolean_mask
 from tubelet.layers.patterns import Lookahead, Lookback, SpatialWindow, TemporalWindow, Window, parse_pattern
 from tubelet.report import attention_patterns
-from tubelet.report.attention_patterns import GRID, TOKEN, panels, seen
+from tubelet.report.attention_patterns import GRID, TOKEN, panels, receptive_field
 
 SPACE, TIME, ALL = TemporalWindow(0), SpatialWindow(0), TemporalWindow(99)
-# What each part of each panel has to show, as the predicate's row of the token.
+# Patterns whose mask each part of each panel has to show.
 EXPECTED = {
     "TimeSformer, joint": [ALL],
     "TimeSformer, divided": [TIME, SPACE],
@@ -25,7 +25,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel.title)
-def test_panels_show_what_the_predicates_say(panel):
+def test_receptive_fields_equal_the_masks_of_the_patterns(panel):
     (expected,) = (patterns for title, patterns in EXPECTED.items() if panel.title.startswith(title))
     assert len(expected) == len(panel.parts)
     t, h, w = GRID
@@ -36,7 +36,7 @@ def test_panels_show_what_the_predicates_say(panel):
             row[index] = True
         else:
             row = boolean_mask((pattern,), GRID)[0, 0, index]
-        assert torch.equal(seen(panel.encoder, part), row.view(GRID))
+        assert torch.equal(receptive_field(panel.encoder, part), row.view(GRID))
 
 
 def test_picture_is_small(tmp_path):

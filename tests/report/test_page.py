@@ -6,14 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tubelet import report
-from tubelet.masks import Grid
-from tubelet.report import clips, figures
+from tubelet.config import ConfigError
+from tubelet.grid import Grid
+from tubelet.report import clips, figures, run_config
+from tubelet.report.curves import Curves
 
 STUDY = {
     "probe": {"pretrained": {"motion": [70.0, 1.0]}, "random_best": {"motion": [50.0, 1.0]}},
@@ -27,7 +31,7 @@ STUDY = {
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that elements are closed in order; collects text and what is referred to."""
+    """Checks that elements are closed in order; collects text and references."""
 
     EMPTY = ("meta", "img", "br")
 
@@ -79,41 +83,40 @@ def test_page_of_a_study_is_self_contained_and_complete(study_folder):
         "66.6 ± 2.0",
         "It <beats> & wins.",
         "a note",
-        "the log of this run has no knn",
         "1.5 min",
     ):
         assert expected in words
 
 
-def test_json_holds_the_tables_and_the_curves(study_folder):
+def test_json_has_the_tables_and_the_curves(study_folder):
     report.write(study_folder)
-    found = json.loads((study_folder / "report.json").read_text())
-    assert found["probe"] == STUDY["probe"]
-    assert found["pretraining"]["steps"] == 40
-    assert found["pretraining"]["curves"]["rank_uncentered"] == [[10, 20, 30, 40], [6, 7, 8, 9]]
-    assert found["pretraining_settings"]["model"]["model_name"] == "vit_tiny"
+    numbers = json.loads((study_folder / "report.json").read_text())
+    assert numbers["probe"] == STUDY["probe"]
+    assert numbers["pretraining"]["steps"] == 40
+    assert numbers["pretraining"]["curves"]["rank_uncentered"] == [[10, 20, 30, 40], [6, 7, 8, 9]]
+    assert numbers["pretraining_settings"]["encoder"]["name"] == "vit_tiny"
     assert sorted(p.name for p in (study_folder / "report").iterdir()) == [
         "features.png", "loss.png", "masks.png", "rank.png", "speed.png", "spread.png", "table.png",
     ]  # fmt: skip
 
 
-def test_plain_run_has_no_table(run_folder):
+def test_report_of_a_run_has_no_results_table(run_folder):
     report.write(run_folder)
     text, page, words = read_page(run_folder)
     assert "Does pretraining help?" not in words
     assert len(page.sources) == 6
 
 
-def test_run_that_has_only_begun_says_what_is_missing(run_folder, tmp_path):
+def test_report_of_a_run_without_steps(run_folder, tmp_path):
     shutil.copy(run_folder / "config.yaml", tmp_path)
     report.write(tmp_path)
     _, page, words = read_page(tmp_path)
-    assert "The log has no step yet." in words
-    assert "neither a run folder" in words  # no features, for want of a checkpoint
+    assert "The log has no steps yet." in words
+    assert "neither a run folder" in words  # no features, as there is no checkpoint
     assert len(page.sources) == 1  # the masks need none
 
 
-def test_pictures_of_an_earlier_report_stay_when_the_data_are_gone(study_folder):
+def test_pictures_of_an_earlier_report_are_kept_when_the_data_are_gone(study_folder):
     report.write(study_folder)
     before = (study_folder / "report" / "features.png").read_bytes()
     config = study_folder / "config.yaml"
@@ -125,22 +128,22 @@ def test_pictures_of_an_earlier_report_stay_when_the_data_are_gone(study_folder)
     assert "/gone/videos" in words
 
 
-def test_command_line_names_what_is_no_run_folder(tmp_path):
+def test_command_line_refuses_other_folders(tmp_path):
     command = [sys.executable, "-m", "tubelet.report", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "has no config.yaml" in done.stderr
+    assert "neither config.yaml nor study.json" in done.stderr
 
 
-def test_masks_are_drawn_on_the_frames_that_their_tokens_cover():
-    """Slot τ of a clip shows frame τ · tubelet_size, and its row the tokens of that slot."""
+def test_masks_are_drawn_on_the_frames_of_their_tokens():
+    """Time slot τ is drawn as frame τ · tubelet_size, shaded by the tokens of that slot."""
     grid = Grid(3, 2, 2)
     frames = np.zeros((1, 6, 32, 32, 3), np.uint8) + (np.arange(6, dtype=np.uint8) * 40)[None, :, None, None, None]
     roles = np.full((1, *grid), figures.CONTEXT)
     roles[0, 1] = figures.TARGET
-    shown = clips.Clips(frames, (roles,), grid)
-    assert shown.shown(0)[:, 0, 0, 0].tolist() == [0, 80, 160]
-    picture = np.asarray(clips.draw_masks(shown)).astype(int)
+    batch = clips.Clips(frames, (roles,), grid)
+    assert batch.slot_frames(0)[:, 0, 0, 0].tolist() == [0, 80, 160]
+    picture = np.asarray(clips.draw_masks(batch)).astype(int)
     mask_row = picture[3 * len(picture) // 4]
     orange = (mask_row[:, 0] - mask_row[:, 2]) > 100
     starts = np.flatnonzero(np.diff(orange.astype(int)) == 1)
@@ -149,9 +152,111 @@ def test_masks_are_drawn_on_the_frames_that_their_tokens_cover():
     assert 100 + width - 3 <= starts[0] <= 100 + width + 3
 
 
-def test_study_without_pretraining_has_its_table(tmp_path):
+def test_report_of_a_study_without_pretraining(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(STUDY))
     report.write(tmp_path)
     _, _, text = read_page(tmp_path)
     assert "70.0" in text
-    assert "What is hidden" not in text
+    assert "Training" not in text
+
+
+@pytest.fixture
+def objectives(monkeypatch):
+    """Modules of objectives by name, in place of the files of tubelet/objectives."""
+    modules = {}
+
+    def find(kind, name):
+        if kind == "objectives":
+            if name not in modules:
+                raise ConfigError(f"'{name}': not in tubelet/objectives")
+            return modules[name]
+        return original(kind, name)
+
+    original = run_config.find
+    monkeypatch.setattr(run_config, "find", find)
+    return modules
+
+
+def figure_names(folder):
+    return sorted(path.stem for path in (folder / "report").iterdir())
+
+
+def with_config(run_folder, folder, **changes):
+    """Copy a run folder without its report, and change its configuration."""
+    shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("report*"))
+    config = yaml.safe_load((run_folder / "config.yaml").read_text()) | changes
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_curves_of_the_objective(objectives, run_folder, tmp_path):
+    toy = Curves("toy", "Toy", "", {"loss_jepa": "a", "loss_b": "b"}, "a caption")
+    absent = Curves("absent", "Absent", "", {"never_logged": "c"}, "another caption")
+    objectives["toy"] = types.SimpleNamespace(CURVES=(toy, absent))
+    folder = with_config(run_folder, tmp_path / "run", objective={"name": "toy"})
+    report.write(folder)
+    text = read_page(folder)[2]
+    assert "a caption" in text
+    assert "Absent: no figure, as the log of this run has no never_logged." in text
+    assert figure_names(folder) == ["features", "masks", "rank", "speed", "spread", "toy"]
+    assert "loss_jepa" in json.loads((folder / "report.json").read_text())["pretraining"]["curves"]
+
+
+def test_configuration_of_the_first_version_means_vjepa(objectives, run_folder, tmp_path):
+    objectives["vjepa"] = types.SimpleNamespace(CURVES=(Curves("jepa", "", "", {"loss_jepa": ""}, ""),))
+    folder = with_config(run_folder, tmp_path / "run")
+    report.write(folder)
+    assert "jepa" in figure_names(folder)
+
+
+def test_objective_without_curves_has_a_generic_loss_figure(objectives, run_folder, tmp_path):
+    objectives["plain"] = types.ModuleType("plain")
+    folder = with_config(run_folder, tmp_path / "run", objective={"name": "plain"})
+    report.write(folder)
+    assert {"loss", "loss_jepa"} < json.loads((folder / "report.json").read_text())["pretraining"]["curves"].keys()
+
+
+def test_objective_that_cannot_be_found_has_a_generic_loss_figure(objectives, run_folder, tmp_path, caplog):
+    folder = with_config(run_folder, tmp_path / "run", objective={"name": "gone"})
+    report.write(folder)
+    assert "objective.name: 'gone': not in tubelet/objectives" in caplog.text
+    assert "loss" in figure_names(folder)
+
+
+def test_run_without_masks_has_no_pictures_of_masks(objectives, run_folder, tmp_path):
+    folder = with_config(run_folder, tmp_path / "run", mask=[])
+    report.write(folder)
+    assert "<h2>Masks</h2>" not in read_page(folder)[0]
+    assert "masks" not in figure_names(folder)
+    assert "features" in figure_names(folder)
+
+
+def test_full_disk_is_a_warning_for_a_finished_run(run_folder, monkeypatch, caplog):
+    def no_space(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tubelet.report.page.write_json", no_space)
+    assert report.write_or_warn(run_folder) is None
+    record = caplog.records[-1]
+    assert record.levelname == "WARNING"
+    assert f"python -m tubelet.report --folder {run_folder}" in record.message
+    assert "No space left on device" in caplog.text
+    assert "Traceback" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        report.write(run_folder)
+
+
+def test_broken_matplotlib_is_a_warning_for_a_finished_run(run_folder, monkeypatch, caplog):
+    for name in [name for name in sys.modules if name.startswith(("matplotlib", "tubelet.report."))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("page", "figures", "clips"):
+        monkeypatch.delattr(report, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report.write_or_warn(run_folder) is None
+    assert "matplotlib" in caplog.text
+    with pytest.raises(ImportError):
+        report.write(run_folder)
+
+
+def test_report_of_a_finished_run_returns_its_path(run_folder):
+    assert report.write_or_warn(run_folder) == run_folder / "report.html"

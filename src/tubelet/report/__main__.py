@@ -1,18 +1,20 @@
-"""Write the report of a run folder anew: `python -m tubelet.report --folder runs/demo`."""
+"""Write the report of a run folder: `python -m tubelet.report --folder runs/demo`."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from tubelet import report
+from tubelet.runtime.log import setup_logging
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tubelet.report", description=__doc__)
-    parser.add_argument("--folder", required=True, type=Path, help="the folder of a pretraining run or of a study")
+    parser.add_argument("--folder", required=True, type=Path, help="folder of a training run or of a study")
     folder = parser.parse_args().folder
-    if not (folder / "config.yaml").is_file():
-        sys.exit(f"error: {folder} is no run folder: it has no config.yaml")
+    if not any((folder / name).is_file() for name in ("config.yaml", "study.json")):
+        sys.exit(f"error: {folder} is not a run folder: it has neither config.yaml nor study.json")
+    setup_logging()
     print(f"wrote {report.write(folder)}")
 
 

@@ -1,10 +1,11 @@
-"""Which tokens a token attends to, asked of the encoders themselves: `python -m tubelet.report.attention_patterns`."""
+"""Figure of the tokens that a token attends to in each encoder: `python -m tubelet.report.attention_patterns`."""
 
 import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,20 @@ from tubelet.models.windowed import WindowedTransformer
 
 GRID = (6, 8, 8)
 TOKEN = (2, 3, 4)  # time slot, row, column
-PATCH = 2  # pixels of a side: what a patch shows does not matter here
-COLOURS = ("#ececec", "#1f6fb4", "#e0661c", "#3a9a5b")  # not seen; seen by the first part, by the second, by both
+PATCH = 2  # pixels; any size would do
+# Tokens that are not attended to, and those attended to by the first part, by the second, by both.
+COLORS = ("#ececec", "#1f6fb4", "#e0661c", "#3a9a5b")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One attention of an encoder: the name of its module, and which of its heads, all if None."""
+    """An attention layer of an encoder.
+
+    Args:
+        label: Text in the figure.
+        layer: Name of the module.
+        heads: Heads of the layer; None for all.
+    """
 
     label: str
     layer: str
@@ -46,9 +54,9 @@ class Panel:
 
 
 def panels() -> list[Panel]:
-    """One for each pattern; two parts at most, which are drawn in two colours."""
-    sizes = {"img_size": PATCH * GRID[1], "patch_size": PATCH, "num_frames": GRID[0], "tubelet_size": 1}
-    small = {**sizes, "embed_dim": 48, "num_heads": 2, "depth": 2}
+    """Return one panel for each pattern, with at most two parts, which are drawn in two colors."""
+    sizes: dict[str, Any] = {"img_size": PATCH * GRID[1], "patch_size": PATCH, "num_frames": GRID[0], "tubelet_size": 1}
+    small: dict[str, Any] = {**sizes, "embed_dim": 48, "num_heads": 2, "depth": 2}
     timesformer, vivit = partial(TimeSformer, **small), partial(ViViT, **small)
     over_time, over_space = partial(Part, "over time"), partial(Part, "over space")
     return [
@@ -106,11 +114,19 @@ def panels() -> list[Panel]:
     ]
 
 
-def seen(encoder: nn.Module, part: Part, token: tuple[int, int, int] = TOKEN) -> Tensor:
-    """Whether the token's features depend on each patch, bool [t, h, w], if no attention but this part acts.
+def receptive_field(encoder: nn.Module, part: Part, token: tuple[int, int, int] = TOKEN) -> Tensor:
+    """Compute on which patches the features of a token depend through one attention layer alone.
 
-    All others add nothing to the residual stream: their last linear layer is zero. What is left acts on single tokens.
-    On itself a token always depends, through the residual stream.
+    The output projections of all other attention layers are set to zero, so that only this one mixes tokens. A token
+    always depends on itself, through the residual connections.
+
+    Args:
+        encoder: Encoder of clips with the token grid `GRID`.
+        part: The attention layer.
+        token: Time slot, row and column.
+
+    Returns:
+        bool [t, h, w].
     """
     encoder = copy.deepcopy(encoder).eval()
     for name, layer in encoder.named_modules():
@@ -123,26 +139,28 @@ def seen(encoder: nn.Module, part: Part, token: tuple[int, int, int] = TOKEN) ->
     t, h, w = GRID
     clip = torch.randn(1, 3, t, h * PATCH, w * PATCH, generator=generator, requires_grad=True)
     features = encoder(clip).unflatten(1, GRID)[0][token]
-    # A plain sum would not do: after the last norm it is the same whatever the token holds.
+    # Random weights, as the plain sum of the features is constant after the last normalization layer.
     (features * torch.randn(features.shape, generator=generator)).sum().backward()
+    assert clip.grad is not None
     return reduce(clip.grad.abs(), "1 C t (h p) (w q) -> t h w", "max", p=PATCH, q=PATCH) > 0
 
 
 def draw(path: str) -> None:
-    """All panels; a panel shows the frames from left to right, the token framed in black."""
-    shown = panels()
-    figure = Figure(figsize=(11, 0.95 * len(shown) / 2 + 0.1), layout="constrained")
-    for axes, panel in zip(figure.subplots(-(-len(shown) // 2), 2).flat, shown, strict=True):
+    """Draw all panels: the time slots from left to right, the token with a black border."""
+    all_panels = panels()
+    figure = Figure(figsize=(11, 0.95 * len(all_panels) / 2 + 0.1), layout="constrained")
+    for axes, panel in zip(figure.subplots(-(-len(all_panels) // 2), 2).flat, all_panels, strict=True):
         _draw_panel(axes, panel)
     figure.savefig(path, dpi=100)
 
 
 def _draw_panel(axes, panel: Panel) -> None:
     t, h, w = GRID
-    kinds = sum((number + 1) * seen(panel.encoder, part).int() for number, part in enumerate(panel.parts))
-    colours = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS], dtype=np.uint8)
+    fields = [receptive_field(panel.encoder, part).int() * number for number, part in enumerate(panel.parts, start=1)]
+    kinds = torch.stack(fields).sum(0)
+    colors = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in COLORS], dtype=np.uint8)
     image = np.full((h, t * (w + 1) - 1, 3), 255, dtype=np.uint8)
-    for slot, of_slot in enumerate(colours[kinds.numpy()]):
+    for slot, of_slot in enumerate(colors[kinds.numpy()]):
         image[:, slot * (w + 1) : slot * (w + 1) + w] = of_slot
     axes.imshow(image)
     slot, row, column = TOKEN
@@ -152,14 +170,14 @@ def _draw_panel(axes, panel: Panel) -> None:
     labels = [part.label for part in panel.parts] + (["both"] if (kinds == 3).any() else [])
     for number, label in enumerate(labels):
         axes.text(
-            1 - 0.2 * (len(labels) - 1 - number), 1.06, label, color=COLOURS[number + 1], fontsize=7, ha="right",
+            1 - 0.2 * (len(labels) - 1 - number), 1.06, label, color=COLORS[number + 1], fontsize=7, ha="right",
             transform=axes.transAxes,
         )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tubelet.report.attention_patterns", description=__doc__)
-    parser.add_argument("--out", default="docs/attention_patterns.png", help="the picture (default: %(default)s)")
+    parser.add_argument("--out", default="docs/attention_patterns.png", help="PNG file (default: %(default)s)")
     out = parser.parse_args().out
     draw(out)
     print(f"wrote {out}")

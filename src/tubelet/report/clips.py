@@ -1,4 +1,4 @@
-"""Clips of a run's own data as its encoder meets them: frames, masks, features."""
+"""Clips of a run's data as its encoder sees them: frames, masks, features."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,54 +10,69 @@ from einops import rearrange
 from PIL import Image
 
 from tubelet import hub
-from tubelet.config import check
-from tubelet.config.registry import find
-from tubelet.data import AugConfig, DataConfig, Draw, VideoError, to_float
+from tubelet.data import Draw, VideoError, to_float
 from tubelet.data.transforms import EvalTransform
-from tubelet.masks import Grid, token_grid
+from tubelet.grid import Grid
 from tubelet.report import figures
+from tubelet.report.run_config import ClipOptions, clip_options
 
-NUMBER = 3
-TRIES = 50  # clips looked at until NUMBER of them can be read
+NUM_CLIPS = 3
+MAX_TRIES = 50  # clips that are tried until NUM_CLIPS can be read
 MAX_SLOTS = 8  # frames of a filmstrip
 
 
 @dataclass(frozen=True)
 class Clips:
-    """B clips as frames, uint8 [B, T, H, W, 3], and for each mask of the configuration the roles of their tokens."""
+    """B clips.
+
+    Args:
+        frames: uint8 [B, T, H, W, 3].
+        roles: For each mask of the configuration the roles of the tokens [B, t, h, w], see `figures.token_roles`.
+        grid: Token grid of a clip.
+    """
 
     frames: np.ndarray
     roles: tuple[np.ndarray, ...]
     grid: Grid
 
     def slots(self) -> np.ndarray:
-        """The time slots that are shown, evenly over the clip."""
+        """Return the time slots that are drawn, evenly spaced over the clip."""
         return np.unique(np.linspace(0, self.grid.t - 1, min(self.grid.t, MAX_SLOTS)).round().astype(int))
 
-    def shown(self, clip: int) -> np.ndarray:
-        """The first frame of each time slot that is shown."""
+    def slot_frames(self, clip: int) -> np.ndarray:
+        """Return the first frame of each time slot that is drawn, uint8 [slots, H, W, 3]."""
         tubelet_size = len(self.frames[clip]) // self.grid.t
         return self.frames[clip][self.slots() * tubelet_size]
 
 
 def read(folder: Path, config: dict[str, Any]) -> Clips:
-    """Clips of the data that `config`, a pretraining's resolved YAML, names.
+    """Read clips of the data of a run, and draw masks for them.
 
-    Raises VideoError when none can be read, ConfigError when the data are gone.
+    Args:
+        folder: Run folder.
+        config: Its configuration, see `run_config.read_config`.
+
+    Raises:
+        VideoError: No clip can be read.
+        ConfigError: The data do not exist any more, or an option is invalid.
     """
-    data = check(config["data"], DataConfig, folder / "config.yaml")
-    frames = _read_frames(data)
-    grid = token_grid(data.crop_size, data.num_frames, data.patch_size, data.tubelet_size)
-    return Clips(frames, _roles(config["mask"], data, grid, len(frames)), grid)
+    options = clip_options(config, folder / "config.yaml")
+    frames = _read_frames(options)
+    return Clips(frames, _token_roles(options, len(frames)), options.grid)
 
 
 def read_features(folder: Path, config: dict[str, Any]) -> tuple[Clips, np.ndarray]:
-    """Clips as from `read`, and the features [B, t, h, w, D] that the run's target encoder has of them.
+    """Read clips as `read` does, and encode them with the encoder that `hub.load_encoder` finds in the folder.
 
-    Raises CheckpointError when the run has no good checkpoint, and what `read` raises.
+    Returns:
+        The clips and their features [B, t, h, w, D].
+
+    Raises:
+        CheckpointError: The run has no checkpoint of an encoder.
+        VideoError, ConfigError: See `read`.
     """
     clips = read(folder, config)
-    augmentation = check(config["data_aug"], AugConfig, folder / "config.yaml")
+    augmentation = clip_options(config, folder / "config.yaml").augmentation
     encoder = hub.load_encoder(folder).eval()
     video = rearrange(torch.from_numpy(clips.frames), "B T H W C -> B C T H W")
     video = to_float(video, augmentation.normalize_mean, augmentation.normalize_std)
@@ -67,10 +82,11 @@ def read_features(folder: Path, config: dict[str, Any]) -> tuple[Clips, np.ndarr
 
 
 def draw_masks(clips: Clips) -> Image.Image:
-    """A filmstrip of each clip: its frames, and below them what each mask shows and hides."""
+    """Draw a filmstrip of each clip: its frames, and below them the frames under each mask."""
     strips = []
-    for clip, slots in ((b, clips.slots()) for b in range(len(clips.frames))):
-        frames = clips.shown(clip)
+    slots = clips.slots()
+    for clip in range(len(clips.frames)):
+        frames = clips.slot_frames(clip)
         rows = {f"clip {clip + 1}": frames}
         for number, roles in enumerate(clips.roles, start=1):
             rows[f"mask {number}"] = figures.shade(frames, roles[clip][slots])
@@ -79,46 +95,49 @@ def draw_masks(clips: Clips) -> Image.Image:
 
 
 def draw_features(clips: Clips, features: np.ndarray) -> Image.Image:
-    """A filmstrip of each clip with the features' first three principal components as red, green and blue below."""
-    colours = figures.as_colours(figures.principal_components(features))
+    """Draw a filmstrip of each clip, and below it the first three principal components of its features as colors.
+
+    Args:
+        clips: B clips.
+        features: Their features [B, t, h, w, D].
+    """
+    colors = figures.as_colors(figures.principal_components(features))
     strips = []
-    for clip, slots in ((b, clips.slots()) for b in range(len(clips.frames))):
-        frames = clips.shown(clip)
+    slots = clips.slots()
+    for clip in range(len(clips.frames)):
+        frames = clips.slot_frames(clip)
         rows = {
             f"clip {clip + 1}": frames,
-            "components, over the frames": figures.over_frames(colours[clip][slots], frames),
-            "components, as they are": colours[clip][slots],
+            "components, and frames": figures.overlay(colors[clip][slots], frames),
+            "components": colors[clip][slots],
         }
         strips.append(figures.filmstrip(rows))
     return figures.stack(strips, gap=18)
 
 
-def _read_frames(data: DataConfig) -> np.ndarray:
-    """uint8 [NUMBER, T, H, W, C]: the first clips, of an order that is always the same, that can be read."""
-    middle = data.model_copy(update={"random_clip_sampling": False, "num_clips": 1, "cache": None})
-    dataset = find("data", data.dataset_type).Dataset(middle, EvalTransform(data.crop_size), on_error="exclude")
-    order = np.random.default_rng(0).permutation(len(dataset))[:TRIES]
+def _read_frames(options: ClipOptions) -> np.ndarray:
+    """Read the first clips that can be read, in a fixed random order: uint8 [NUM_CLIPS, T, H, W, C]."""
+    data = options.data.model_copy(update={"random_clip_sampling": False, "num_clips": 1, "cache": None})
+    dataset = options.dataset(data, EvalTransform(data.crop_size), on_error="exclude")
+    order = np.random.default_rng(0).permutation(len(dataset))[:MAX_TRIES]
     samples = []
     for index in order:
-        if not (sample := dataset[Draw(step=0, epoch=0, index=int(index), slot=0)]).excluded:
+        if not (sample := dataset[Draw(step=0, epoch=0, index=int(index), position=0)]).excluded:
             samples.append(sample)
-        if len(samples) == NUMBER:
+        if len(samples) == NUM_CLIPS:
             break
     if not samples:
         raise VideoError(data.datasets[0], f"none of the first {len(order)} clips can be read")
     return rearrange(torch.cat([sample.clips for sample in samples]), "B C T H W -> B T H W C").numpy()
 
 
-def _roles(masks: list, data: DataConfig, grid: Grid, number: int) -> tuple[np.ndarray, ...]:
-    collator = find("masks", data.mask_type).MaskCollator(
-        cfgs_mask=masks,
-        crop_size=data.crop_size,
-        num_frames=data.num_frames,
-        patch_size=data.patch_size,
-        tubelet_size=data.tubelet_size,
-    )
-    contexts, targets = collator.sample_masks(number, np.random.default_rng(0))
-    return tuple(
-        np.stack([figures.token_roles(c, t, grid) for c, t in zip(context.numpy(), target.numpy(), strict=True)])
-        for context, target in zip(contexts, targets, strict=True)
-    )
+def _token_roles(options: ClipOptions, batch_size: int) -> tuple[np.ndarray, ...]:
+    """Draw each mask for `batch_size` clips: roles [B, t, h, w]."""
+    if options.masks is None:
+        return ()
+    contexts, targets = options.masks.sample_masks(batch_size, np.random.default_rng(0))
+    roles = []
+    for context, target in zip(contexts, targets, strict=True):
+        pairs = zip(context.numpy(), target.numpy(), strict=True)
+        roles.append(np.stack([figures.token_roles(*pair, options.grid) for pair in pairs]))
+    return tuple(roles)

@@ -1,116 +1,54 @@
-"""The pictures of a report: curves over training, clips with their masks, principal components of features."""
+"""Figures of a report: curves over training, clips with their masks, principal components of features."""
 
 import io
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from tubelet.report.curves import Curves
+
 CONTEXT, TARGET, DROPPED = 0, 1, 2
-TARGET_COLOUR = np.array([255, 122, 26])
-TARGET_COVER = 0.72
-DROPPED_LIGHT = 0.25
+TARGET_COLOR = np.array([255, 122, 26])
+TARGET_OPACITY = 0.72
+DROPPED_BRIGHTNESS = 0.25
 
-COLOURS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b")
-MAX_POINTS = 600  # of a curve: more cannot be seen, and each makes the page larger
-
-
-@dataclass(frozen=True)
-class Curves:
-    """A figure of `names`, keys of log.jsonl, over the steps. `smooth`: show the mean over neighbouring steps."""
-
-    key: str
-    title: str
-    unit: str
-    names: dict[str, str]
-    caption: str
-    smooth: bool = False
-
-
-CURVES = (
-    Curves(
-        "loss",
-        "Loss",
-        "",
-        {
-            "loss": "total",
-            "loss_jepa": "prediction",
-            "loss_std": "variance term",
-            "loss_inv": "invariance term",
-            "loss_cov": "covariance term",
-            "loss_reg": "hinge on predictions",
-        },
-        "Look for: a prediction loss that falls and then levels off. It says nothing about collapse: features that "
-        "have all become the same are easy to predict, so a loss near zero is bad news. With a moving target it may "
-        "also rise while the features get better.",
-        smooth=True,
-    ),
-    Curves(
-        "rank",
-        "Effective rank",
-        "dimensions",
-        {"rank_uncentered": "uncentred", "rank_centered": "centred"},
-        "Effective number of dimensions of the target encoder's mean features (RankMe). Look for: an uncentred rank "
-        "that rises. If it falls towards 1, all clips point the same way: collapse. The centred rank alone can stay "
-        "high then, as it sees only the small noise that is left.",
-    ),
-    Curves(
-        "spread",
-        "Feature spread",
-        "relative to the features' size",
-        {"spread_within": "within a clip", "spread_across": "across clips"},
-        "Standard deviation of the features, over the tokens of a clip and over the clips' means. Look for: neither "
-        "near zero. A spread across clips that shrinks means that different videos get the same features.",
-    ),
-    Curves(
-        "knn",
-        "Nearest neighbours",
-        "% right",
-        {"knn": "5 nearest neighbours"},
-        "How often a clip's nearest neighbours among the monitored clips share its label. Labels are only looked at "
-        "here, training does not see them. Look for: a rise above the value at step 0, the random encoder.",
-    ),
-    Curves(
-        "speed",
-        "Speed",
-        "clips a second",
-        {"clips_per_second": "clips a second"},
-        "Look for: a level line. Dips are other work on the machine, or videos that are slow to read.",
-        smooth=True,
-    ),
-)
+COLORS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b")
+MAX_POINTS = 600
+"""Maximum number of points of a curve; more are not visible and make the page larger."""
+MAX_SMOOTH_POINTS = 200
 
 
 def series(log: Iterable[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of `name` where the log has it."""
-    found = [(line["step"], line[name]) for line in log if line.get(name) is not None]
-    points = np.array(found, dtype=float).reshape(-1, 2)
+    """Return the steps and the finite values of a metric, for the lines of the log that have it."""
+    pairs = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+    points = np.array(pairs, dtype=float).reshape(-1, 2)
     points = points[np.isfinite(points[:, 1])]
     return points[:, 0], points[:, 1]
 
 
-def thinned(steps: np.ndarray, values: np.ndarray, most: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points: means over neighbouring steps."""
-    if len(steps) <= most:
+def subsample(steps: np.ndarray, values: np.ndarray, max_points: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce a curve to at most `max_points` points, each a mean over neighboring steps."""
+    if len(steps) <= max_points:
         return steps, values
-    parts = np.array_split(np.arange(len(steps)), most)
+    parts = np.array_split(np.arange(len(steps)), max_points)
     return np.array([steps[p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
 
 
 def draw_curves(log: Sequence[dict[str, Any]], curves: Curves) -> Figure | None:
-    """The figure, without the curves that the log lacks; None where it has none of them."""
+    """Draw the curves that the log has; None where it has none of them."""
     lines = {title: series(log, name) for name, title in curves.names.items()}
     lines = {title: line for title, line in lines.items() if len(line[0])}
     if not lines:
         return None
     figure = Figure(figsize=(5.4, 3.1), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (title, (steps, values)) in zip(COLOURS, lines.items(), strict=False):
-        x, y = thinned(steps, values, 200 if curves.smooth else MAX_POINTS)
-        axes.plot(x, y, color=colour, label=title, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3)
+    for color, (title, (steps, values)) in zip(itertools.cycle(COLORS), lines.items(), strict=False):
+        x, y = subsample(steps, values, MAX_SMOOTH_POINTS if curves.smooth else MAX_POINTS)
+        axes.plot(x, y, color=color, label=title, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3)
     axes.set_title(curves.title, loc="left", fontsize=11)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(curves.unit, fontsize=9)
@@ -126,7 +64,16 @@ def draw_curves(log: Sequence[dict[str, Any]], curves: Curves) -> Figure | None:
 
 
 def token_roles(context: np.ndarray, target: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """[t, h, w] of CONTEXT, TARGET or DROPPED from the indices of one clip's tokens, which are time-major."""
+    """Return the role of each token of a clip.
+
+    Args:
+        context: Indices of the context tokens, in time-major order.
+        target: Indices of the target tokens.
+        grid: Token grid (t, h, w).
+
+    Returns:
+        CONTEXT, TARGET or DROPPED (neither), int [t, h, w].
+    """
     roles = np.full(int(np.prod(grid)), DROPPED)
     roles[context] = CONTEXT
     roles[target] = TARGET
@@ -134,21 +81,23 @@ def token_roles(context: np.ndarray, target: np.ndarray, grid: tuple[int, int, i
 
 
 def shade(frames: np.ndarray, roles: np.ndarray) -> np.ndarray:
-    """Frames uint8 [t, H, W, 3], one for each time slot, shaded by what becomes of each token [t, h, w].
+    """Shade frames by the roles of their tokens: target tokens in orange, dropped tokens dark, context unchanged.
 
-    Context stays as it is, target is covered in orange, tokens that are neither are darkened.
+    Args:
+        frames: One frame of each time slot, uint8 [t, H, W, 3].
+        roles: Roles of the tokens [t, h, w], see `token_roles`.
     """
     size = frames.shape[1] // roles.shape[1], frames.shape[2] // roles.shape[2]
     pixels = roles.repeat(size[0], axis=1).repeat(size[1], axis=2)[..., None]
-    covered = (1 - TARGET_COVER) * frames + TARGET_COVER * TARGET_COLOUR
-    shaded = np.where(pixels == TARGET, covered, np.where(pixels == DROPPED, DROPPED_LIGHT * frames, frames))
+    orange = (1 - TARGET_OPACITY) * frames + TARGET_OPACITY * TARGET_COLOR
+    shaded = np.where(pixels == TARGET, orange, np.where(pixels == DROPPED, DROPPED_BRIGHTNESS * frames, frames))
     return shaded.round().astype(np.uint8)
 
 
 def principal_components(tokens: np.ndarray, count: int = 3) -> np.ndarray:
-    """The first principal components [..., count] of tokens [..., D], over all leading axes together.
+    """Project tokens [..., D] onto their first principal components over all leading dimensions: [..., count].
 
-    The sign of each component, which is free, is chosen so that its largest loading is positive.
+    The sign of each component is chosen such that its largest loading is positive.
     """
     flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     flat = flat - flat.mean(0)
@@ -159,31 +108,35 @@ def principal_components(tokens: np.ndarray, count: int = 3) -> np.ndarray:
     return (flat @ directions.T).reshape(*tokens.shape[:-1], -1)
 
 
-def as_colours(components: np.ndarray) -> np.ndarray:
-    """Each of three components [..., 3] from its 2nd to its 98th percentile onto 0..255, uint8."""
+def as_colors(components: np.ndarray) -> np.ndarray:
+    """Map the 2nd to 98th percentile of each of three components [..., 3] to 0..255, uint8."""
     flat = components.reshape(-1, components.shape[-1])
     low, high = np.percentile(flat, [2, 98], axis=0)
     scaled = (components - low) / np.maximum(high - low, 1e-12)
     return (255 * scaled.clip(0, 1)).round().astype(np.uint8)
 
 
-def over_frames(colours: np.ndarray, frames: np.ndarray, weight: float = 0.8) -> np.ndarray:
-    """Colours uint8 [t, h, w, 3] enlarged smoothly and laid over frames uint8 [t, H, W, 3]."""
+def overlay(colors: np.ndarray, frames: np.ndarray, weight: float = 0.8) -> np.ndarray:
+    """Blend frames uint8 [t, H, W, 3] with colors uint8 [t, h, w, 3] that are interpolated to their size."""
     height, width = frames.shape[1:3]
     enlarged = np.stack(
-        [np.asarray(Image.fromarray(slot).resize((width, height), Image.Resampling.BICUBIC)) for slot in colours]
+        [np.asarray(Image.fromarray(slot).resize((width, height), Image.Resampling.BICUBIC)) for slot in colors]
     )
     return (weight * enlarged + (1 - weight) * frames).round().astype(np.uint8)
 
 
-def filmstrip(rows: dict[str, np.ndarray], width: int = 960, highest: int = 132, gap: int = 4) -> Image.Image:
-    """Rows of frames, title -> uint8 [t, H, W, 3], one below the other with their titles on the left.
+def filmstrip(rows: dict[str, np.ndarray], width: int = 960, max_height: int = 132, gap: int = 4) -> Image.Image:
+    """Draw rows of frames with their titles on the left.
 
-    As wide as `width` at most, and a row as high as `highest` at most.
+    Args:
+        rows: Title -> frames, uint8 [t, H, W, 3].
+        width: Maximum width in pixels.
+        max_height: Maximum height of a row in pixels.
+        gap: Pixels between frames.
     """
     label = 100
     t, H, W = next(iter(rows.values())).shape[:3]
-    height = min(highest, int(((width - label) / t - gap) * H / W))
+    height = min(max_height, int(((width - label) / t - gap) * H / W))
     strips = []
     for title, frames in rows.items():
         scale = height / frames.shape[1]
@@ -201,17 +154,23 @@ def filmstrip(rows: dict[str, np.ndarray], width: int = 960, highest: int = 132,
 
 
 def stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Pictures one below the other on white."""
-    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height + gap for p in pictures) - gap), "white")
+    """Place images below each other on white."""
+    canvas = Image.new("RGB", (max(p.width for p in pictures), sum(p.height + gap for p in pictures) - gap), "white")
     top = 0
     for picture in pictures:
-        whole.paste(picture, (0, top))
+        canvas.paste(picture, (0, top))
         top += picture.height + gap
-    return whole
+    return canvas
 
 
 def bars(report: dict[str, Any], lines: Sequence[tuple[str, str, str]], tasks: Sequence[str]) -> Figure:
-    """The table as bars, one panel a task: mean, standard deviation as a whisker."""
+    """Draw the table as bars, one panel for each task: means, with the standard deviation as error bars.
+
+    Args:
+        report: Tables, see `aggregate.tables`.
+        lines: Head, row and title of each bar, see `aggregate.rows_of`.
+        tasks: Columns of the tables.
+    """
     titles = [title for _, _, title in lines]
     figure = Figure(figsize=(2.6 + 2.5 * len(tasks), 0.9 + 0.32 * len(lines)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(tasks), sharey=True))
@@ -219,8 +178,8 @@ def bars(report: dict[str, Any], lines: Sequence[tuple[str, str, str]], tasks: S
         cells = [report[head][row].get(task) or [np.nan, None] for head, row, _ in lines]
         means = [mean for mean, _ in cells]
         stds = [0.0 if std is None else std for _, std in cells]
-        colours = ["#e0661c" if row == "pretrained" else "#9db8d2" for _, row, _ in lines]
-        axes.barh(titles, means, xerr=stds, color=colours, error_kw={"elinewidth": 1.2, "ecolor": "#333333"})
+        colors = ["#e0661c" if row == "pretrained" else "#9db8d2" for _, row, _ in lines]
+        axes.barh(titles, means, xerr=stds, color=colors, error_kw={"elinewidth": 1.2, "ecolor": "#333333"})
         axes.set_title(task.replace("_", " "), loc="left", fontsize=10)
         axes.set_xlabel("top-1 in %", fontsize=8)
         axes.set_xlim(0, 100)
@@ -234,6 +193,7 @@ def bars(report: dict[str, Any], lines: Sequence[tuple[str, str, str]], tasks: S
 
 
 def to_png(picture: Figure | Image.Image) -> bytes:
+    """Encode a figure or an image as PNG."""
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(buffer, format="png", dpi=130)
@@ -243,7 +203,7 @@ def to_png(picture: Figure | Image.Image) -> bytes:
 
 
 def to_gif(frames: np.ndarray, frames_per_second: float, height: int = 128) -> bytes:
-    """An endless animation of frames uint8 [T, H, W, 3]."""
+    """Encode frames uint8 [T, H, W, 3] as an animation that repeats, scaled to `height` pixels."""
     size = (round(frames.shape[2] * height / frames.shape[1]), height)
     pictures = [Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames]
     buffer = io.BytesIO()

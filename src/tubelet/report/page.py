@@ -1,9 +1,9 @@
-"""The report of a run folder: one self-contained HTML page, the same numbers as JSON, the pictures as PNG."""
+"""The report of a run folder: one self-contained HTML page, the same numbers as JSON, and the pictures as PNG."""
 
 import base64
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,37 @@ from PIL import Image
 from tubelet.config import ConfigError
 from tubelet.data import VideoError
 from tubelet.report import aggregate, clips, figures
+from tubelet.report.curves import Curves, figures_of, loss_curves
+from tubelet.report.run_config import has_masks, objective_curves, read_config
 from tubelet.runtime.checkpoint import CheckpointError
-from tubelet.runtime.run_folder import read_log, write_atomic
+from tubelet.runtime.files import write_atomic, write_json
+from tubelet.runtime.run_folder import read_log
 
-STUDY = "study.json"  # the tables of a study, written by the program that ran it
+STUDY = "study.json"
+"""Tables of a study, written by the program that ran it."""
 
 MASKS_CAPTION = (
-    "Each clip's frames (the first of each time slot), and below them what a mask of the configuration does to its "
-    "tokens: as it is = context, which the encoder sees; orange = target, whose features are predicted; dark = "
-    "neither, left out so that all clips of a batch keep equally many tokens. Look for: target regions that hide "
-    "whole objects through all frames, so that neighbouring pixels or frames do not give the answer away."
+    "Frames of each clip (the first of each time slot), and the same frames under each mask of the configuration: "
+    "unchanged = context, the input of the encoder; orange = target; dark = neither, dropped so that all clips of a "
+    "batch keep the same number of tokens. Look for: target regions that hide entire objects in all frames, so that "
+    "neighboring pixels or frames do not give the answer away."
 )
 FEATURES_CAPTION = (
-    "The target encoder's features at every token, projected onto the first three principal components of all tokens "
-    "of the three clips; the components are red, green and blue. Look for: colours that follow objects, parts or "
-    "motion and that agree between clips. Colours that only follow the place in the frame, or one flat colour, mean "
-    "that the features carry the position and little else."
+    "Features of the encoder at each token, projected onto the first three principal components of all tokens of the "
+    "clips, drawn as red, green and blue. Look for: colors that follow objects, parts or motion and that agree between "
+    "clips. Colors that depend on the position in the frame only, or a single color, mean that the features encode "
+    "little more than the position."
+)
+TABLE_CAPTION = (
+    "The values of the table; error bars are one standard deviation. Look for: the pretrained encoder (orange) above "
+    "the random one by more than the error bars, and above the baselines, which see no motion (a single frame) or no "
+    "content (frame differences)."
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what to look for in it; `png` is None where it could not be made, and `caption` then says why."""
+    """A PNG with its caption; `png` is None where it could not be made, and `caption` then says why."""
 
     name: str
     caption: str
@@ -46,27 +55,28 @@ class Picture:
 
 def write(folder: Path) -> Path:
     """See `tubelet.report.write`."""
-    study = _read_study(folder)
-    pictures = {"table": _table_picture(folder, study)}
-    report = study
-    if (folder / "config.yaml").is_file():  # else a study without pretraining
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    report = _read_study(folder)
+    title = report.get("title", folder.name)
+    sections = _study_sections(folder, report)
+    if (config := read_config(folder)) is not None:
         log = read_log(folder)
-        pictures["curves"] = [_curves(folder, log, each) for each in figures.CURVES]
-        pictures["clips"] = _clip_pictures(folder, config)
-        report = {**study, "pretraining": summary(log), "pretraining_settings": config}
-    write_atomic(folder / "report.json", json.dumps(report, indent=1))
-    write_atomic(folder / "report.html", render(study.get("title", folder.name), report, pictures))
+        curves = objective_curves(config)
+        curves = figures_of((loss_curves(log),) if curves is None else curves, log)
+        report |= {"pretraining": summary(log, curves), "pretraining_settings": config}
+        sections += _training_sections(folder, config, log, curves, report["pretraining"])
+    sections += [*_time_section(report.get("seconds", {})), "<h2>Configuration</h2>", *_settings(report)]
+    write_json(folder / "report.json", report)
+    write_atomic(folder / "report.html", _html(title, sections))
     return folder / "report.html"
 
 
-def summary(log: list[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers behind the curves: steps, seconds, last values, and each curve thinned out."""
+def summary(log: list[dict[str, Any]], curves: Sequence[Curves]) -> dict[str, Any]:
+    """Return the number of steps, the seconds of training, and the last value and a subsampled curve of each metric."""
     if not log:
         return {"steps": 0}
-    names = [name for curves in figures.CURVES for name in curves.names]
-    found = {name: figures.thinned(*figures.series(log, name), most=100) for name in names}
-    rounded = {name: [np.round(axis, 5).tolist() for axis in line] for name, line in found.items() if len(line[0])}
+    names = [name for each in curves for name in each.names]
+    lines = {name: figures.subsample(*figures.series(log, name), max_points=100) for name in names}
+    rounded = {name: [np.round(axis, 5).tolist() for axis in line] for name, line in lines.items() if len(line[0])}
     seconds = sum(line.get("step_seconds") or 0.0 for line in log)
     last = {name: line[1][-1] for name, line in rounded.items()}
     return {"steps": int(log[-1]["step"]), "seconds": round(seconds, 1), "last": last, "curves": rounded}
@@ -74,46 +84,39 @@ def summary(log: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _read_study(folder: Path) -> dict[str, Any]:
     path = folder / STUDY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8").replace('"floor_', '"baseline_'))  # rows' names of version 0.1
 
 
-def _table_picture(folder: Path, study: dict[str, Any]) -> list[Picture]:
-    lines = aggregate.rows_of(study)
-    if not lines:
-        return []
-    picture = figures.bars(study, lines, aggregate.tasks_of(study))
-    caption = (
-        "The same numbers as bars, with one standard deviation. Look for: orange, the pretrained encoder, well to the "
-        "right of the random one, by more than the whiskers; and right of the floors, which see no motion (one frame) "
-        "or no content (differences)."
-    )
-    return [_keep(folder, "table", caption, picture)]
+# Pictures -------------------------------------------------------------------------------------------------------
 
 
-def _curves(folder: Path, log: list[dict[str, Any]], curves: figures.Curves) -> Picture:
-    figure = figures.draw_curves(log, curves)
-    if figure is None:
-        missing = f"{curves.title}: the log of this run has no {', '.join(curves.names)}, so there is no curve."
-        return Picture(curves.key, missing, None)
-    return _keep(folder, curves.key, curves.caption, figure)
-
-
-def _clip_pictures(folder: Path, config: dict[str, Any]) -> list[Picture]:
-    """Masks and features; where the run's data are gone, the pictures of an earlier report."""
-    drawings: dict[str, tuple[str, Callable[[], Image.Image]]] = {
-        "masks": (MASKS_CAPTION, lambda: clips.draw_masks(clips.read(folder, config))),
-        "features": (FEATURES_CAPTION, lambda: clips.draw_features(*clips.read_features(folder, config))),
-    }
+def _curve_pictures(folder: Path, log: list[dict[str, Any]], curves: Sequence[Curves]) -> list[Picture]:
     pictures = []
-    for name, (caption, draw) in drawings.items():
-        try:
-            pictures.append(_keep(folder, name, caption, draw()))
-        except (VideoError, ConfigError, CheckpointError) as error:
-            pictures.append(_earlier(folder, name, caption, f"No new picture could be made: {error}."))
+    for each in curves:
+        figure = figures.draw_curves(log, each)
+        if figure is None:
+            caption = f"{each.title}: no figure, as the log of this run has no {', '.join(each.names)}."
+            pictures.append(Picture(each.key, caption, None))
+        else:
+            pictures.append(_save(folder, each.key, each.caption, figure))
     return pictures
 
 
-def _keep(folder: Path, name: str, caption: str, picture: Figure | Image.Image) -> Picture:
+def _clip_picture(folder: Path, name: str, caption: str, draw: Callable[[], Image.Image]) -> Picture:
+    """Draw clips of the run; where its data or its checkpoints are gone, use the picture of an earlier report."""
+    try:
+        return _save(folder, name, caption, draw())
+    except (VideoError, ConfigError, CheckpointError) as error:
+        reason = f"No new picture could be made: {error}."
+    path = folder / "report" / f"{name}.png"
+    if path.is_file():
+        return Picture(name, f"{caption} (This is the picture of an earlier report. {reason})", path.read_bytes())
+    return Picture(name, reason, None)
+
+
+def _save(folder: Path, name: str, caption: str, picture: Figure | Image.Image) -> Picture:
     png = figures.to_png(picture)
     path = folder / "report" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
@@ -121,139 +124,136 @@ def _keep(folder: Path, name: str, caption: str, picture: Figure | Image.Image) 
     return Picture(name, caption, png)
 
 
-def _earlier(folder: Path, name: str, caption: str, why: str) -> Picture:
-    path = folder / "report" / f"{name}.png"
-    if path.is_file():
-        return Picture(name, f"{caption} (This is the picture of an earlier report. {why})", path.read_bytes())
-    return Picture(name, why, None)
+# Sections -------------------------------------------------------------------------------------------------------
 
 
-# The page ---------------------------------------------------------------------------------------------------------
-
-
-def render(title: str, report: dict[str, Any], pictures: dict[str, list[Picture]]) -> str:
-    """The page as HTML; everything is in it, nothing is fetched."""
-    parts = [
-        *_study_part(report, pictures["table"]),
-        *(_pretraining_part(report, pictures) if "pretraining" in report else []),
-        *_time_part(report.get("seconds", {})),
-        "<h2>Settings</h2>",
-        *_settings_part(report),
+def _training_sections(
+    folder: Path, config: dict[str, Any], log: list[dict[str, Any]], curves: Sequence[Curves], numbers: dict[str, Any]
+) -> list[str]:
+    pictures = _curve_pictures(folder, log, curves)
+    sections = [
+        "<h2>Training</h2>",
+        f"<p>{_escape(_training_summary(numbers))}</p>",
+        '<div class="grid">' + "".join(_figure(p) for p in pictures if p.png) + "</div>",
+        "".join(_figure(p) for p in pictures if not p.png),
     ]
-    body = "\n".join(parts)
-    name = _escape(title)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Tubelet: {name}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body><main>\n<h1>{name}</h1>\n{body}\n</main></body></html>\n"
+    if has_masks(config):
+        picture = _clip_picture(folder, "masks", MASKS_CAPTION, lambda: clips.draw_masks(clips.read(folder, config)))
+        sections += ["<h2>Masks</h2>", _figure(picture)]
+    picture = _clip_picture(
+        folder, "features", FEATURES_CAPTION, lambda: clips.draw_features(*clips.read_features(folder, config))
     )
+    return [*sections, "<h2>Features</h2>", _figure(picture)]
 
 
-def _pretraining_part(report: dict[str, Any], pictures: dict[str, list[Picture]]) -> list[str]:
-    return [
-        "<h2>Pretraining</h2>",
-        f"<p>{_escape(_sentence(report['pretraining']))}</p>",
-        '<div class="grid">' + "".join(_figure(p) for p in pictures["curves"] if p.png) + "</div>",
-        "".join(_figure(p) for p in pictures["curves"] if not p.png),
-        "<h2>What is hidden and what is seen</h2>",
-        _figure(pictures["clips"][0]),
-        "<h2>What the features show</h2>",
-        _figure(pictures["clips"][1]),
-    ]
+def _training_summary(numbers: dict[str, Any]) -> str:
+    if not numbers["steps"]:
+        return "The log has no steps yet."
+    minutes, seconds = divmod(round(numbers["seconds"]), 60)
+    loss = numbers["last"].get("loss")
+    text = f"{numbers['steps']} steps in {minutes} min {seconds} s of training"
+    return f"{text}." if loss is None else f"{text}; mean loss at the end: {loss:.4f}."
 
 
-def _study_part(report: dict[str, Any], pictures: list[Picture]) -> list[str]:
-    lines = aggregate.rows_of(report)
+def _study_sections(folder: Path, study: dict[str, Any]) -> list[str]:
+    lines = aggregate.rows_of(study)
     if not lines:
         return []
-    parts = ["<h2>Does pretraining help?</h2>"]
-    parts += [f'<p class="verdict">{_escape(sentence)}</p>' for sentence in report.get("verdict", [])]
-    parts += [_table(report, lines), _meanings([title for _, _, title in lines])]
-    parts += ["<ul>" + "".join(f"<li>{_escape(note)}</li>" for note in report.get("notes", [])) + "</ul>"]
-    parts += [_figure(picture) for picture in pictures]
-    parts += _scales_part(report)
-    return parts
+    figure = figures.bars(study, lines, aggregate.tasks_of(study))
+    return [
+        "<h2>Does pretraining help?</h2>",
+        *(f'<p class="verdict">{_escape(sentence)}</p>' for sentence in study.get("verdict", [])),
+        _results_table(study, lines),
+        _descriptions([title for _, _, title in lines]),
+        "<ul>" + "".join(f"<li>{_escape(note)}</li>" for note in study.get("notes", [])) + "</ul>",
+        _figure(_save(folder, "table", TABLE_CAPTION, figure)),
+        *_scales_table(study),
+    ]
 
 
-def _table(report: dict[str, Any], lines: list[tuple[str, str, str]]) -> str:
-    """The table of rows and tasks; the best of the frozen encoders stands out in each column."""
-    tasks = aggregate.tasks_of(report)
-    frozen = ("random", "random_best", "pretrained")
-    best = {
-        task: max((report[h][r][task][0] for h, r, _ in lines if r in frozen and task in report[h][r]), default=None)
-        for task in tasks
-    }
+def _results_table(study: dict[str, Any], lines: list[tuple[str, str, str]]) -> str:
+    """Return the table of rows and tasks; the best of the frozen encoders is bold in each column."""
+    tasks = aggregate.tasks_of(study)
+    frozen = [study[head][row] for head, row, _ in lines if row in aggregate.FROZEN]
+    best = {task: max((cells[task][0] for cells in frozen if task in cells), default=None) for task in tasks}
     rows = []
     for head, row, title in lines:
         cells = []
         for task in tasks:
-            cell = report[head][row].get(task)
-            bold = ' class="best"' if row in frozen and cell and cell[0] == best[task] else ""
+            cell = study[head][row].get(task)
+            bold = ' class="best"' if row in aggregate.FROZEN and cell and cell[0] == best[task] else ""
             cells.append(f"<td{bold}>{_escape(aggregate.text_cell(cell))}</td>")
-        kind = "pretrained" if row == "pretrained" else "floor" if row.startswith("floor") else ""
+        kind = "pretrained" if row == "pretrained" else "baseline" if row.startswith("baseline") else ""
         rows.append(f'<tr class="{kind}"><th scope="row">{_escape(title)}</th>{"".join(cells)}</tr>')
-    heads = "".join(f'<th scope="col">{_escape(task.replace("_", " "))}</th>' for task in tasks)
-    return (
-        '<div class="scroll"><table><thead><tr><th scope="col">top-1 accuracy in %, mean ± standard deviation</th>'
-        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return _html_table("top-1 accuracy in %, mean ± standard deviation", tasks, rows)
 
 
-def _meanings(titles: list[str]) -> str:
-    """What the rows that there are mean."""
-    used = {words: text for words, text in aggregate.MEANING.items() if any(words in title for title in titles)}
-    items = "".join(f"<li><b>{_escape(words)}</b>: {_escape(text)}.</li>" for words, text in used.items())
-    return f"<details open><summary>What the rows mean</summary><ul>{items}</ul></details>"
-
-
-def _scales_part(report: dict[str, Any]) -> list[str]:
-    """Each initialisation scale of the random encoder."""
-    tasks = aggregate.tasks_of(report)
+def _scales_table(study: dict[str, Any]) -> list[str]:
+    """Return the results of random encoders at each initialization scale."""
+    tasks = aggregate.tasks_of(study)
     rows = []
-    for head, scales in report.get("random_scales", {}).items():
+    for head, scales in study.get("random_scales", {}).items():
         for std, cells in scales.items():
             numbers = "".join(f"<td>{_escape(aggregate.text_cell(cells.get(task)))}</td>" for task in tasks)
             title = f"{aggregate.HEADS[head]}, weights of standard deviation {std}"
             rows.append(f'<tr><th scope="row">{_escape(title)}</th>{numbers}</tr>')
     if not rows:
         return []
-    heads = "".join(f'<th scope="col">{_escape(task.replace("_", " "))}</th>' for task in tasks)
-    return [
-        "<details><summary>The random encoder at each initialisation scale</summary>"
-        f'<div class="scroll"><table><thead><tr><th scope="col">random encoder</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
-    ]
+    table = _html_table("random encoder", tasks, rows)
+    return [f"<details><summary>Random encoder at each initialization scale</summary>{table}</details>"]
 
 
-def _sentence(pretraining: dict[str, Any]) -> str:
-    if not pretraining["steps"]:
-        return "The log has no step yet."
-    minutes, seconds = divmod(round(pretraining["seconds"]), 60)
-    loss = pretraining["last"].get("loss")
-    ended = f"; the last logged losses average {loss:.4f}" if loss is not None else ""
-    return f"{pretraining['steps']} steps in {minutes} min {seconds} s of training{ended}."
+def _html_table(corner: str, tasks: list[str], rows: list[str]) -> str:
+    titles = "".join(f'<th scope="col">{_escape(task.replace("_", " "))}</th>' for task in tasks)
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col">{_escape(corner)}</th>{titles}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
-def _time_part(seconds: dict[str, float]) -> list[str]:
-    """Time of each stage."""
+def _descriptions(titles: list[str]) -> str:
+    """Explain the terms in the titles of rows."""
+    used = {term: text for term, text in aggregate.DESCRIPTIONS.items() if any(term in title for title in titles)}
+    items = "".join(f"<li><b>{_escape(term)}</b>: {_escape(text)}.</li>" for term, text in used.items())
+    return f"<details open><summary>Rows of the table</summary><ul>{items}</ul></details>"
+
+
+def _time_section(seconds: dict[str, float]) -> list[str]:
+    """Return the time of each stage of a study."""
     if not seconds:
         return []
     rows = "".join(
         f'<tr><th scope="row">{_escape(stage)}</th><td>{value / 60:.1f} min</td></tr>'
         for stage, value in seconds.items()
     )
-    caption = "Time of the processes, summed; several ran at once, and feature extraction counts with the probes."
+    caption = (
+        "Sum over the processes of each stage, several of which ran at the same time. Feature extraction is part of "
+        "the probes."
+    )
     return ["<h2>Time</h2>", f"<p>{caption}</p><table><tbody>{rows}</tbody></table>"]
 
 
-def _settings_part(report: dict[str, Any]) -> list[str]:
-    own = {"Pretraining": report["pretraining_settings"]} if "pretraining_settings" in report else {}
-    settings = {**own, **report.get("settings", {})}
-    texts = {title: yaml.safe_dump(value, sort_keys=False) for title, value in settings.items()}
+def _settings(report: dict[str, Any]) -> list[str]:
+    training = {"Training": report["pretraining_settings"]} if "pretraining_settings" in report else {}
+    texts = {
+        title: yaml.safe_dump(value, sort_keys=False)
+        for title, value in {**training, **report.get("settings", {})}.items()
+    }
     return [
         f"<details><summary>{_escape(title)}</summary><pre>{_escape(text)}</pre></details>"
         for title, text in texts.items()
     ]
+
+
+def _html(title: str, sections: list[str]) -> str:
+    """Return the page as HTML that refers to no other file."""
+    name = _escape(title)
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Tubelet: {name}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f"<body><main>\n<h1>{name}</h1>\n{body}\n</main></body></html>\n"
+    )
 
 
 def _figure(picture: Picture) -> str:
@@ -279,7 +279,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .38rem .8rem; border-bottom: 1px solid #e4e6e8; text-align: right; white-space: nowrap; }
 th[scope=row], th:first-child { text-align: left; font-weight: normal; white-space: normal; }
 thead th { border-bottom: 2px solid #444; font-weight: 600; }
-tr.pretrained { background: #fff3e8; } tr.floor { color: #666; } td.best { font-weight: 700; }
+tr.pretrained { background: #fff3e8; } tr.baseline { color: #666; } td.best { font-weight: 700; }
 .scroll { overflow-x: auto; } .verdict { border-left: 4px solid #e0661c; padding-left: .9rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem 2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } .grid img { width: 100%; }
