@@ -1,62 +1,66 @@
-"""An encoder with a head for classes, and where its weights come from."""
+"""The classifier of supervised training: a head on an encoder that is new, pretrained or an inflated image ViT."""
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
 from app.classification.options import ImageViTConfig, Options
 from tubelet.config import ConfigError
-from tubelet.models import ModelConfig, build_encoder
+from tubelet.grid import ClipShape
+from tubelet.models import build_encoder
 from tubelet.models.inflatable import InflatableEncoder
 from tubelet.models.pretrained import FramewiseViT
+from tubelet.objectives.supervised import PairMixing, Supervised
 from tubelet.probing import heads
 from tubelet.probing.encoder import load
+from tubelet.runtime.seeds import seed_for
 
 
-class Classifier(nn.Module):
-    """An encoder and its head: clips [B, n, C, T, H, W] -> logits [B, P, num_classes] of P predictions a video."""
+def build_classifier(options: Options) -> Supervised:
+    """Build encoder and head with their initial weights, a function of the seed.
 
-    def __init__(self, options: Options):
-        super().__init__()
-        self.segments = options.data.num_segments
-        self.attend_across_segments = options.optimization.attend_across_segments
-        self.encoder = build(options)
-        if options.head == "linear":
-            width = self.encoder.embed_dim
-            head = heads.LinearHead(torch.zeros(width), torch.ones(width), options.data.num_classes)
-        else:
-            head = heads.attentive(options.classifier, self.encoder, options.data.num_classes)
-        self.head = heads.Heads([head])
+    Raises:
+        ConfigError: The weights do not fit the encoder, or the encoder does not fit the clips.
+    """
+    data, o, seed = options.data, options.optimization, options.meta.seed
+    mixing = PairMixing(o.mixup, o.cutmix, data.num_classes, seed) if o.mixes else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "supervised"))
+        encoder = initial_encoder(options)
+        head = heads.build_head(options.head, encoder, data.num_classes)
+    return Supervised(
+        encoder,
+        head,
+        mean=data.normalize_mean,
+        std=data.normalize_std,
+        segments=data.num_segments,
+        attend_across_segments=o.attend_across_segments,
+        label_smoothing=o.label_smoothing,
+        layer_decay=o.layer_decay,
+        mixing=mixing,
+    )
 
-    def forward(self, clips: Tensor) -> Tensor:
-        tokens = self.encoder(clips.flatten(0, 1))
-        tokens = rearrange(tokens, "(B s v) N D -> B s v N D", B=len(clips), s=self.segments)
-        return heads.read_out(self.head, tokens, self.attend_across_segments)[0]
 
-
-def build(options: Options) -> nn.Module:
-    """The encoder with its first weights; ConfigError where they do not fit it, or it does not fit the clips."""
+def initial_encoder(options: Options) -> nn.Module:
+    """Build the encoder that `pretrain`, `image_vit` or `encoder` describe."""
     data, side = options.data, options.optimization.resolution
     if options.pretrain is not None:
         return load(options.pretrain, data.frames_per_clip, side)
-    sizes = {"patch_size": data.patch_size or 16, "tubelet_size": data.tubelet_size or 2}
+    clip = ClipShape(data.frames_per_clip, side, data.patch_size or 16, data.tubelet_size or 2)
     try:
-        encoder = build_encoder(
-            options.model or ModelConfig(), crop_size=side, num_frames=data.frames_per_clip, **sizes
-        )
+        encoder = build_encoder(options.encoder, clip)
     except ValueError as error:
-        raise ConfigError(f"model, optimization.resolution or data.frames_per_clip: {error}") from None
+        raise ConfigError(f"encoder, optimization.resolution or data.frames_per_clip: {error}") from None
     if options.image_vit is not None:
         inflate(encoder, options.image_vit, side)
     return encoder
 
 
 def inflate(encoder: nn.Module, image_vit: ImageViTConfig, resolution: int) -> None:
-    """Let the encoder start as an image ViT of timm; ConfigError where it cannot."""
+    """Initialize the encoder from an image ViT of timm. Raises ConfigError where it cannot be."""
     if not isinstance(encoder, InflatableEncoder):
         raise ConfigError(
-            f"image_vit: {type(encoder).__name__} cannot start as an image ViT; take model.encoder=timesformer or "
-            "vivit, or give timm's weights to model.encoder=pretrained model.encoder_args.weights=…"
+            f"image_vit: {type(encoder).__name__} cannot start from an image ViT; take timesformer_base or vivit_base, "
+            "or an encoder of tubelet/models/pretrained.py, which reads timm's weights with encoder.weights=…"
         )
     try:
         image = FramewiseViT(

@@ -1,4 +1,4 @@
-"""What a trained model predicts, measured beside rules that need no model, and drawn."""
+"""Evaluation of future-frame prediction: metrics of the model and of non-learned baselines, and figures."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from app.generation.options import Options
 from tubelet.config import ConfigError
@@ -16,36 +16,38 @@ from tubelet.config.registry import find
 from tubelet.data import Batch, Draw, Sample, evenly_spaced
 from tubelet.data.loader import collate, make_eval_loader
 from tubelet.data.transforms import EvalTransform
-from tubelet.generation.forecasts import RULES, roll_out
+from tubelet.generation.forecasts import BASELINES, roll_out
 from tubelet.generation.metrics import FrameMetrics
+from tubelet.objectives.frame_prediction import to_frames
 from tubelet.runtime.distributed import World
+from tubelet.runtime.files import write_json
 from tubelet.runtime.progress import progress
-from tubelet.runtime.run_folder import read_log, write_atomic
+from tubelet.runtime.run_folder import read_log
 
 
 class HeldOutClips:
-    """The test set's clips, always the same: `number` of them evenly over it (None: all)."""
+    """Clips of the test set: `number` evenly spaced ones, always the same; all if None."""
 
     def __init__(self, options: Options, number: int | None, num_frames: int):
         data = options.data
-        self._dataset = find("data", data.dataset_type).Dataset(
+        self._dataset = find("data", data.format.name).Dataset(
             data.clips(data.test, num_frames, at_random=False), EvalTransform(data.crop_size), on_error="exclude"
         )
-        self.places = evenly_spaced(len(self._dataset), number or len(self._dataset)).tolist()
-        self.refused = self._dataset.refused
+        self.indices = evenly_spaced(len(self._dataset), number or len(self._dataset)).tolist()
+        self.unreadable = self._dataset.unreadable
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return self._dataset[dataclasses.replace(draw, index=self.places[draw.index])]
+        return self._dataset[dataclasses.replace(draw, index=self.indices[draw.index])]
 
     def first(self, number: int) -> Batch:
-        """The first `number` that can be read. Raises ConfigError where none can."""
+        """Return the first `number` readable clips. Raises ConfigError if there is none."""
         samples: list[Sample] = []
         readable = 0
-        for place in range(len(self)):
-            samples.append(self[Draw(0, 0, place, place)])
+        for index in range(len(self)):
+            samples.append(self[Draw(0, 0, index, index)])
             readable += not samples[-1].excluded
             if readable == number:
                 break
@@ -55,19 +57,13 @@ class HeldOutClips:
         return collate(samples, step=0)
 
 
-def to_frames(batch: Batch, options: Options, device: torch.device) -> Tensor:
-    """Clips as [B, C, T, H, W] from 0 to 1 on the device, grey where `data.channels` is 1."""
-    frames = batch.clips.to(device, non_blocking=True).float() / 255
-    return frames.mean(dim=1, keepdim=True) if options.data.channels == 1 else frames
-
-
 class HeldOutError:
-    """The model's mean squared error on the first frames ahead of a few test clips, to watch during training."""
+    """Mean squared error of the model on a few test clips, to watch during training."""
 
     def __init__(self, options: Options, device: torch.device):
         seen, ahead = options.data.num_frames, options.data.num_target_frames
         clips = HeldOutClips(options, options.logging.monitor_clips, seen + ahead)
-        frames = to_frames(clips.first(len(clips)), options, device)
+        frames = to_frames(clips.first(len(clips)).clips.to(device), options.data.channels)
         self.seen, self.future = frames[:, :, :seen], frames[:, :, seen:]
         self.batch_size = options.data.batch_size
 
@@ -84,37 +80,37 @@ class HeldOutError:
 def evaluate(model: nn.Module, clips: HeldOutClips, options: Options, world: World) -> None:
     """Write `results.json`, `prediction.png` and `prediction.gif` into the run folder, unless they are there."""
     folder = Path(options.folder)
-    asked = options.evaluation.model_dump(mode="json") | {"test": options.data.test}
-    if world.broadcast_from_rank0(lambda: _answered(folder / "results.json", asked)):
+    request = options.evaluation.model_dump(mode="json") | {"test": options.data.test}
+    if world.broadcast_from_rank0(lambda: _is_done(folder / "results.json", request)):
         return
     model.eval()
     measured = measure(model, clips, options, world)
     if world.is_main:
         draw_prediction(folder, model, clips, options, world.device)
         seconds = sum(line.get("step_seconds", 0.0) for line in read_log(folder))
-        results = {"evaluation": asked, "steps": options.optimization.steps, "train_seconds": round(seconds, 1)}
-        write_atomic(folder / "results.json", json.dumps(results | measured, indent=1) + "\n")
+        results = {"evaluation": request, "steps": options.optimization.steps, "train_seconds": round(seconds, 1)}
+        write_json(folder / "results.json", results | measured)
 
 
 @torch.no_grad()
 def measure(model: nn.Module, clips: HeldOutClips, options: Options, world: World) -> dict[str, Any]:
-    """The metrics of the model and of each rule, and how far the model's error is below the rules', in percent."""
-    ahead = options.frames_ahead()
-    forecasts = {"model": partial(roll_out, partial(model, draw=0)), **RULES}
+    """Measure the model and each baseline, and by how many percent the error of the model is lower."""
+    ahead = options.num_predicted()
+    forecasts = {"model": partial(roll_out, partial(model, draw=0)), **BASELINES}
     metrics = {name: FrameMetrics(ahead) for name in forecasts}
     excluded = []
     for batch in _batches(clips, options, world):
         excluded += [{"path": bad.path, "reason": bad.reason} for bad in batch.bad]
         if not len(batch):
             continue
-        frames = to_frames(batch, options, world.device)
+        frames = to_frames(batch.clips.to(world.device), options.data.channels)
         seen, future = frames[:, :, : options.data.num_frames], frames[:, :, options.data.num_frames :]
         for name, forecast in forecasts.items():
             metrics[name].update(forecast(seen, ahead), future)
     for metric in metrics.values():
         metric.gather(world.sum, world.device)
     results = {name: metric.compute() for name, metric in metrics.items()}
-    below = {rule: _percent_below(results["model"]["mse"], results[rule]["mse"]) for rule in RULES}
+    below = {name: _percent_below(results["model"]["mse"], results[name]["mse"]) for name in BASELINES}
     everywhere = sum(world.all_gather_object(excluded), [])
     return {"clips": metrics["model"].clips, "excluded": everywhere, "mse_below_percent": below, **results}
 
@@ -126,12 +122,12 @@ def draw_prediction(
     """`prediction.png` and `prediction.gif` of the first clips: frames seen, truth, and each draw of the model."""
     from tubelet.generation import pictures  # matplotlib takes a second to import, and only the end of a run needs it
 
-    frames = to_frames(clips.first(options.evaluation.pictures), options, device)
+    frames = to_frames(clips.first(options.evaluation.pictures).clips.to(device), options.data.channels)
     seen, future = frames[:, :, : options.data.num_frames], frames[:, :, options.data.num_frames :]
     ahead = {"truth": future}
     for draw in range(options.evaluation.draws if model.is_stochastic else 1):
         title = f"draw {draw + 1}" if model.is_stochastic else "prediction"
-        ahead[title] = roll_out(partial(model, draw=draw), seen, options.frames_ahead())
+        ahead[title] = roll_out(partial(model, draw=draw), seen, options.num_predicted())
     shown = {title: pictures.to_pixels(of_title) for title, of_title in ahead.items()}
     pictures.filmstrip(pictures.to_pixels(seen), shown).save(folder / "prediction.png", optimize=True)
     (folder / "prediction.gif").write_bytes(pictures.animation(pictures.to_pixels(seen), shown, options.evaluation.fps))
@@ -151,9 +147,9 @@ def _batches(clips: HeldOutClips, options: Options, world: World) -> Iterator[Ba
 
 
 def _percent_below(error: float, other: float) -> float | None:
-    """None where the other is zero, as that of copying what stands still."""
+    """Return None if `other` is zero, as for copying frames without motion."""
     return round(100 * (1 - error / other), 2) if other > 0 else None
 
 
-def _answered(path: Path, asked: dict[str, Any]) -> bool:
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["evaluation"] == asked
+def _is_done(path: Path, request: dict[str, Any]) -> bool:
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["evaluation"] == request

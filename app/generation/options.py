@@ -1,100 +1,100 @@
 """Options of future-frame prediction: the YAML's sections."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
 
-from tubelet.config import Config, check_part
-from tubelet.config.registry import name_of
-from tubelet.data import AugConfig, Decoder
+from tubelet.config import RESUME_IGNORED, Config, check_part
+from tubelet.data import AugConfig, DataFormat, Decoder
 from tubelet.data import DataConfig as ClipsConfig
 from tubelet.generation.feature_decoder import DecoderConfig, PretrainConfig
-from tubelet.models import ModelConfig
-from tubelet.runtime.parallelize import DistributedConfig
-from tubelet.training.bookkeeping import LoggingConfig
-from tubelet.training.schedules import NotNegative, Positive, RateConfig
+from tubelet.grid import ClipShape
+from tubelet.models import EncoderOptions
+from tubelet.training import options as training
+from tubelet.training import schedules
+from tubelet.training.options import TrainingOptions
+from tubelet.training.schedules import NotNegative, Positive
 
 
 class DataConfig(Config):
-    """YAML section `data`: clips of `num_frames` frames seen and the frames that follow them."""
+    """YAML section `data`: clips of `num_frames` frames that are seen and the frames that follow them."""
 
-    dataset_type: name_of("data", "Dataset") = "VideoDataset"
-    """`VideoDataset` for folders and lists of video files, `moving_mnist`, `kth`."""
+    format: DataFormat = Field({}, validate_default=True)
+    """`video_dataset` for folders and lists of video files, `moving_mnist`, `kth`, or a format of your own."""
     train: list[str] = Field(min_length=1)
-    test: list[str] = Field(min_length=1)
+    test: Annotated[list[str], RESUME_IGNORED] = Field(min_length=1)
     num_frames: int = Field(10, ge=2)
-    """Frames seen."""
+    """Frames that are seen."""
     num_target_frames: int = Field(10, ge=1)
-    """Frames predicted at once, and in training."""
+    """Frames that are predicted at once, and in training."""
     frame_step: int = Field(1, ge=1)
     """Take every n-th frame of the file."""
     channels: Literal[1, 3] = 3
-    """1: grey."""
+    """1 for grayscale."""
     crop_size: int = Field(64, ge=1)
     patch_size: int = Field(8, ge=1)
     tubelet_size: int = Field(1, ge=1)
     normalize_mean: float = 0.5
+    """Mean of the seen frames, from 0 to 1, for normalization; a pretrained encoder has its own."""
     normalize_std: float = Field(0.25, gt=0)
-    """Of the frames seen, from 0 to 1, before they enter the model; a pretrained one has its own."""
 
-    batch_size: int = Field(16, ge=1)
-    """Clips of a step in one process."""
-    num_workers: int = Field(2, ge=0)
-    pin_mem: bool = True
-    worker_timeout: int = Field(300, ge=0)
-    """Seconds without a batch from a worker before the video it is stuck at counts as bad; 0: wait for ever."""
+    batch_size: Annotated[int, RESUME_IGNORED] = Field(16, ge=1)
+    """Clips of a step in one process; their number in all processes may not change when a run is resumed."""
+    num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
+    pin_mem: Annotated[bool, RESUME_IGNORED] = True
+    worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
+    """Seconds without a batch from a worker after which its video counts as unreadable; 0: wait without limit."""
     decoder: Decoder = "pyav"
-    max_bad_share: float = Field(0.05, ge=0, le=1)
-    """Training stops when more than this share of the draws met an unreadable video."""
-    cache: str | None = None
+    max_bad_fraction: Annotated[float, RESUME_IGNORED] = Field(0.05, ge=0, le=1)
+    """Training stops when more than this fraction of the draws met an unreadable video."""
+    cache: Annotated[str | None, RESUME_IGNORED] = None
     """Folder for decoded videos (uint8), shared by workers and runs; for small sets of short videos."""
 
     def clips(self, entries: list[str], num_frames: int, *, at_random: bool) -> ClipsConfig:
-        """What a data set is told: clips of `num_frames` frames in all; videos that are shorter are left out."""
+        """Return the options of a data set of clips of `num_frames` frames; shorter videos are left out."""
         raw = {
             "datasets": entries,
-            "dataset_type": self.dataset_type,
+            "format": self.format.model_dump(),
             "num_frames": num_frames,
             "sampling_rate": self.frame_step,
             "random_clip_sampling": at_random,
             "filter_short_videos": True,
             "crop_size": self.crop_size,
-            "patch_size": 1,  # whether the clip can be cut into patches is asked of the model itself
+            "patch_size": 1,  # the model checks whether its patches tile the frame
             "tubelet_size": 1,
             "decoder": self.decoder,
             "cache": self.cache,
         }
         return check_part(raw, ClipsConfig, "data")
 
-    def sizes(self) -> dict[str, int]:
-        """What makes the token grid of the frames seen."""
-        return {name: getattr(self, name) for name in ("crop_size", "num_frames", "patch_size", "tubelet_size")}
+    @property
+    def clip(self) -> ClipShape:
+        """Size of the frames that are seen, and of their tubelets."""
+        return ClipShape(self.num_frames, self.crop_size, self.patch_size, self.tubelet_size)
 
 
-class OptimizationConfig(RateConfig):
+class OptimizationConfig(schedules.OptimizationConfig):
     """YAML section `optimization`."""
 
     steps: int = Field(10_000, ge=1)
     loss: Literal["l1", "l2"] = "l2"
-    """l2 predicts the mean of all that may come, l1 the median, which is sharper and darker."""
+    """l2 predicts the mean of the possible futures, l1 the median, which is sharper and darker."""
     warmup: NotNegative = 500
     """Steps of linear warm-up of the learning rate."""
     start_lr: NotNegative = 0.0
     lr: Positive = 1e-3
     final_lr: NotNegative = 1e-6
     weight_decay: NotNegative = 0.05
-    clip_grad: float = Field(1.0, gt=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
+    clip_grad: float | None = Field(1.0, gt=0)
 
     @model_validator(mode="after")
-    def _warms_up_within(self) -> "OptimizationConfig":
+    def _check_warmup(self) -> "OptimizationConfig":
         self.check_warmup(self.steps, "steps")
         return self
 
 
 class EvaluationConfig(Config):
-    """YAML section `evaluation`: what is measured and drawn after training. It may be changed and asked for again."""
+    """YAML section `evaluation`: what is measured and drawn after training. It may be changed and run again."""
 
     num_frames: int | None = Field(None, ge=1)
     """Frames to predict; beyond `data.num_target_frames` the model goes on from its own frames."""
@@ -108,49 +108,41 @@ class EvaluationConfig(Config):
     """Of the GIF."""
 
 
-class MetaConfig(Config):
+class MetaConfig(training.MetaConfig):
     """YAML section `meta`."""
 
-    seed: int = Field(0, ge=0)
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
-    compile: bool = False
-    """torch.compile what is trained."""
 
 
-class Options(Config):
-    """Future-frame prediction, by a `model` that is trained for it or by a V-JEPA that was pretrained before."""
+class Options(TrainingOptions):
+    """Prediction of future frames, by an `encoder` that is trained for it or on top of a pretrained V-JEPA."""
 
     app: Literal["generation"] = "generation"
-    folder: str
     data: DataConfig
     data_aug: AugConfig | None = None
-    """Augmentation of the training clips; null: the middle of the frame."""
-    model: ModelConfig | None = None
+    """Augmentation of the training clips; null: the center of the frame."""
+    encoder: EncoderOptions | None = None
+    """Model that predicts frames, such as generative_timesformer_tiny."""
     pretrain: PretrainConfig | None = None
+    """Frozen V-JEPA whose predicted features a pixel decoder learns to paint."""
     decoder: DecoderConfig = DecoderConfig()
     optimization: OptimizationConfig = OptimizationConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    distributed: DistributedConfig = DistributedConfig()
+    evaluation: Annotated[EvaluationConfig, RESUME_IGNORED] = EvaluationConfig()
     meta: MetaConfig = MetaConfig()
-    logging: LoggingConfig = LoggingConfig()
-    """`monitor_every`, `monitor_clips`: how often the error on how many test clips is put into the log."""
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> "Options":
-        if (self.model is None) == (self.pretrain is None):
+    def _check_parts(self) -> "Options":
+        self.optimization.check_accumulation(self.data.batch_size)
+        if (self.encoder is None) == (self.pretrain is None):
             raise ValueError(
-                "give either `model`, which is trained to predict frames, or `pretrain`, a run of app.vjepa"
+                "give either `encoder`, which is trained to predict frames, or `pretrain`, a run of app.vjepa"
             )
         if self.pretrain is not None and self.data.channels != 3:
-            raise ValueError(f"data.channels: {self.data.channels}, but pretraining sees colours; set it to 3")
+            raise ValueError(f"data.channels: {self.data.channels}, but pretraining sees colors; set it to 3")
         if self.distributed.kind != "ddp":
-            raise ValueError("distributed: frames are predicted by whole models; take ddp")
+            raise ValueError(f"distributed: {self.distributed.kind} is not supported for frame prediction; take ddp")
         return self
 
-    def frames_ahead(self) -> int:
-        """Frames that are predicted in the evaluation."""
+    def num_predicted(self) -> int:
+        """Return the number of frames that the evaluation predicts."""
         return self.evaluation.num_frames or self.data.num_target_frames
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.meta.dtype)

@@ -1,4 +1,4 @@
-"""The jobs of a study: programs of this repository, each a child process with a folder of its own."""
+"""The jobs of a study: programs of this repository, each a child process with its own folder."""
 
 import os
 from dataclasses import dataclass, replace
@@ -18,49 +18,39 @@ PROGRAMS = (
     "evals.baselines.eval",
     "tubelet.report.page",
 )
-HEADS = {"probe": "attentive", "linear": "linear"}  # the report's word, and the YAML's
-ENCODER_KEYS = (
-    "encoder",
-    "model_name",
-    "encoder_args",
-    "uniform_power",
-    "use_rope",
-    "rope_pairing",
-    "use_silu",
-    "wide_silu",
-)
+HEADS = {"probe": "attentive", "linear": "linear"}  # name in the report: name in the YAML
 
 
 def plan(options: Options) -> list[Job]:
-    """All jobs, in the order in which they should start: long ones first, what they wait for before them."""
+    """All jobs in the order in which they should start: after their dependencies, the longest first."""
     clips = [] if options.clips is None else [clips_job(options.folder, options.clips, options.processes)]
     after = tuple(job.name for job in clips)
     pretrainings = [
         _pretrain_job(options, fold, seed, after) for seed in options.pretrain.seeds for fold in options.folds
     ]
-    own = [job for fold in options.folds for job in _jobs_of_fold(options, fold, after)]
+    without_pretraining = [job for fold in options.folds for job in _jobs_without_pretraining(options, fold, after)]
     probes = [_probe_job(options, fold, encoder) for encoder in pretrained_encoders(options) for fold in options.folds]
-    rest = sorted([*own, *probes], key=lambda job: -job.seconds)  # the short ones fill up what is left at the end
+    rest = sorted([*without_pretraining, *probes], key=lambda job: -job.seconds)
     return [*clips, *pretrainings, *rest]
 
 
-def _jobs_of_fold(options: Options, fold: int, after: tuple[str, ...]) -> list[Job]:
-    """Jobs that need no pretraining."""
-    found = []
+def _jobs_without_pretraining(options: Options, fold: int, after: tuple[str, ...]) -> list[Job]:
+    """Jobs of a fold that do not depend on a pretraining."""
+    jobs = []
     if options.supervised is not None:
-        found += [
+        jobs += [
             _supervised_job(options, fold, seed, name, after)
             for seed in options.supervised.seeds
             for name in options.tasks
         ]
-    found += [_probe_job(options, fold, encoder, after) for encoder in random_encoders(options)]
-    if options.floors is not None:
-        found.append(_floors_job(options, fold, after))
-    return found
+    jobs += [_probe_job(options, fold, encoder, after) for encoder in random_encoders(options)]
+    if options.baselines is not None:
+        jobs.append(_baselines_job(options, fold, after))
+    return jobs
 
 
 def run_folder(options: Options, fold: int, seed: int) -> Path:
-    """Where a pretraining runs: the study's own folder for the first fold and seed, which is the run that is shown."""
+    """Folder of a pretraining: that of the study for the first fold and seed, which the report shows."""
     folder = Path(options.folder)
     if fold != options.folds[0]:
         folder = folder / "folds" / str(fold)
@@ -69,7 +59,7 @@ def run_folder(options: Options, fold: int, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen encoder that is probed."""
+    """A frozen encoder that is probed. `row` is its row in the report; `init_std` is None for a pretrained one."""
 
     row: str
     seed: int
@@ -89,13 +79,13 @@ def pretrained_encoders(options: Options) -> list[Encoder]:
 
 
 def clips_job(folder: str, clips: dict[str, int], processes: int) -> Job:
-    """Makes the generated clips in `<folder>/clips`; `clips` as in the options."""
+    """Generates the clips in `<folder>/clips`. `clips`: see the options."""
     arguments = {"folder": Path(folder) / "clips", "processes": processes, **clips}
-    words = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+    command = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
     return Job(
         name="clips",
         stage="clips",
-        command=("tubelet.data.generated", *words),
+        command=("tubelet.data.generated", *command),
         folder=arguments["folder"],
         settings=clips,
         seconds=45,
@@ -124,14 +114,19 @@ def _pretrain_job(options: Options, fold: int, seed: int, after: tuple[str, ...]
 
 
 def _probe_job(options: Options, fold: int, encoder: Encoder, after: tuple[str, ...] = ()) -> Job:
-    """All tasks, read-outs and seeds of one encoder, which share its features."""
+    """Probes of one encoder for all tasks, heads and seeds, which share its features."""
     if encoder.row == "pretrained":
         after = (f"pretrain-fold{fold}-seed{encoder.seed}",)
         pretrain: dict[str, Any] = {"folder": str(run_folder(options, fold, encoder.seed))}
     else:
-        pretrain = {"folder": None, "checkpoint": "random", "init_std": encoder.init_std, "init_seed": encoder.seed}
-        model, patches = _architecture(options)
-        pretrain |= {key: model[key] for key in ENCODER_KEYS if key in model} | patches
+        architecture, patches = _architecture(options)
+        pretrain = {
+            "folder": None,
+            "checkpoint": "random",
+            "encoder": {**architecture, "init_std": encoder.init_std},
+            "init_seed": encoder.seed,
+            **patches,
+        }
     changes = {
         "pretrain": pretrain,
         "meta": {"seed": options.probe.seeds},
@@ -158,7 +153,11 @@ def task_name(head: str, task: str) -> str:
 
 def _task_changes(options: Options, fold: int, task: Task, head: str) -> dict[str, Any]:
     changes = options.probe.linear if head == "linear" else {}
-    return {**changes, "head": HEADS[head], "data": {**changes.get("data", {}), **_labelled(options, fold, task)}}
+    return {
+        **changes,
+        "head": {"name": HEADS[head]},
+        "data": {**changes.get("data", {}), **_labelled(options, fold, task)},
+    }
 
 
 def _labelled(options: Options, fold: int, task: Task) -> dict[str, Any]:
@@ -176,33 +175,35 @@ def _cache(options: Options) -> dict[str, str]:
 
 
 def _pretraining(options: Options) -> dict[str, Any]:
-    """The pretraining's YAML, with the study's changes."""
+    """The YAML of the pretraining with the overrides of the study."""
     return config.read(options.pretrain.fname, [options.fill(c, options.folds[0]) for c in options.pretrain.overrides])
 
 
 def _normalization(options: Options) -> dict[str, Any]:
-    """What the pretraining says of it, for random encoders and supervised training, too."""
-    own = _pretraining(options).get("data_aug") or {}
-    return {key: own[key] for key in ("normalize_mean", "normalize_std") if key in own}
+    """The normalization of the pretraining, which random encoders and supervised training use, too."""
+    section = _pretraining(options).get("data_aug") or {}
+    return {key: section[key] for key in ("normalize_mean", "normalize_std") if key in section}
 
 
 def _architecture(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The section `model` of the pretraining's YAML, and its sizes of patches."""
+    """The section `encoder` of the pretraining's YAML, and its sizes of patches."""
     raw = _pretraining(options)
-    return raw.get("model", {}), {key: raw["data"][key] for key in ("patch_size", "tubelet_size") if key in raw["data"]}
+    return raw.get("encoder", {}), {
+        key: raw["data"][key] for key in ("patch_size", "tubelet_size") if key in raw["data"]
+    }
 
 
 def _supervised_job(options: Options, fold: int, seed: int, name: str, after: tuple[str, ...]) -> Job:
-    model, patches = _architecture(options)
+    encoder, patches = _architecture(options)
     labelled = _labelled(options, fold, options.tasks[name])
-    changes = {"data": {**labelled, **patches, **_normalization(options)}, "model": model, "meta": {"seed": seed}}
+    changes = {"data": {**labelled, **patches, **_normalization(options)}, "encoder": encoder, "meta": {"seed": seed}}
     folder = supervised_folder(options, fold, seed, name)
     program = options.supervised.model_copy(
         update={"overrides": options.supervised.overrides + options.supervised.per_task.get(name, [])}
     )
     job = f"supervised-fold{fold}-{name}-{seed}"
     planned = _yaml_job(options, "supervised", job, fold, program, changes, folder, after)
-    if labelled["labels_per_class"] is not None:  # few labels, few steps
+    if labelled["labels_per_class"] is not None:  # fewer labels, fewer steps
         planned = replace(planned, seconds=planned.seconds / 3)
     return planned
 
@@ -211,29 +212,31 @@ def supervised_folder(options: Options, fold: int, seed: int, name: str) -> Path
     return Path(options.folder) / "supervised" / f"fold{fold}" / name / f"seed-{seed}"
 
 
-def _floors_job(options: Options, fold: int, after: tuple[str, ...]) -> Job:
+def _baselines_job(options: Options, fold: int, after: tuple[str, ...]) -> Job:
     tasks = {
         name: {**task.model_dump(), "train": options.fill(task.train, fold), "test": options.fill(task.test, fold)}
         for name, task in options.tasks.items()
     }
     changes = {
-        "eval_name": "floors",
-        "floors": options.floors.kinds,
-        "num_frames": options.floors.num_frames,
-        "average": options.floors.average,
+        "eval_name": "baselines",
+        "kinds": options.baselines.kinds,
+        "num_frames": options.baselines.num_frames,
+        "average": options.baselines.average,
         "tasks": tasks,
         "seeds": options.probe.seeds,
     }
-    return _yaml_job(options, "floors", f"floors-fold{fold}", fold, None, changes, floors_folder(options, fold), after)
+    return _yaml_job(
+        options, "baselines", f"baselines-fold{fold}", fold, None, changes, baselines_folder(options, fold), after
+    )
 
 
-def floors_folder(options: Options, fold: int) -> Path:
-    return Path(options.folder) / "floors" / f"fold{fold}"
+def baselines_folder(options: Options, fold: int) -> Path:
+    return Path(options.folder) / "baselines" / f"fold{fold}"
 
 
 def _yaml_job(
     options: Options,
-    stage: Literal["probe", "supervised", "floors"],
+    stage: Literal["probe", "supervised", "baselines"],
     name: str,
     fold: int,
     program: Program | None,
@@ -241,7 +244,7 @@ def _yaml_job(
     folder: Path,
     after: tuple[str, ...],
 ) -> Job:
-    """A job whose settings stand beside its folder, as a YAML over the program's own, to be read and run by hand."""
+    """A job with its settings in `<folder>.yaml`, whose `base` is the YAML of the program."""
     fname = folder.with_name(f"{folder.name}.yaml")
     changes = {"folder": str(folder), **changes}
     if program is not None:

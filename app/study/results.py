@@ -1,4 +1,4 @@
-"""What the finished jobs of a study measured: tables, margins and sentences."""
+"""Results of the finished jobs of a study: tables, margins, conclusions."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from app.study.options import Options
 from app.study.plan import (
-    floors_folder,
+    baselines_folder,
     pretrained_encoders,
     probe_folder,
     random_encoders,
@@ -19,12 +19,12 @@ from tubelet.report.aggregate import Result
 
 
 def summarise(options: Options) -> dict[str, Any]:
-    """Tables, margins and sentences from the folders of finished jobs."""
+    """Return the tables, margins and conclusions of `study.json` from the folders of the finished jobs."""
     results = collect(options)
-    report = aggregate.tables(results, own_init_std=options.random.init_stds[0])
+    report = aggregate.tables(results, default_init_std=options.random.init_stds[0])
     errors = aggregate.standard_errors(results)
     margins = {
-        head: {task: found for task in options.tasks if (found := aggregate.margin(report[head], task)) is not None}
+        head: {task: margin for task in options.tasks if (margin := aggregate.margin(report[head], task)) is not None}
         for head in options.probe.heads
     }
     return {
@@ -42,7 +42,7 @@ def summarise(options: Options) -> dict[str, Any]:
 
 
 def collect(options: Options) -> list[Result]:
-    """Every single result of the study's folders."""
+    """Read the results of all jobs."""
     results = []
     for fold in options.folds:
         for encoder in pretrained_encoders(options) + random_encoders(options):
@@ -66,14 +66,14 @@ def collect(options: Options) -> list[Result]:
                 for task in options.tasks
                 for seed in options.supervised.seeds
             ]  # fmt: skip
-        if options.floors is not None:
-            measured = _read(floors_folder(options, fold) / "results.json")["floors"]
+        if options.baselines is not None:
+            measured = _read(baselines_folder(options, fold) / "results.json")["baselines"]
             results += [
                 _result(
                     measured[kind][task][str(seed)],
-                    row=f"floor_{kind}", head="probe", task=task, seed=0, head_seed=seed, fold=fold,
+                    row=f"baseline_{kind}", head="probe", task=task, seed=0, head_seed=seed, fold=fold,
                 )
-                for kind in options.floors.kinds
+                for kind in options.baselines.kinds
                 for task in options.tasks
                 for seed in options.probe.seeds
             ]  # fmt: skip
@@ -89,37 +89,37 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def notes(options: Options) -> list[str]:
-    """How to read the table."""
+    """Return the notes on the table."""
     pretrain, probe, scales = options.pretrain, options.probe, options.random
     few = {name: task.labels_per_class for name, task in options.tasks.items() if task.labels_per_class is not None}
-    found = [
-        f"pretrained: {len(pretrain.seeds)} pretraining seed(s) × {len(probe.seeds)} read-out seed(s); random: "
-        f"{len(scales.seeds)} seed(s) × {len(probe.seeds)} read-out seed(s) at each initialisation scale. ± is the "
+    texts = [
+        f"pretrained: {len(pretrain.seeds)} pretraining seed(s) × {len(probe.seeds)} probe seed(s); random: "
+        f"{len(scales.seeds)} seed(s) × {len(probe.seeds)} probe seed(s) at each initialization scale. ± is the "
         "sample standard deviation of single runs.",
-        f"random encoders were drawn with weights of standard deviation {', '.join(map(str, scales.init_stds))}; the "
-        "first is the encoder's own initialisation. The best was chosen for each column in hindsight, on the test "
-        "clips, which favours the random encoder.",
-        "All rows of a column use the same labelled training clips of a seed, and the same test clips.",
+        "Weights of random encoders are initialized with standard deviation "
+        f"{', '.join(map(str, scales.init_stds))}; the first is the default of the encoder. The best one is selected "
+        "for each column on the test clips, which favors the random encoder.",
+        "All rows of a column use the same labeled training clips for a seed, and the same test clips.",
     ]
     if few:
         listed = ", ".join(f"{name}: {count}" for name, count in few.items())
-        found.append(f"Labelled clips a class, drawn anew for each read-out seed: {listed}.")
+        texts.append(f"Labeled clips per class, sampled for each probe seed: {listed}.")
     if pretrain.later_overrides and len(pretrain.seeds) > 1:
-        found.append(
-            f"The pretrainings of seeds {', '.join(map(str, pretrain.seeds[1:]))} are smaller than the one shown: "
+        texts.append(
+            f"The pretrainings of seeds {', '.join(map(str, pretrain.seeds[1:]))} differ from the first one: "
             f"{' '.join(pretrain.later_overrides)}."
         )
     if len(options.folds) > 1:
-        found.append(
+        texts.append(
             f"{len(options.folds)} folds, each with its own pretraining; accuracy is pooled over all their test videos."
         )
-    return found
+    return texts
 
 
 def _notes_on_errors(errors: dict[str, Any]) -> list[str]:
-    """How far the pretrained row would move with other test videos."""
-    found = errors["probe"]["pretrained"] if "pretrained" in errors.get("probe", {}) else {}
-    listed = ", ".join(f"{task} {error:.1f}" for task, error in found.items())
+    """Return a note on the standard errors of the pretrained row."""
+    pretrained = errors.get("probe", {}).get("pretrained", {})
+    listed = ", ".join(f"{task} {error:.1f}" for task, error in pretrained.items())
     if not listed:
         return []
-    return [f"One standard error of the pretrained probe, from the number of test videos alone, in points: {listed}."]
+    return [f"Standard error of the pretrained probe due to the number of test videos, in points: {listed}."]

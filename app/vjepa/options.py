@@ -1,163 +1,95 @@
-"""Options of self-supervised pretraining: the YAML's sections, with V-JEPA's names where the meaning is the same."""
+"""Options of self-supervised pretraining. V-JEPA's flat keys are accepted, too; see `tubelet.config.aliases`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from tubelet.config import Config, ConfigError, Pair, check_part
-from tubelet.config.registry import find
+from tubelet import objectives
+from tubelet.config import RESUME_IGNORED, Config, ConfigError
+from tubelet.config.registry import Module
 from tubelet.data import AugConfig, DataConfig
-from tubelet.models import ModelConfig, build_encoder, build_predictor, check_returns_tokens
-from tubelet.models.jepa import LossConfig
-from tubelet.runtime.parallelize import DistributedConfig
+from tubelet.masks import MaskCollator, MaskOptions, build_collator
+from tubelet.models import EncoderOptions, check_returns_tokens
+from tubelet.objectives import Setup
 from tubelet.training import schedules
-from tubelet.training.bookkeeping import LoggingConfig
-from tubelet.training.schedules import NotNegative, Positive, RateConfig
+from tubelet.training.options import TrainingOptions
+from tubelet.training.schedules import NotNegative, Positive, Schedule
 
 
-class OptimizationConfig(RateConfig):
-    """YAML section `optimization`."""
+class OptimizationConfig(schedules.OptimizationConfig):
+    """YAML section `optimization`; the defaults are those of V-JEPA."""
 
     epochs: int = Field(300, ge=1)
     ipe: int | None = Field(None, ge=1)
-    """Iterations (steps) an epoch; by default as many as see each clip once."""
+    """Iterations (steps) per epoch; null: as many as see each clip once."""
     ipe_scale: float = Field(1.25, ge=1)
-    """Schedules are stretched by this factor, so that training ends before they do."""
+    """Factor on the length of the schedules; above 1 training ends before they do."""
     lr: Positive = 6.25e-4
     start_lr: NotNegative = 2e-4
     final_lr: NotNegative = 1e-6
     warmup: NotNegative = 40
     weight_decay: NotNegative = 0.04
-    final_weight_decay: NotNegative = 0.4
-    ema: Pair = (0.998, 1.0)
-    """Momentum of the target encoder at the first step and at the schedule's end."""
+    final_weight_decay: NotNegative | None = 0.4
     clip_grad: float | None = Field(10.0, gt=0)
-    """Largest gradient norm, applied after the warm-up."""
-    betas: Pair = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    accumulation_steps: int = Field(1, ge=1)
-    """Parts that each process's batch is run in, one after another, before the optimiser's step."""
+    clip_start_epoch: float | None = Field(None, ge=0)
 
     @model_validator(mode="after")
-    def _momentum_is_a_share(self) -> "OptimizationConfig":
-        if not all(0 <= momentum <= 1 for momentum in self.ema):
-            raise ValueError(f"ema: momentum lies between 0 and 1, got {list(self.ema)}")
+    def _check_warmup(self) -> "OptimizationConfig":
         self.check_warmup(self.epochs)
         return self
 
-
-class Schedule:
-    """What `optimization` sets for each step, as pure functions of the step."""
-
-    def __init__(self, options: OptimizationConfig, steps_per_epoch: int):
-        self.options = options
-        self.steps_per_epoch = options.ipe or steps_per_epoch
-        self.steps = options.epochs * self.steps_per_epoch
-        self.stretched = self.steps * options.ipe_scale
-
-    def lr(self, step: int) -> float:
-        return self.options.learning_rate(step, self.steps_per_epoch, self.stretched)
-
-    def weight_decay(self, step: int) -> float:
-        return schedules.cosine(step, self.stretched, self.options.weight_decay, self.options.final_weight_decay)
-
-    def momentum(self, step: int) -> float:
-        return schedules.linear(step, self.stretched, *self.options.ema)
-
-    def clip_grad(self, step: int) -> float:
-        """The largest gradient norm; infinite where gradients are not clipped."""
-        limit = self.options.clip_grad
-        warm = step >= self.options.warmup * self.steps_per_epoch
-        return limit if limit is not None and warm else float("inf")
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """Return the schedule of a run whose epochs have `steps_per_epoch` steps where `ipe` is null."""
+        steps_per_epoch = self.ipe or steps_per_epoch
+        return Schedule(self, self.epochs * steps_per_epoch, steps_per_epoch, self.ipe_scale)
 
 
-class MetaConfig(Config):
-    """YAML section `meta`."""
-
-    seed: int = Field(0, ge=0)
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    compile: bool = False
-    """torch.compile the encoders and the predictor."""
-    load_checkpoint: bool = True
-    """Continue the run that the folder holds; false refuses a folder that holds one."""
-
-
-class Options(Config):
+class Options(TrainingOptions):
     """A pretraining run."""
 
     app: Literal["vjepa"] = "vjepa"
-    folder: str
-    init_from: str | None = None
-    """Run folder or checkpoint whose weights a new run starts from (continued pretraining)."""
+    objective: Annotated[Config, Module("objectives", default="vjepa")] = Field({}, validate_default=True)
+    """What is learned."""
+    encoder: EncoderOptions = Field({}, validate_default=True)
+    """The encoder that is pretrained."""
+    mask: list[MaskOptions] = []
+    """Masks; what the encoder sees (context) and what is predicted (target)."""
     data: DataConfig
     data_aug: AugConfig = AugConfig()
-    mask: list[dict] = Field(min_length=1)
-    """One entry a mask; each is checked by the `MaskConfig` of the file that `data.mask_type` names."""
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
     optimization: OptimizationConfig = OptimizationConfig()
-    distributed: DistributedConfig = DistributedConfig()
-    meta: MetaConfig = MetaConfig()
-    logging: LoggingConfig = LoggingConfig()
-
-    @field_validator("mask")
-    @classmethod
-    def _masks_of_their_type(cls, masks: list[dict], info: ValidationInfo) -> list[dict]:
-        if "data" not in info.data:  # `data` has errors of its own
-            return masks
-        schema = find("masks", info.data["data"].mask_type).MaskConfig
-        return [check_part(mask, schema, f"mask.{i}").model_dump(mode="json") for i, mask in enumerate(masks)]
+    init_from: Annotated[str | None, RESUME_IGNORED] = None
+    """Run folder or checkpoint whose weights a new run starts from (continued pretraining)."""
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> "Options":
-        data = self.data
-        if data.batch_size % self.optimization.accumulation_steps:
-            raise ValueError(
-                f"optimization.accumulation_steps: {self.optimization.accumulation_steps} does not divide "
-                f"data.batch_size {data.batch_size}"
-            )
-        if self.loss.inv_coeff > 0 and len(self.mask) < 2:
-            raise ValueError("loss.inv_coeff compares a clip's features under two masks; give `mask` a second entry")
-        check_returns_tokens(self.model.encoder_args, "model.encoder_args")
-        self.mask_collator()
+    def _check_parts(self) -> "Options":
+        """Build the objective without memory for its weights, so that misfits are errors before any data is read."""
+        self.optimization.check_accumulation(self.data.batch_size)
+        check_returns_tokens(self.encoder, "encoder")
         with torch.device("meta"):
-            encoder = build_encoder(self.model, **self.grid())
-            if not encoder.accepts_masks:
-                raise ValueError(
-                    f"model.encoder: {self.model.model_name} of {self.model.encoder} needs all tokens and cannot see a "
-                    "part of the video"
-                )
-            try:
-                build_predictor(self.model, encoder, **self.grid(), num_mask_tokens=len(self.mask))
-            except ValueError as error:
-                raise ValueError(f"model: the predictor cannot be built: {error}") from None
+            objectives.build(self.objective, self.setup(schedule_steps=1))
         return self
 
-    def check_clip_size(self, processes: int) -> None:
-        """Raises ConfigError where so many processes see too few clips at once for the loss or for the masks."""
+    def setup(self, schedule_steps: float) -> Setup:
+        """Return what the objective is built from."""
+        aug = self.data_aug
+        clip, masks = self.data.clip_shape, self.mask_collator()
+        return Setup(self.encoder, clip, masks, aug.normalize_mean, aug.normalize_std, schedule_steps)
+
+    def mask_collator(self) -> MaskCollator | None:
+        """Return the collator that draws all masks; None without masks. Raises ValueError for an impossible mask."""
+        return build_collator(self.mask, self.data.clip_shape) if self.mask else None
+
+    def check_batch_size(self, processes: int) -> None:
+        """Raise ConfigError where so many processes see too few clips at once for the loss or for the masks."""
         clips = self.data.batch_size * self.data.num_clips // self.optimization.accumulation_steps * processes
-        if clips < 2 and (self.loss.std_coeff or self.loss.cov_coeff):
-            raise ConfigError(
-                "loss.std_coeff and loss.cov_coeff compare clips that are run together, and that is one: raise "
-                "data.batch_size, or lower optimization.accumulation_steps"
-            )
+        try:
+            self.objective.check_batch(clips)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         together, batch = self.data.mask_batch_size, self.data.batch_size * processes
         if together is not None and batch % together:
             raise ConfigError(
                 f"data.mask_batch_size: {together} does not divide the {batch} samples of {processes} process(es) with "
                 f"data.batch_size {self.data.batch_size}; take a multiple of {self.data.batch_size} that does, or null"
             )
-
-    def mask_collator(self):
-        """The collator of `data.mask_type`; an impossible mask is an error here, before any data is read."""
-        return find("masks", self.data.mask_type).MaskCollator(cfgs_mask=self.mask, **self.grid())
-
-    def grid(self) -> dict[str, int]:
-        """What makes the token grid: crop_size, num_frames, patch_size, tubelet_size."""
-        data = self.data
-        return {name: getattr(data, name) for name in ("crop_size", "num_frames", "patch_size", "tubelet_size")}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.meta.dtype)

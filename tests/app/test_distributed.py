@@ -33,7 +33,7 @@ def losses(folder):
 
 
 def whole_state(folder):
-    return checkpoint.load_latest(Path(folder) / "checkpoints")
+    return checkpoint.read(checkpoint.newest(Path(folder) / "checkpoints"))
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def plain(small):
     )
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_one_process(plain, tmp_path):
     expected = run(plain, tmp_path / "1", 1)
     assert len(expected) == STEPS
@@ -57,25 +58,25 @@ def test_losses_are_those_of_one_process(plain, tmp_path):
     assert 0 < last["data_seconds_mean"] <= last["data_seconds_slowest"] <= last["step_seconds_slowest"]
     one, sharded = whole_state(tmp_path / "1"), whole_state(tmp_path / "4-fsdp")
     for part in ("encoder", "target_encoder", "predictor"):
-        for name, tensor in one[part].items():
-            torch.testing.assert_close(sharded[part][name], tensor, rtol=0, atol=1e-4)
+        for name, tensor in one.weights[part].items():
+            torch.testing.assert_close(sharded.weights[part][name], tensor, rtol=0, atol=1e-4)
     encoder = hub.load_encoder(tmp_path / "4-fsdp")
-    assert all(torch.equal(x, sharded["target_encoder"][name]) for name, x in encoder.state_dict().items())
+    assert all(torch.equal(x, sharded.weights["target_encoder"][name]) for name, x in encoder.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_with_other_numbers_of_processes(plain, tmp_path):
     straight = run(plain, tmp_path / "1", 1)
     run(plain, tmp_path / "4", 4, "distributed=fsdp")
     # As if it had been stopped after its first checkpoint.
-    shutil.rmtree(tmp_path / "4" / "checkpoints" / f"step-{STEPS:08d}.dcp")
+    shutil.rmtree(tmp_path / "4" / "checkpoints" / f"step-{STEPS:08d}")
     for processes in (2, 1):
         folder = tmp_path / str(10 + processes)
         shutil.copytree(tmp_path / "4", folder, symlinks=True)
         assert run(plain, folder, processes, "distributed=fsdp") == pytest.approx(straight, rel=1e-4)
-        assert whole_state(folder)["step"] == STEPS
+        assert whole_state(folder).metadata["step"] == STEPS
 
 
-@pytest.mark.filterwarnings("ignore:left out")
 def test_too_many_unreadable_videos_stop_all_processes_with_the_list(plain, tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/bad.mp4").write_bytes(b"no video")
@@ -83,7 +84,7 @@ def test_too_many_unreadable_videos_stop_all_processes_with_the_list(plain, tmp_
     monkeypatch.setattr(bad_files, "MIN_DRAWS", 20)
     with pytest.raises(AssertionError, match="(?s)draws met an unreadable video.*bad.mp4"):
         run(plain, tmp_path / "run", 2, f"data.datasets={sources}", "data.datasets_weights=[0.8, 0.2]")
-    assert whole_state(tmp_path / "run")["step"] == 5
+    assert whole_state(tmp_path / "run").metadata["step"] == 5
 
 
 def test_another_global_batch_is_refused(plain, tmp_path):

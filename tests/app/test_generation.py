@@ -1,6 +1,7 @@
-"""Future-frame prediction as a whole: trained, stopped and continued, rolled out, imagined."""
+"""Future-frame prediction end to end: training, resuming, rollout, feature decoder."""
 
 import copy
+import dataclasses
 import json
 import os
 import signal
@@ -14,13 +15,14 @@ from PIL import Image
 from app.generation import train as program
 from app.generation.train import build_model
 from app.vjepa import options as pretraining_options
-from app.vjepa.train import Pretraining
+from app.vjepa.train import make_trainer as make_pretraining
 from tests.processes import run as run_on_processes
 from tubelet import config
 from tubelet.config import ConfigError, check
 from tubelet.generation.forecasts import roll_out
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
+from tubelet.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -96,23 +98,23 @@ def assert_same(a, b, path="state"):
 
 def test_going_on_after_a_signal_is_as_never_stopping(raw, tmp_path, monkeypatch):
     expected = run(raw, folder=str(tmp_path / "straight"))
-    update = program.Training.update
+    update = Trainer.update
 
-    def update_and_be_told_to_stop(training):
-        if training.step == 4:
+    def update_and_stop(trainer, clip_grad):
+        if trainer.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return update(training)
+        return update(trainer, clip_grad)
 
-    monkeypatch.setattr(program.Training, "update", update_and_be_told_to_stop)
+    monkeypatch.setattr(Trainer, "update", update_and_stop)
     with pytest.raises(SystemExit) as stopped:
         run(raw)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert not (tmp_path / "run" / "results.json").exists()
-    monkeypatch.setattr(program.Training, "update", update)
+    monkeypatch.setattr(Trainer, "update", update)
     results = run(raw)
-    states = [checkpoint.load_latest(tmp_path / folder / "checkpoints") for folder in ("straight", "run")]
-    assert_same(*states)
-    assert states[0]["step"] == 8
+    states = [checkpoint.read(tmp_path / folder / "checkpoints" / "latest") for folder in ("straight", "run")]
+    assert_same(*map(dataclasses.asdict, states))
+    assert states[0].metadata["step"] == 8
     numbers = ("step", "loss", "grad_norm", "lr", "test_mse")
     assert log(tmp_path / "straight", *numbers) == log(tmp_path / "run", *numbers)
     assert expected.pop("train_seconds") > 0
@@ -154,7 +156,7 @@ def test_a_square_that_flies_is_predicted_better_than_by_the_rules(raw, tmp_path
 
 def test_a_finished_run_is_measured_further_ahead_without_training(raw, tmp_path, monkeypatch):
     near = run(raw)
-    monkeypatch.setattr(program.Training, "update", None)
+    monkeypatch.setattr(Trainer, "update", None)
     assert run(raw)["model"] == near["model"]
     far = run(raw, evaluation={"num_frames": 8})
     assert len(far["model"]["per_frame"]["mse"]) == 8
@@ -162,7 +164,7 @@ def test_a_finished_run_is_measured_further_ahead_without_training(raw, tmp_path
     picture = np.asarray(Image.open(tmp_path / "run" / "prediction.png"))
     assert picture.shape[0] == 2 * (3 * 68 - 4) + 18  # two clips of 32 pixels, shown twice as large
     assert Image.open(tmp_path / "run" / "prediction.gif").n_frames == 4 + 8
-    with pytest.raises(ConfigError, match=r"clips have 12 frames, and 13 are asked for"):
+    with pytest.raises(ConfigError, match=r"clips have 12 frames, but 13 are needed"):
         run(raw, evaluation={"num_frames": 9})
     with pytest.raises(ConfigError, match=r"optimization.lr: 0.003 there, 0.1 here"):
         run(raw, optimization={"lr": 0.1})
@@ -196,6 +198,7 @@ def pretrained(videos, tmp_path_factory):
     folders = {}
     for kind, use_mask_tokens in (("mask tokens", True), ("noise", False)):
         raw = {
+            "app": "vjepa",
             "folder": str(tmp_path_factory.mktemp(kind)),
             "data": {
                 "datasets": [str(videos)],
@@ -218,15 +221,15 @@ def pretrained(videos, tmp_path_factory):
             "optimization": {"epochs": 1, "warmup": 0},
         }
         options = check(raw, pretraining_options.Options, "pretrain.yaml")
-        training = Pretraining(options, pretraining_options.Schedule(options.optimization, 1), World())
+        training = make_pretraining(options, options.optimization.schedule(1), World())
         checkpoint.save(Path(options.folder) / "checkpoints", 0, training.state(), keep=1)
         folders[kind] = options.folder
     return folders
 
 
 @pytest.fixture
-def imagine(raw, videos, pretrained):
-    """`imagine(kind, **sections)`: the configuration for a pretrained predictor of that kind."""
+def decoder_sections(raw, videos, pretrained):
+    """`decoder_sections(kind, **sections)`: the configuration for a pretrained predictor of that kind."""
 
     def sections(kind, **pretrain):
         data = {"dataset_type": "VideoDataset", "train": [str(videos)], "test": [str(videos)], "channels": 3}
@@ -242,24 +245,25 @@ def imagine(raw, videos, pretrained):
 
 
 @pytest.mark.parametrize("kind", ["mask tokens", "noise"])
-def test_the_decoder_learns_and_what_was_pretrained_stays(raw, imagine, kind, tmp_path):
-    options = options_of(raw, **imagine(kind))
+def test_the_decoder_learns_and_what_was_pretrained_stays(raw, decoder_sections, kind, tmp_path):
+    options = options_of(raw, **decoder_sections(kind))
     before = copy.deepcopy(build_model(options).frozen.state_dict())
-    training = program.Training(options, World())
-    decoder = copy.deepcopy(training.model.decoder.state_dict())
-    results = run(raw, **imagine(kind))
+    trainer = program.make_trainer(options, World())
+    model = trainer.objective.model
+    decoder = copy.deepcopy(model.decoder.state_dict())
+    results = run(raw, **decoder_sections(kind))
     assert results["steps"] == 8
     losses = [loss for (loss,) in log(tmp_path / "run", "loss")]
     assert losses[-1] < losses[0]
-    training.resume(tmp_path / "run" / "checkpoints")
-    assert_same(training.model.frozen.state_dict(), before)
-    assert all(not torch.equal(decoder[name], value) for name, value in training.model.decoder.state_dict().items())
+    assert trainer.resume()
+    assert_same(model.frozen.state_dict(), before)
+    assert all(not torch.equal(decoder[name], value) for name, value in model.decoder.state_dict().items())
     columns = 2 if kind == "mask tokens" else 4  # truth, and one answer or three draws
     assert Image.open(tmp_path / "run" / "prediction.gif").width == columns * (128 + 8)
 
 
-def test_imagined_features_are_the_predictors_of_the_frames_seen_alone(raw, imagine):
-    model = build_model(options_of(raw, **imagine("mask tokens"))).eval()
+def test_decoded_features_are_predicted_from_the_seen_frames_alone(raw, decoder_sections):
+    model = build_model(options_of(raw, **decoder_sections("mask tokens"))).eval()
     video = torch.rand(2, 3, 8, 32, 32)
     seen, hidden = torch.arange(32).expand(2, -1), torch.arange(32, 64).expand(2, -1)
     normalised = (video - model.mean) / model.std
@@ -267,24 +271,24 @@ def test_imagined_features_are_the_predictors_of_the_frames_seen_alone(raw, imag
     masked = model.frozen["encoder"](normalised, seen)
     assert not torch.allclose(context[:, :32], masked, atol=1e-3)
     features = model.frozen["predictor"](masked, None, seen, hidden, 0)
-    torch.testing.assert_close(model.imagine(video[:, :, :4]), features)
+    torch.testing.assert_close(model.predict_features(video[:, :, :4]), features)
     frames = model(video[:, :, :4])
     torch.testing.assert_close(frames, model.decoder(features))
     further = roll_out(model, video[:, :, :4], 7)
     torch.testing.assert_close(further[:, :, 4:], model(frames.clamp(0, 1))[:, :, :3].clamp(0, 1))
 
 
-def test_a_decoder_may_learn_from_the_features_of_the_true_frames(raw, imagine):
-    model = build_model(options_of(raw, **imagine("mask tokens", learn_from="targets")))
+def test_a_decoder_may_learn_from_the_features_of_the_true_frames(raw, decoder_sections):
+    model = build_model(options_of(raw, **decoder_sections("mask tokens", learn_from="targets")))
     seen, future = torch.rand(2, 3, 4, 32, 32), torch.rand(2, 3, 4, 32, 32)
     features = model.frozen["target_encoder"]((torch.cat([seen, future], dim=2) - model.mean) / model.std)
     features = torch.nn.functional.layer_norm(features, (48,))[:, 32:]
     torch.testing.assert_close(model(seen, future), model.decoder(features))
-    torch.testing.assert_close(model(seen), model.decoder(model.imagine(seen)))
+    torch.testing.assert_close(model(seen), model.decoder(model.predict_features(seen)))
 
 
-def test_draws_differ_and_each_is_always_the_same(raw, imagine):
-    model = build_model(options_of(raw, **imagine("noise"))).eval()
+def test_draws_differ_and_each_is_always_the_same(raw, decoder_sections):
+    model = build_model(options_of(raw, **decoder_sections("noise"))).eval()
     seen = torch.rand(2, 3, 4, 32, 32)
     assert model.is_stochastic
     assert torch.equal(model(seen, draw=1), model(seen, draw=1))
@@ -292,35 +296,35 @@ def test_draws_differ_and_each_is_always_the_same(raw, imagine):
     assert not torch.equal(model(seen), model(seen))
 
 
-def test_other_weights_than_at_the_start_are_refused(raw, imagine, pretrained):
-    run(raw, **imagine("mask tokens"))
-    state = checkpoint.load_latest(Path(pretrained["mask tokens"]) / "checkpoints")
-    state["predictor"]["predictor_proj.bias"] += 1
+def test_other_weights_than_at_the_start_are_refused(raw, decoder_sections, pretrained):
+    run(raw, **decoder_sections("mask tokens"))
+    state = checkpoint.read(Path(pretrained["mask tokens"]) / "checkpoints" / "latest")
+    state.weights["predictor"]["predictor_proj.bias"] += 1
     moved = Path(raw["folder"]).parent / "went on"
     checkpoint.save(moved / "checkpoints", 1, state, keep=1)
-    training = program.Training(options_of(raw, **imagine("mask tokens", folder=str(moved))), World())
-    with pytest.raises(checkpoint.CheckpointError, match="holds other weights than when this run began"):
-        training.resume(Path(raw["folder"]) / "checkpoints")
+    trainer = program.make_trainer(options_of(raw, **decoder_sections("mask tokens", folder=str(moved))), World())
+    with pytest.raises(checkpoint.CheckpointError, match="holds other weights than at the start of this run"):
+        trainer.resume()
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"model": None}, "give either `model`, .* or `pretrain`"),
-        ({"pretrain": {"folder": "runs/x"}}, "give either `model`, .* or `pretrain`"),
-        ({"model": None, "pretrain": {"folder": "runs/x"}}, "data.channels: 1, but pretraining sees colours"),
+        ({"model": None}, "give either `encoder`, .* or `pretrain`"),
+        ({"pretrain": {"folder": "runs/x"}}, "give either `encoder`, .* or `pretrain`"),
+        ({"model": None, "pretrain": {"folder": "runs/x"}}, "data.channels: 1, but pretraining sees colors"),
         ({"distributed": "fsdp"}, "take ddp"),
-        ({"data": {"dataset_type": "moving_mist"}}, "data.dataset_type: 'moving_mist': no such file"),
+        ({"data": {"dataset_type": "moving_mist"}}, "data.dataset_type: 'moving_mist': .*Did you mean 'moving_mnist'"),
         ({"data": {"num_frames": 1}}, "data.num_frames"),
         ({"optimization": {"loss": "l3"}}, "optimization.loss"),
         ({"data": {"train": ["nowhere.npy"]}}, "'nowhere.npy': no such file"),
-        ({"data": {"crop_size": 36}}, "36x36 pixels cannot be cut into patches of 8"),
+        ({"data": {"crop_size": 36}}, "crop_size 36 is not divisible by patch_size 8"),
         ({"data": {"num_target_frames": 3}}, "num_target_frames 3 cannot be cut into tubelets of 2"),
         (
             {"model": {"encoder": "vision_transformer", "model_name": "vit_tiny", "encoder_args": {}}},
-            "vision_transformer predicts no frames; take model.encoder=generative_timesformer",
+            "vit_tiny predicts no frames; take encoder.name=generative_timesformer_small",
         ),
-        ({"model": {"encoder_args": {"in_chans": 3}}}, "model.encoder_args.in_chans: already set by the section data"),
+        ({"model": {"encoder_args": {"in_chans": 1}}}, "encoder.in_chans: already set by the section data"),
     ],
 )
 def test_impossible_configurations_are_refused_before_training(raw, tmp_path, sections, message):
@@ -336,18 +340,22 @@ def test_impossible_configurations_are_refused_before_training(raw, tmp_path, se
         ({"mask_index": 1}, "pretrain.mask_index: 1, but the predictor has 1 mask token"),
     ],
 )
-def test_impossible_pretrained_models(raw, imagine, sections, message):
+def test_impossible_pretrained_models(raw, decoder_sections, sections, message):
     with pytest.raises(ConfigError, match=message):
-        build_model(options_of(raw, **imagine("mask tokens", **sections)))
+        build_model(options_of(raw, **decoder_sections("mask tokens", **sections)))
 
 
-def test_sizes_of_the_pretraining_are_asked_for(raw, imagine):
-    sections = imagine("mask tokens")
+def test_the_message_names_the_sizes_of_the_pretraining(raw, decoder_sections):
+    sections = decoder_sections("mask tokens")
     sections["data"] |= {"crop_size": 64, "num_frames": 6}
-    with pytest.raises(ConfigError, match="data.crop_size=32 instead of 64, .* make 8 together instead of 6 [+] 4"):
+    with pytest.raises(
+        ConfigError, match="data.crop_size=32 instead of 64, .*num_target_frames = 8 instead of 6 [+] 4"
+    ):
         build_model(options_of(raw, **sections))
-    with pytest.raises(ConfigError, match="sampling_steps: 2000, but the predictor's schedule has 1000"):
-        build_model(options_of(raw, **imagine("noise", sampling_steps=2000)))
+    with pytest.raises(
+        ConfigError, match="sampling_steps: 2000, but the noise schedule of the predictor has only 1000"
+    ):
+        build_model(options_of(raw, **decoder_sections("noise", sampling_steps=2000)))
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/generation").glob("*.yaml")), ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""The study with programs that take no time: what is run, in which order, and what becomes of the results."""
+"""The study with programs that return at once: which jobs run, in which order, and the report of their results."""
 
 import json
 import subprocess
@@ -22,41 +22,41 @@ from pathlib import Path
 import yaml
 from tubelet.config import read
 
-def note(text):
+def record(text):
     with open("calls.txt", "a") as file:
         file.write(text + "\\n")
 
-words = [w for w in sys.argv[1:] if "=" in w]
-raw = read(sys.argv[sys.argv.index("--fname") + 1], words)
+overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+raw = read(sys.argv[sys.argv.index("--fname") + 1], overrides)
 folder = Path(raw["folder"])
 folder.mkdir(parents=True, exist_ok=True)
-def result(place, top1, count):
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "results.json").write_text(json.dumps({"top1": top1, "num_val": count}))
+def result(folder, top1, count):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"top1": top1, "num_val": count}))
 """
 TRAIN = """
 if raw["app"] == "vjepa":
-    note(f"pretrain {folder} {raw['meta']['seed']} {raw['epochs']}")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {}, "data_aug": {}, "mask": [], "model": {}}))
+    record(f"pretrain {folder} {raw['meta']['seed']} {raw['epochs']}")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {}, "data_aug": {}, "mask": [], "encoder": {}}))
     if raw.get("broken"):
         sys.exit("no space left on device")
 else:
-    note(f"supervised {raw['data']['dataset_train']} {raw['data']['labels_per_class']}")
+    record(f"supervised {raw['data']['dataset_train']} {raw['data']['labels_per_class']}")
     result(folder, 80.0 + raw["meta"]["seed"], 40)
 """
 MEASURE = """
-if raw["eval_name"] == "floors":
-    note(f"floors {folder}")
+if raw["eval_name"] == "baselines":
+    record(f"baselines {folder}")
     each = {t: {str(s): {"top1": 20.0, "num_val": 40} for s in raw["seeds"]} for t in raw["tasks"]}
-    (folder / "results.json").write_text(json.dumps({"floors": {kind: each for kind in raw["floors"]}}))
+    (folder / "results.json").write_text(json.dumps({"baselines": {kind: each for kind in raw["kinds"]}}))
 else:
-    note(f"probe {folder} {raw['epochs']}")
+    record(f"probe {folder} {raw['epochs']}")
     for name, task in raw["tasks"].items():
         for seed in raw["meta"]["seed"]:
             base = 60.0
             if raw["pretrain"].get("checkpoint") == "random":
-                base = 30.0 + 10 * raw["pretrain"]["init_std"]
-            linear = 5.0 if task["head"] == "linear" else 0.0
+                base = 30.0 + 10 * raw["pretrain"]["encoder"]["init_std"]
+            linear = 5.0 if task["head"]["name"] == "linear" else 0.0
             few = 20.0 if task["data"]["labels_per_class"] else 0.0
             fold = 10 if "fold1" in task["data"]["dataset_val"] else 40
             result(folder / name / f"seed-{seed}", base - linear - few + seed, fold)
@@ -72,16 +72,16 @@ STUDY = {
     },
     "probe": {"fname": "probe.yaml", "seeds": [0, 2]},
     "supervised": {"fname": "supervised.yaml", "seeds": [0, 2]},
-    "floors": {"kinds": ["frame", "difference"]},
+    "baselines": {"kinds": ["frame", "difference"]},
 }
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     for package, program in (("app", TRAIN), ("evals", MEASURE)):
         (tmp_path / package).mkdir()
         (tmp_path / package / "main.py").write_text(PROGRAM + program)
-    write(tmp_path / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "model": {"model_name": "vit_x"}, "data": {}})
+    write(tmp_path / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "encoder": {"name": "vit_x"}, "data": {}})
     write(tmp_path / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 9})
     write(tmp_path / "supervised.yaml", {"app": "classification"})
     write(tmp_path / "study.yaml", STUDY)
@@ -97,98 +97,98 @@ def options(*overrides):
     return config.load("study.yaml", overrides, Options)
 
 
-def calls(place):
-    path = place / "calls.txt"
+def calls(folder):
+    path = folder / "calls.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     path.write_text("")
     return lines
 
 
-def test_study_runs_everything_and_reports_it_and_then_nothing_again(place, capsys):
+def test_study_runs_all_jobs_once_and_reports_the_results(folder, capsys):
     run(options())
-    made = calls(place)
+    made = calls(folder)
     assert sorted(call for call in made if call.startswith("pretrain")) == [
         "pretrain runs/demo 0 5",
         "pretrain runs/demo/seeds/1 1 2",
     ]
     assert sum(call.startswith("probe") for call in made) == 4  # two pretrained, two random; all tasks in each
     assert sum(call.startswith("supervised") for call in made) == 4  # two tasks, two seeds
-    assert sum(call.startswith("floors") for call in made) == 1
+    assert sum(call.startswith("baselines") for call in made) == 1
 
-    report = json.loads((place / "runs/demo/report.json").read_text())
+    report = json.loads((folder / "runs/demo/report.json").read_text())
     # 60 + seed for read-out seeds 0 and 2, from two pretrainings: mean 61, sample deviation of 60, 62, 60, 62.
     assert report["probe"]["pretrained"]["motion"] == [61.0, pytest.approx(1.1547, abs=1e-4)]
     assert report["linear"]["pretrained"]["motion_few"][0] == 36.0
     assert report["probe"]["random"]["motion"][0] == 32.0
     assert report["probe"]["random_best"]["motion"][0] == 33.0
     assert report["probe"]["supervised"]["motion"][0] == 81.0
-    assert report["probe"]["floor_frame"]["motion"] == [20.0, 0.0]
+    assert report["probe"]["baseline_frame"]["motion"] == [20.0, 0.0]
     assert report["standard_error"]["probe"]["pretrained"]["motion"] == pytest.approx((61 * 39 / 40) ** 0.5)
     assert "in points: motion 7.7, motion_few" in report["notes"][-1]
     assert report["margin"]["probe"]["motion"]["points"] == 28.0
-    assert report["seconds"].keys() == {"pretrain", "supervised", "probe", "floors"}
+    assert report["seconds"].keys() == {"pretrain", "supervised", "probe", "baselines"}
     printed = capsys.readouterr().out
     assert "61.0 ± 1.2" in printed
-    assert "beats the strongest random one" in printed
-    assert "The pretrainings of seeds 1 are smaller than the one shown: epochs=2." in printed
-    assert (place / "runs/demo/report.html").exists()
+    assert "beats the best random one" in printed
+    assert "The pretrainings of seeds 1 differ from the first one: epochs=2." in printed
+    assert (folder / "runs/demo/report.html").exists()
 
     run(options())
-    assert calls(place) == []
+    assert calls(folder) == []
 
 
-def test_pretrained_probe_reads_its_own_run_and_random_one_the_architecture(place):
+def test_probe_of_a_pretrained_encoder_reads_its_run_and_of_a_random_one_the_architecture(folder):
     jobs = {job.name: job for job in plan(options())}
     pretrained = jobs["probe-fold0-pretrained-1"]
     assert pretrained.settings["pretrain"] == {"folder": "runs/demo/seeds/1"}
     assert pretrained.after == ("pretrain-fold0-seed1",)
     random = jobs["probe-fold0-random-0.2-0"]
     assert random.settings["pretrain"] == {
-        "folder": None, "checkpoint": "random", "init_std": 0.2, "init_seed": 0, "model_name": "vit_x",
+        "folder": None, "checkpoint": "random", "init_seed": 0, "encoder": {"name": "vit_x", "init_std": 0.2},
     }  # fmt: skip
     assert random.after == ()
     supervised = jobs["supervised-fold0-motion-0"].settings
-    assert supervised["model"] == {"model_name": "vit_x"}
+    assert supervised["encoder"] == {"name": "vit_x"}
     few = pretrained.settings["tasks"]["motion_few-linear"]
-    assert (few["head"], few["data"]["labels_per_class"]) == ("linear", 10)
+    assert (few["head"], few["data"]["labels_per_class"]) == ({"name": "linear"}, 10)
 
 
-def test_all_encoders_see_colours_as_the_pretrained_one_does(place):
-    colours = {"normalize_mean": [0.1, 0.1, 0.1], "normalize_std": [0.2, 0.2, 0.2]}
-    write(place / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "model": {}, "data": {}, "data_aug": colours})
+def test_all_encoders_use_the_normalization_of_the_pretraining(folder):
+    normalization = {"normalize_mean": [0.1, 0.1, 0.1], "normalize_std": [0.2, 0.2, 0.2]}
+    write(folder / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "encoder": {}, "data": {}, "data_aug": normalization})
     jobs = {job.name: job for job in plan(options())}
     for name in ("probe-fold0-pretrained-0", "probe-fold0-random-0.2-0", "supervised-fold0-motion-0"):
-        assert colours.items() <= jobs[name].settings["data"].items()
+        assert normalization.items() <= jobs[name].settings["data"].items()
 
 
-def test_changed_probe_is_measured_again_but_nothing_is_pretrained_again(place):
+def test_a_changed_probe_does_not_run_pretraining_again(folder):
     run(options())
-    calls(place)
-    write(place / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 10})
+    calls(folder)
+    write(folder / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 10})
     run(options())
-    made = calls(place)
+    made = calls(folder)
     assert len(made) == 4
     assert all(call.startswith("probe") and call.endswith(" 10") for call in made)
 
 
-def test_other_pretraining_in_the_same_folder_is_refused(place):
+def test_other_pretraining_in_the_same_folder_is_refused(folder):
     run(options())
-    with pytest.raises(ConfigError, match="epochs: 5 there, 6 here"):
+    with pytest.raises(ConfigError, match="epochs: 5 before, 6 now"):
         run(options("pretrain.overrides=['epochs=6']"))
 
 
-def test_failing_program_stops_the_study_with_its_words(place):
+def test_failing_program_stops_the_study_with_its_output(folder):
     with pytest.raises(JobFailed) as failure:
         run(options("pretrain.overrides=['broken=true']"))
     assert "no space left on device" in str(failure.value)
     assert "python -m app.main --fname pretrain.yaml --devices cpu broken=true folder=runs/demo" in str(failure.value)
-    assert not (place / "runs/demo/report.json").exists()
+    assert not (folder / "runs/demo/report.json").exists()
 
 
-def test_each_fold_is_pretrained_on_its_own_and_accuracy_is_pooled(place):
-    chosen = options("folds=[0, 1]", "pretrain.seeds=[0]", "probe.seeds=[0, 2]", "supervised=null", "floors=null")
+def test_each_fold_has_its_pretraining_and_accuracy_is_pooled(folder):
+    chosen = options("folds=[0, 1]", "pretrain.seeds=[0]", "probe.seeds=[0, 2]", "supervised=null", "baselines=null")
     run(chosen)
-    assert {call for call in calls(place) if call.startswith("pretrain")} == {
+    assert {call for call in calls(folder) if call.startswith("pretrain")} == {
         "pretrain runs/demo 0 5",
         "pretrain runs/demo/folds/1 0 5",
     }
@@ -196,7 +196,7 @@ def test_each_fold_is_pretrained_on_its_own_and_accuracy_is_pooled(place):
     assert {(r.fold, r.count) for r in results} == {(0, 40), (1, 10)}
 
 
-def test_clips_are_made_before_anything_else(place):
+def test_clips_are_generated_first(folder):
     jobs = plan(options("clips={clips: 100, seed: 3}"))
     assert jobs[0].command[:3] == ("tubelet.data.generated", "--folder", "runs/demo/clips")
     assert jobs[0].command[-4:] == ("--clips", "100", "--seed", "3")
@@ -205,18 +205,18 @@ def test_clips_are_made_before_anything_else(place):
     assert all(a.settings != b.settings for a, b in zip(jobs, other, strict=True))
 
 
-def test_options_that_cannot_work_are_refused(place):
+def test_invalid_options_are_refused(folder):
     with pytest.raises(ConfigError, match="headline: 'motoin' is no task. Did you mean 'motion'?"):
         options("headline=motoin")
     with pytest.raises(ConfigError, match="data and lists go together"):
         options("data=/videos")
-    with pytest.raises(ConfigError, match="lists: 'kth': no such file in tubelet/data. Valid: ut_interaction"):
+    with pytest.raises(ConfigError, match="lists: 'kth': not in tubelet/data. Valid: ut_interaction"):
         options("data=/videos", "lists=kth")
     with pytest.raises(ConfigError, match="supervised.per_task: 'motoin' is no task"):
         options("supervised.per_task={motoin: [a=1]}")
 
 
-def test_overrides_of_read_outs_know_their_fold(place):
+def test_overrides_of_probes_contain_their_fold(folder):
     changes = ["probe.overrides=['note=probe-{fold}']", "supervised.overrides=['note=supervised-{fold}']"]
     jobs = {job.name: job.command for job in plan(options("folds=[3, 4]", *changes))}
     for fold in (3, 4):
@@ -224,7 +224,7 @@ def test_overrides_of_read_outs_know_their_fold(place):
         assert f"note=supervised-{fold}" in jobs[f"supervised-fold{fold}-motion-0"]
 
 
-def test_help_is_quick_and_errors_are_one_line(place):
+def test_help_is_quick_and_errors_are_one_line(folder):
     repository = Path(__file__).parents[2]
     command = [sys.executable, "-X", "importtime", "-m", "app.study", "--help"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)

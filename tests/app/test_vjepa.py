@@ -1,5 +1,6 @@
 """Pretraining as a whole: the same run done another way gives the same numbers."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,13 +13,13 @@ import pytest
 import torch
 
 from app.vjepa.options import Options
-from app.vjepa.train import Pretraining, Schedule, main
+from app.vjepa.train import initialize, main, make_trainer
 from tubelet import config
 from tubelet.config import ConfigError
 from tubelet.data import Batch
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
-from tubelet.training.bookkeeping import TrainingStopped
+from tubelet.training.callbacks import RunStopped
 
 ROOT = Path(__file__).parents[2]
 STEPS = 14
@@ -56,9 +57,9 @@ def wait_for_step(folder, step, process):
 
 
 def final_state(folder):
-    state = checkpoint.read(Path(folder) / "checkpoints" / "latest.pt")
-    assert state["step"] == STEPS
-    return state
+    state = checkpoint.read(Path(folder) / "checkpoints" / "latest")
+    assert state.metadata["step"] == STEPS
+    return dataclasses.asdict(state)
 
 
 def assert_same(a, b, path="state"):
@@ -98,6 +99,7 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 0)])
 def test_kill_9_and_start_again_is_bit_for_bit_the_same(small, straight_run, tmp_path, before, after):
     expected = straight_run(small)
@@ -107,12 +109,13 @@ def test_kill_9_and_start_again_is_bit_for_bit_the_same(small, straight_run, tmp
     process.kill()
     process.communicate()
     # That of step 6 may still have been written; it was begun only after that of step 4 was whole.
-    assert 4 <= checkpoint.load_latest(tmp_path / "run" / "checkpoints")["step"] < STEPS
+    assert 4 <= checkpoint.step_of(checkpoint.newest(tmp_path / "run" / "checkpoints")) < STEPS
     run(path, f"data.num_workers={after}")
     assert_same(final_state(tmp_path / "run"), expected["state"])
     assert losses(tmp_path / "run") == expected["losses"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(small, straight_run, tmp_path, number):
     expected = straight_run(small)
@@ -124,7 +127,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(small, straight_run,
     assert process.returncode == 128 + number, output
     assert number.name in output
     assert "The same command continues" in output
-    assert 3 <= checkpoint.load_latest(tmp_path / "run" / "checkpoints")["step"] < STEPS
+    assert 3 <= checkpoint.step_of(checkpoint.newest(tmp_path / "run" / "checkpoints")) < STEPS
     run(path)
     assert_same(final_state(tmp_path / "run"), expected["state"])
 
@@ -137,6 +140,7 @@ def test_number_of_workers_changes_nothing(small, straight_run, tmp_path):
         assert losses(tmp_path / str(workers)) == expected
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(small, tmp_path):
     """Data order, augmentation and masks depend on the sample, not on the process that holds it."""
     path = small(model={"encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2}, "pred_depth": 1})
@@ -164,51 +168,55 @@ def test_run_folder_holds_what_it_should(small, tmp_path):
     assert "rank_centered" not in lines[4]
 
 
-def pretraining(path, *overrides):
+def new_trainer(path, *overrides):
     options = config.load(path, list(overrides), Options)
-    return Pretraining(options, Schedule(options.optimization, steps_per_epoch=2), World())
+    return make_trainer(options, options.optimization.schedule(steps_per_epoch=2), World())
 
 
-def some_batch(training):
+def parameters(trainer):
+    return [p for part in trainer.trained.values() for p in part.parameters() if p.requires_grad]
+
+
+def some_batch(trainer):
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 255, (4, 3, 8, 32, 32), dtype=torch.uint8, generator=generator)
     import numpy as np
 
-    context, target = training.options.mask_collator().sample_masks(4, np.random.default_rng(0))
+    context, target = trainer.options.mask_collator().sample_masks(4, np.random.default_rng(0))
     none = torch.zeros(4, dtype=torch.int64)
-    return Batch(clips, none, none, ("",) * 4, none, 0, (), tuple(context), tuple(target))
+    return Batch({"clip": clips}, {"label": none}, none, ("",) * 4, none, 0, (), tuple(context), tuple(target))
 
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch(small):
     path = small(model={"encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2}})
     gradients = []
     for parts in (1, 4):
-        training = pretraining(path, f"optimization.accumulation_steps={parts}")
-        losses = training.forward_backward(some_batch(training))
-        gradients.append([p.grad for p in training.updates.trained] + [losses["loss"]])
+        trainer = new_trainer(path, f"optimization.accumulation_steps={parts}")
+        losses = trainer.forward_backward(some_batch(trainer), samples=4)
+        gradients.append([p.grad for p in parameters(trainer)] + [losses["loss"]])
     for whole, accumulated in zip(*gradients, strict=True):
         torch.testing.assert_close(accumulated, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_update_with_non_finite_gradients_is_left_out(small):
-    training = pretraining(small())
-    training.forward_backward(some_batch(training))
-    training.updates.trained[0].grad[0] = float("nan")
-    before = [p.detach().clone() for p in training.updates.trained]
-    assert not torch.isfinite(training.update())
-    assert all(torch.equal(old, new) for old, new in zip(before, training.updates.trained, strict=True))
-    training.forward_backward(some_batch(training))
-    assert torch.isfinite(training.update())
-    assert any(not torch.equal(old, new) for old, new in zip(before, training.updates.trained, strict=True))
+    trainer = new_trainer(small())
+    trainer.forward_backward(some_batch(trainer), samples=4)
+    parameters(trainer)[0].grad[0] = float("nan")
+    before = [p.detach().clone() for p in parameters(trainer)]
+    assert not torch.isfinite(trainer.update(float("inf")))
+    assert all(torch.equal(old, new) for old, new in zip(before, parameters(trainer), strict=True))
+    trainer.forward_backward(some_batch(trainer), samples=4)
+    assert torch.isfinite(trainer.update(float("inf")))
+    assert any(not torch.equal(old, new) for old, new in zip(before, parameters(trainer), strict=True))
 
 
 def test_a_diverging_run_stops_with_a_message_and_good_weights(small, tmp_path):
     path = small(
         logging={"max_nonfinite": 3, "checkpoint_every_steps": None}, optimization={"lr": 1e30, "start_lr": 1e30}
     )
-    with pytest.raises(TrainingStopped, match="not finite.*Lower optimization.lr"):
+    with pytest.raises(RunStopped, match="not finite.*Lower optimization.lr"):
         main(config.load(path, ["optimization.clip_grad=null"], Options), World())
-    assert (tmp_path / "run" / "checkpoints" / "latest.pt").exists()
+    assert (tmp_path / "run" / "checkpoints" / "latest").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -218,29 +226,30 @@ def test_half_precision_is_near_to_single(small, dtype, use_mask_tokens):
     path = small(model=model)
     found = []
     for name in ("float32", dtype):
-        training = pretraining(path, f"meta.dtype={name}")
-        found.append(float(training.forward_backward(some_batch(training))["loss"]))
-        training.update()
-        assert all(p.dtype == torch.float32 for p in training.jepa.parameters())
+        trainer = new_trainer(path, f"meta.dtype={name}")
+        found.append(float(trainer.forward_backward(some_batch(trainer), samples=4)["loss"]))
+        trainer.update(float("inf"))
+        assert all(p.dtype == torch.float32 for p in trainer.objective.parameters())
     assert found[1] == pytest.approx(found[0], rel=2e-2)
 
 
 def test_init_from_starts_a_new_run_from_the_weights(small, tmp_path):
     path = small()
     main(config.load(path, [], Options), World())
-    training = pretraining(path, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
-    training.resume_or_start(tmp_path / "new" / "checkpoints")
-    assert training.step == 0
+    trainer = new_trainer(path, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
+    assert not trainer.resume()
+    initialize(trainer, trainer.options.init_from)
+    assert trainer.step == 0
     for part in ("encoder", "target_encoder", "predictor"):
-        assert_same(getattr(training.jepa, part).state_dict(), final_state(tmp_path / "run")[part])
+        assert_same(getattr(trainer.objective, part).state_dict(), final_state(tmp_path / "run")["weights"][part])
 
 
 def test_init_from_what_is_no_pretraining_is_refused(small, tmp_path):
-    training = pretraining(small())
-    torch.save({"encoder": training.jepa.encoder.state_dict()}, tmp_path / "encoder.pt")
-    training = pretraining(small(), f"init_from={tmp_path}/encoder.pt")
-    with pytest.raises(ConfigError, match="init_from: .*encoder.pt has no predictor; give a run of app.vjepa"):
-        training.resume_or_start(tmp_path / "none")
+    trainer = new_trainer(small())
+    torch.save({"encoder": trainer.objective.encoder.state_dict()}, tmp_path / "encoder.pt")
+    trainer = new_trainer(small(), f"init_from={tmp_path}/encoder.pt")
+    with pytest.raises(ConfigError, match="init_from: .*encoder.pt has no predictor; it holds encoder, target_encoder"):
+        initialize(trainer, trainer.options.init_from)
 
 
 def test_folder_of_another_configuration_is_refused(small, tmp_path):
