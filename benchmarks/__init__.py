@@ -1,1 +1,1 @@
-"""Speed against peers that anyone can install: `python -m benchmarks`."""
+"""Benchmarks against publicly available implementations: `python -m benchmarks`."""

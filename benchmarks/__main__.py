@@ -1,4 +1,4 @@
-"""All benchmarks, or those named, as `python -m benchmarks masks step`; prints one table."""
+"""Run all benchmarks, or those named, e.g. `python -m benchmarks masks step`, and print one table."""
 
 import argparse
 import importlib
@@ -8,13 +8,8 @@ from benchmarks.harness import table
 BENCHMARKS = ("masks", "step", "loader", "attention", "weak_scaling")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(BENCHMARKS)}; none: all")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch in this process")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(BENCHMARKS):
-        parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
     if arguments.threads is not None:
         import torch
 
@@ -24,6 +19,19 @@ def main() -> None:
         print(f"{name} …", flush=True)
         rows += importlib.import_module(f"benchmarks.{name}").run()
     print(table(rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", type=_name, help=f"{', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--threads", type=int, default=None, help="number of torch threads in this process")
+    return parser
+
+
+def _name(text: str) -> str:
+    if text not in BENCHMARKS:
+        raise argparse.ArgumentTypeError(f"unknown benchmark '{text}'; choose from {', '.join(BENCHMARKS)}")
+    return text
 
 
 if __name__ == "__main__":

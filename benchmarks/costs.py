@@ -1,7 +1,7 @@
-"""What one step of V-JEPA costs a GPU, by formula: floating-point operations, memory, bytes sent.
+"""Cost model of a V-JEPA training step on one GPU: floating-point operations, memory and communication.
 
-M masks; for each of them the encoder reads Kc context tokens of a clip and the predictor Kc + Kt; the target encoder
-reads all N. Symbols of widths: D, hidden, heads; s is the number of bytes of the computation's type.
+For each mask, the encoder processes Kc context tokens of a clip and the predictor Kc + Kt tokens. The target encoder
+processes all N tokens. `s` is the number of bytes per value of the compute dtype.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from torch import nn
 
 from tubelet.layers import Block
 from tubelet.layers.mlp import SwiGLU
-from tubelet.models.jepa import JEPA
+from tubelet.objectives.vjepa import VJEPA
 
 FP32 = 4
 
 
 class Tokens(NamedTuple):
-    """Tokens of a clip under one mask."""
+    """Number of context and target tokens of a clip under one mask."""
 
     context: int
     target: int
@@ -26,10 +26,15 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of matrix products; `recomputed`: those that activation checkpointing repeats.
+    """Floating-point operations of matrix products.
 
-    A product of [m, k] and [k, n] counts 2mkn, its backward pass as much for each operand that needs a gradient. That
-    flash attention computes its logits again is not counted, as is usual (Chowdhery et al. 2022, appendix B).
+    A product of [m, k] and [k, n] counts 2mkn, and its backward pass the same for each operand that needs a gradient.
+    As usual, the recomputation of logits in flash attention is not counted (Chowdhery et al. 2022, appendix B).
+
+    Attributes:
+        forward: Operations of the forward pass.
+        backward: Operations of the backward pass.
+        recomputed: Operations that activation checkpointing repeats.
     """
 
     forward: float = 0
@@ -44,17 +49,18 @@ class Flops:
 
 
 def parameters(module: nn.Module) -> int:
+    """Count the parameters of a module."""
     return sum(p.numel() for p in module.parameters())
 
 
 def encoder_flops(encoder: nn.Module, tokens: int) -> Flops:
-    """One clip, `tokens` of which are read. Pixels need no gradient."""
+    """Return the operations for one clip with this number of tokens. Pixels need no gradient."""
     pixels = 2 * _weights(encoder.patch_embed) * tokens
     return Flops(pixels, pixels) + _blocks_flops(encoder.blocks, tokens)
 
 
 def predictor_flops(predictor: nn.Module, tokens: Tokens) -> Flops:
-    """One clip under one mask. A noised target passes the embedding too, and needs no gradient."""
+    """Return the operations for one clip under one mask. Noised targets are embedded, too, but need no gradient."""
     embed, project = _weights(predictor.predictor_embed), _weights(predictor.predictor_proj)
     linear = 2 * (embed * tokens.context + project * tokens.target)
     flops = Flops(linear, 2 * linear) + _blocks_flops(predictor.predictor_blocks, sum(tokens))
@@ -63,8 +69,8 @@ def predictor_flops(predictor: nn.Module, tokens: Tokens) -> Flops:
     return flops
 
 
-def step_flops(jepa: JEPA, clips: int, masks: Sequence[Tokens]) -> dict[str, Flops]:
-    """Of a GPU with `clips` clips in its batch."""
+def step_flops(jepa: VJEPA, clips: int, masks: Sequence[Tokens]) -> dict[str, Flops]:
+    """Return the operations of a step with `clips` clips on one GPU, for each part of the model."""
     contexts = [encoder_flops(jepa.encoder, tokens.context) for tokens in masks]
     predictions = [predictor_flops(jepa.predictor, tokens) for tokens in masks]
     return {
@@ -75,32 +81,39 @@ def step_flops(jepa: JEPA, clips: int, masks: Sequence[Tokens]) -> dict[str, Flo
 
 
 def _blocks_flops(blocks: nn.ModuleList, tokens: int) -> Flops:
-    """Every weight once a token, and two products [tokens, tokens] × width for attention."""
+    """Count every weight once per token, and two products [tokens, tokens] x width for attention."""
     width = _width(blocks[0])
     forward = 2 * _weights(blocks) * tokens + len(blocks) * 4 * tokens**2 * width
-    # Recomputation stops at the input of a block's last layer, whose output nobody asks for.
+    # Recomputation stops at the input of the last layer of a block, whose output is not needed.
     last_layers = sum(block.mlp.output.weight.numel() for block in blocks)
     return Flops(forward, 2 * forward, forward - 2 * last_layers * tokens)
 
 
 def _weights(module: nn.Module) -> int:
-    """Elements of all matrices and kernels."""
+    """Count the weights of all linear and convolution layers, without biases."""
     layers = (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d))
     return sum(layer.weight.numel() for layer in layers)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a run is spread over `world_size` GPUs: DDP, or FSDP2 with every block and part sharded on its own."""
+    """Parallelization over `world_size` GPUs.
+
+    Attributes:
+        fsdp: FSDP2 with every block and part of the model sharded separately; DDP otherwise.
+        checkpointing: Whether activations are recomputed in the backward pass.
+        world_size: Number of GPUs.
+        bytes_per_value: Bytes per value of the compute dtype (s).
+    """
 
     fsdp: bool
     checkpointing: bool
     world_size: int
     bytes_per_value: int
-    """s: of the type that the networks compute in."""
 
     @property
     def shards(self) -> int:
+        """Number of shards of weights, gradients and optimizer state."""
         return self.world_size if self.fsdp else 1
 
     def __str__(self) -> str:
@@ -108,67 +121,78 @@ class Strategy:
 
 
 def memory(
-    jepa: JEPA, strategy: Strategy, clips: int, parts: int, clip_bytes: int, masks: Sequence[Tokens]
+    jepa: VJEPA, strategy: Strategy, clips: int, parts: int, clip_bytes: int, masks: Sequence[Tokens]
 ) -> dict[str, float]:
-    """Bytes that a GPU holds at most for a batch of `clips` clips, run in `parts` parts under masks with these tokens.
+    """Estimate the peak memory of a GPU.
 
-    Not in it: the CUDA context, NCCL's buffers, and what the allocator loses between blocks of memory. `clip_bytes` are
-    those of a normalised clip.
+    The CUDA context, NCCL buffers and fragmentation of the allocator are not included.
+
+    Args:
+        jepa: The model.
+        strategy: Parallelization.
+        clips: Batch size on each GPU.
+        parts: Number of micro-batches (gradient accumulation steps).
+        clip_bytes: Bytes of a normalized clip.
+        masks: Number of tokens under each mask.
+
+    Returns:
+        Bytes for each purpose.
     """
     encoder, predictor = parameters(jepa.encoder), parameters(jepa.predictor)
     trained, shards = encoder + predictor, strategy.shards
     block = max(parameters(jepa.encoder.blocks[0]), parameters(jepa.predictor.predictor_blocks[0]))
-    # The block in use, the next one, and the last one's gradients on their way.
+    # The current block, the prefetched one, and the gradients of the previous one while they are reduced.
     gathered = 2 * strategy.bytes_per_value * block + FP32 * block
     return {
         "weights": FP32 * (2 * encoder + predictor) / shards,
         "AdamW moments": 2 * FP32 * trained / shards,
         "gathered weights": gathered if strategy.fsdp else 0,
         "clips": clips / parts * clip_bytes,
-        "activations and gradients": passing_memory(jepa, strategy, clips / parts, parts, masks),
+        "activations and gradients": transient_memory(jepa, strategy, clips / parts, parts, masks),
     }
 
 
-def passing_memory(jepa: JEPA, strategy: Strategy, clips: float, parts: int, masks: Sequence[Tokens]) -> float:
-    """Bytes of activations, gradients and autocast's copies of weights when they are most.
+def transient_memory(jepa: VJEPA, strategy: Strategy, clips: float, parts: int, masks: Sequence[Tokens]) -> float:
+    """Estimate the peak of activations, gradients and the weights cast by autocast.
 
-    Activations go as gradients come, so it is the largest of some moments of a step.
+    Activations are freed while gradients are created, so the peak is the maximum over several points of a step.
     """
     s, recompute, rope = strategy.bytes_per_value, strategy.checkpointing, jepa.encoder.positions.use_rope
     contexts = [clips * encoder_saved(jepa, s, recompute, tokens.context) for tokens in masks]
     predictions = [clips * predictor_saved(jepa, s, recompute, tokens) for tokens in masks]
     wide, narrow = jepa.encoder.blocks[0], jepa.predictor.predictor_blocks[0]
 
-    def at_work(block: Block, tokens: int) -> float:
+    def block_backward(block: Block, tokens: int) -> float:
         return clips * tokens * (_block_gradients(block, s) + (_block_saved(block, s, rope) if recompute else 0))
 
-    reading = max(at_work(wide, tokens.context) for tokens in masks)
-    predicting = max(at_work(narrow, sum(tokens)) for tokens in masks)
+    encoder_backward = max(block_backward(wide, tokens.context) for tokens in masks)
+    predictor_backward = max(block_backward(narrow, sum(tokens)) for tokens in masks)
     encoder, predictor = parameters(jepa.encoder), FP32 * parameters(jepa.predictor) / strategy.shards
     gradients = FP32 * encoder / strategy.shards + predictor
-    earlier = gradients if parts > 1 else 0
+    accumulated = gradients if parts > 1 else 0
     cast = s * cast_weights(jepa) if s < FP32 and not strategy.fsdp else 0
-    # Recomputed blocks let go of their copies with the forward pass, and make them again one block at a time.
+    # Checkpointed blocks free their cast weights after the forward pass and cast them again one block at a time.
     still_cast = min(cast, s * _weights(wide)) if recompute else cast
-    moments = [
-        # The target encoder, which keeps nothing.
+    peaks = [
+        # Forward pass of the target encoder, which stores no activations.
         clips * jepa.encoder.num_patches * (2 * FP32 * jepa.encoder.embed_dim + 2 * s * wide.mlp.fc1.out_features),
-        # The forward pass ends; the backward pass begins; it ends.
-        earlier + sum(contexts) + sum(predictions) + cast,
-        earlier + sum(contexts) + sum(predictions) + still_cast + predicting,
-        gradients + reading,
+        # End of the forward pass; start of the backward pass; end of the backward pass.
+        accumulated + sum(contexts) + sum(predictions) + cast,
+        accumulated + sum(contexts) + sum(predictions) + still_cast + predictor_backward,
+        gradients + encoder_backward,
     ]
     if len(masks) > 1:
-        # Only the encoder under the first mask is left. What the other masks give to its weights' gradients waits for
-        # this last share, in the computation's type and, under FSDP, not sharded.
-        moments.append(max(earlier, predictor) + contexts[0] + still_cast + reading + s * encoder)
-    return max(moments)
+        # Only the encoder's backward pass for the first mask remains. The weight gradients of the other masks wait for
+        # its contribution, in the compute dtype and, under FSDP, unsharded.
+        peaks.append(max(accumulated, predictor) + contexts[0] + still_cast + encoder_backward + s * encoder)
+    return max(peaks)
 
 
-def encoder_saved(jepa: JEPA, s: int, checkpointing: bool, context: int) -> int:
-    """Bytes that autograd keeps of one clip for the encoder's backward pass, weights not included.
+def encoder_saved(jepa: VJEPA, s: int, checkpointing: bool, context: int) -> int:
+    """Estimate the bytes that autograd saves per clip for the backward pass of the encoder, without weights.
 
-    Norms compute in fp32, all else in s bytes; the stream between blocks is fp32 where sin-cos positions are added.
+    Norms are computed in fp32, everything else with s bytes per value. The residual stream is fp32 if sin-cos positions
+    are added.
     """
     encoder = jepa.encoder
     patches = context * s * encoder.patch_embed.proj.weight[0].numel()
@@ -176,8 +200,11 @@ def encoder_saved(jepa: JEPA, s: int, checkpointing: bool, context: int) -> int:
     return patches + blocks + context * _norm_saved(encoder.embed_dim)
 
 
-def predictor_saved(jepa: JEPA, s: int, checkpointing: bool, tokens: Tokens) -> int:
-    """The same for the predictor under one mask, and for the loss, which keeps differences and absolute values."""
+def predictor_saved(jepa: VJEPA, s: int, checkpointing: bool, tokens: Tokens) -> int:
+    """Estimate the saved bytes per clip for predictor and loss under one mask.
+
+    The loss saves differences and their absolute values.
+    """
     predictor, wide = jepa.predictor, jepa.encoder.embed_dim
     narrow, (context, target) = predictor.predictor_embed_dim, tokens
     saved = context * s * wide + target * 2 * FP32 * wide
@@ -197,7 +224,7 @@ def _blocks_saved(blocks: nn.ModuleList, positions: nn.Module, tokens: int, s: i
 
 
 def _block_saved(block: Block, s: int, rope: bool) -> int:
-    """Bytes a token: inputs of norms, linear layers and activation; queries, keys, values and output of attention."""
+    """Return the saved bytes per token: inputs of norms, linear layers and activation; q, k, v and attention output."""
     width, swiglu = _width(block), isinstance(block.mlp, SwiGLU)
     attention = s * width * (1 + 3 + 1 + (2 if rope else 0)) + FP32 * block.attn.num_heads
     feed_forward = s * (width + block.mlp.fc1.out_features * (4 if swiglu else 2))
@@ -205,17 +232,17 @@ def _block_saved(block: Block, s: int, rope: bool) -> int:
 
 
 def _block_gradients(block: Block, s: int) -> int:
-    """Bytes a token that a block's backward pass has at once: the gradients of the stream and of the hidden layer."""
+    """Return the bytes per token of gradients in a block's backward pass: residual stream and hidden layer."""
     return FP32 * _width(block) + s * block.mlp.fc1.out_features
 
 
 def _norm_saved(width: int) -> int:
-    """Bytes a token: the input in fp32, its mean and deviation."""
+    """Return the saved bytes per token of a norm: input, mean and standard deviation in fp32."""
     return FP32 * (width + 2)
 
 
-def cast_weights(jepa: JEPA) -> int:
-    """Elements of the trained matrices that autocast makes copies of."""
+def cast_weights(jepa: VJEPA) -> int:
+    """Count the trained weights that autocast casts."""
     predictor = jepa.predictor
     modules = (jepa.encoder.blocks, predictor.predictor_blocks, predictor.predictor_embed, predictor.predictor_proj)
     return sum(_weights(module) for module in modules)
@@ -227,30 +254,33 @@ def _width(block: Block) -> int:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that enter the collectives of a step: what each GPU gives to, or gets from, all others together."""
+    """Size in bytes of the full tensors in the collectives of a step."""
 
     all_reduce: float = 0
     all_gather: float = 0
     reduce_scatter: float = 0
 
     def sent(self, world_size: int) -> float:
-        """Bytes that each GPU sends in rings: an all-reduce is a reduce-scatter and an all-gather."""
+        """Return the bytes that each GPU sends in rings; an all-reduce is a reduce-scatter and an all-gather."""
         return (2 * self.all_reduce + self.all_gather + self.reduce_scatter) * (world_size - 1) / world_size
 
 
-def traffic(jepa: JEPA, strategy: Strategy, num_masks: int, parts: int) -> Traffic:
-    """Of a step whose batch is run in `parts` parts; gradients are reduced in fp32.
+def traffic(jepa: VJEPA, strategy: Strategy, num_masks: int, parts: int) -> Traffic:
+    """Return the communication of a step with `parts` micro-batches. Gradients are reduced in fp32.
 
-    Under FSDP weights are gathered for each mask's forward pass and again for its backward pass, and gradients are
-    reduced after each part's backward pass.
+    FSDP gathers the weights for the forward pass of each mask and again for its backward pass, and reduces gradients
+    after the backward pass of each micro-batch.
     """
     trained = parameters(jepa.encoder) + parameters(jepa.predictor)
     if not strategy.fsdp:
         return Traffic(all_reduce=FP32 * trained)
     blocks = parameters(jepa.encoder.blocks)
-    # Pixels need no gradient, so nothing tells when the patch embedding's backward pass ends: it stays gathered.
-    ends = parameters(jepa.encoder) - blocks
+    # Patch embedding and final norm stay gathered: FSDP cannot detect the end of their backward pass, because pixels
+    # need no gradient.
+    unsharded = parameters(jepa.encoder) - blocks
     gathered = (
-        2 * num_masks * (blocks + parameters(jepa.predictor)) + (num_masks + 1) * ends + parameters(jepa.target_encoder)
+        2 * num_masks * (blocks + parameters(jepa.predictor))
+        + (num_masks + 1) * unsharded
+        + parameters(jepa.target_encoder)
     )
     return Traffic(all_gather=strategy.bytes_per_value * gathered * parts, reduce_scatter=FP32 * trained * parts)

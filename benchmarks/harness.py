@@ -1,17 +1,23 @@
-"""Two ways to do the same, timed in turn; results as one table."""
+"""Alternating timing of two implementations, and the table of results."""
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tubelet.runtime.text import text_table
+
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
-    name: what was measured. ours, peer: what each took or reached, with its unit. ratio: our speed over the peer's,
-    None where there is no peer. goal: the least ratio that is wanted.
+    Attributes:
+        name: What was measured.
+        ours: Result of Tubelet, with its unit.
+        peer: Result of the other implementation, with its unit.
+        ratio: Speed of Tubelet divided by that of the peer; None without a peer.
+        goal: Required ratio; None if there is no requirement.
     """
 
     name: str
@@ -23,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians over the turns: seconds of either side, and the peer's time over ours (our speed over the peer's)."""
+    """Medians over the repeats: seconds of both sides, and the peer's time divided by ours (the speedup)."""
 
     ours: float
     peer: float
@@ -31,41 +37,46 @@ class Timing:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Return the wall-clock time of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
-def in_turn(
+def time_alternately(
     ours: Callable[[], object],
     peer: Callable[[], object],
     repeats: int,
     clock: Callable[[Callable[[], object]], float] = seconds,
 ) -> Timing:
-    """Time `ours` and `peer` alternately, `repeats` times each after one untimed call.
+    """Time two functions alternately, after one untimed call of each.
 
-    The ratio is formed within each turn, so that whatever else the machine does hits both sides alike; who begins
-    alternates. `clock` calls a side and tells the seconds that count.
+    The ratio is computed within each repeat, so that other load on the machine affects both sides equally. The order
+    alternates.
+
+    Args:
+        ours: Function of Tubelet.
+        peer: Function of the other implementation.
+        repeats: Number of timed calls of each function.
+        clock: Calls a function and returns the seconds to count.
     """
     ours()
     peer()
-    turns = []
-    for turn in range(repeats):
-        if turn % 2:
+    timings = []
+    for repeat in range(repeats):
+        if repeat % 2:
             peer_seconds, our_seconds = clock(peer), clock(ours)
         else:
             our_seconds, peer_seconds = clock(ours), clock(peer)
-        turns.append((our_seconds, peer_seconds, peer_seconds / our_seconds))
-    return Timing(*(statistics.median(column) for column in zip(*turns, strict=True)))
+        timings.append((our_seconds, peer_seconds, peer_seconds / our_seconds))
+    return Timing(*(statistics.median(column) for column in zip(*timings, strict=True)))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text; the ratio is our speed over the peer's."""
+    """Format rows as text; the ratio is the speed of Tubelet divided by that of the peer."""
     lines = [("", "ours", "peer", "ours / peer", "goal")]
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x"
         goal = "-" if row.goal is None else f"{row.goal:g}x {'reached' if (row.ratio or 0) >= row.goal else 'MISSED'}"
         lines.append((row.name, row.ours, row.peer, ratio, goal))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return text_table(lines)

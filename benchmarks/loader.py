@@ -1,9 +1,9 @@
-"""Clips from video files, augmented and normalised, against a pipeline as V-JEPA has it.
+"""Loading of augmented and normalized clips from video files, compared with a pipeline like that of V-JEPA.
 
-Both sides take 16 frames, every 4th, crop at random to 224 px, flip and normalise, in as many worker processes. The
-peer decodes with decord, converts the whole frames to float32 first and sends float32 from its workers. Ours decode by
-the default (PyAV, told to leave out B frames that nobody wants) and are normalised in the main process, which on a GPU
-machine the GPU would do. A second row times decoding alone.
+Both sides read 16 frames with a step of 4, apply a random resized crop to 224 px, flip and normalize, with the same
+number of worker processes. The peer decodes with decord, converts full frames to float32 first and sends float32 clips
+from its workers. Tubelet decodes with PyAV, skipping B-frames that are not needed, and normalizes in the main process
+(on a GPU machine the GPU does this). A second row compares decoding alone.
 
     python -m benchmarks loader
 """
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.harness import Row, in_turn, seconds
+from benchmarks.harness import Row, seconds, time_alternately
 from tubelet.data import AugConfig, DataConfig, Decoder, to_float
 from tubelet.data.decoders import open_video
 from tubelet.data.loader import make_train_loader
@@ -33,17 +33,24 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def run(repeats: int = 7, num_videos: int = 24, passes: int = 3, num_workers: int | None = None) -> list[Row]:
-    """Some passes over the videos in each turn; a worker for each core that this process may use, at most two."""
+    """Compare loading and decoding.
+
+    Args:
+        repeats: Timed runs of each side.
+        num_videos: Number of generated videos.
+        passes: Passes over the videos in each run.
+        num_workers: Worker processes; if None, one for each core available to this process, at most two.
+    """
     workers = min(2, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
     with tempfile.TemporaryDirectory() as folder:
         paths = [write_video(Path(folder) / f"{i}.mp4", seed=i) for i in range(num_videos)]
-        loading = in_turn(
+        loading = time_alternately(
             lambda: our_batches(paths * passes, workers),
             lambda: peer_batches(paths * passes, workers),
             repeats,
             seconds_after_first,
         )
-        decoding = in_turn(lambda: decode(paths, "pyav"), lambda: decode(paths, "decord"), repeats)
+        decoding = time_alternately(lambda: decode(paths, "pyav"), lambda: decode(paths, "decord"), repeats)
     clips = passes * num_videos - BATCH_SIZE
     return [
         Row(
@@ -54,7 +61,7 @@ def run(repeats: int = 7, num_videos: int = 24, passes: int = 3, num_workers: in
             goal=1.5,
         ),
         Row(
-            f"decoding alone, PyAV over decord, {NUM_FRAMES} frames of 340x256 mp4",
+            f"decoding only, PyAV against decord, {NUM_FRAMES} frames of 340x256 mp4",
             f"{num_videos / decoding.ours:.1f} clips/s",
             f"{num_videos / decoding.peer:.1f} clips/s",
             decoding.ratio,
@@ -63,29 +70,29 @@ def run(repeats: int = 7, num_videos: int = 24, passes: int = 3, num_workers: in
 
 
 def decode(paths: list[str], decoder: Decoder) -> None:
-    """A clip of each video, starting at the same random frames at each call."""
+    """Decode one clip of each video, with the same random start frames in every call."""
     starts = np.random.default_rng(0).integers(0, 300 - NUM_FRAMES * FRAME_STEP, len(paths))
     for path, start in zip(paths, starts, strict=True):
         open_video(path, decoder).frames_at(start + FRAME_STEP * np.arange(NUM_FRAMES))
 
 
 def seconds_after_first(start: Callable[[], Iterator[Tensor]]) -> float:
-    """Time of all batches but the first, with which the workers have started.
+    """Time all batches except the first, which includes the start of the workers.
 
-    Each turn has its own workers, so that none works ahead while the other side is timed.
+    Every call starts new workers, so that none prefetches while the other side is timed.
     """
     batches = start()
     next(batches)
 
-    def rest():
+    def consume() -> None:
         for _ in batches:
             pass
 
-    return seconds(rest)
+    return seconds(consume)
 
 
 def our_batches(paths: list[str], num_workers: int) -> Iterator[Tensor]:
-    """Normalised clips [B, C, T, H, W] of one pass by tubelet's loader."""
+    """Yield normalized clips [B, C, T, H, W] of one pass of Tubelet's loader."""
     data = DataConfig(
         datasets=paths,
         batch_size=BATCH_SIZE,
@@ -102,16 +109,16 @@ def our_batches(paths: list[str], num_workers: int) -> Iterator[Tensor]:
 
 
 def peer_batches(paths: list[str], num_workers: int) -> Iterator[Tensor]:
-    """Normalised clips [B, C, T, H, W] of one pass by a dataset as V-JEPA's."""
+    """Yield normalized clips [B, C, T, H, W] of one pass over a dataset like that of V-JEPA."""
     yield from DataLoader(FloatFirstDataset(paths), BATCH_SIZE, shuffle=True, num_workers=num_workers)
 
 
 class FloatFirstDataset(torch.utils.data.Dataset):
-    """decord, then float32, then everything else on float32 frames of full size."""
+    """Decode with decord, convert full frames to float32, then augment and normalize."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
-        # Colours stay in 0..255 as floats, so mean and deviation do too.
+        # Pixels stay in the range 0 to 255, and so do mean and standard deviation.
         self.mean, self.std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
 
     def __len__(self) -> int:
@@ -128,14 +135,14 @@ class FloatFirstDataset(torch.utils.data.Dataset):
         clip = random_resized_crop(frames.permute(3, 0, 1, 2))
         if np.random.rand() < 0.5:
             clip = clip.flip(-1)
-        # The channels last and back, as V-JEPA's normalisation goes about it.
+        # V-JEPA moves the channels last for normalization and back.
         flat = clip.reshape(3, -1).permute(1, 0)
         flat = flat.sub_(self.mean).div_(self.std)
         return flat.permute(1, 0).reshape(clip.shape)
 
 
 def random_resized_crop(clip: Tensor) -> Tensor:
-    """A random window of a clip [C, T, H, W], resized bilinearly to [C, T, CROP_SIZE, CROP_SIZE]."""
+    """Crop a random window of a clip [C, T, H, W] and resize it to [C, T, CROP_SIZE, CROP_SIZE]."""
     height, width = clip.shape[-2:]
     while True:
         area = np.random.uniform(0.3, 1.0) * height * width
@@ -149,19 +156,19 @@ def random_resized_crop(clip: Tensor) -> Tensor:
 
 
 def write_video(path: Path, seed: int, num_frames: int = 300, width: int = 340, height: int = 256) -> str:
-    """Ten seconds of h264 at 30 frames a second: a textured picture that pans, and a patch that crosses it."""
+    """Write an H.264 video with 30 frames per second: a panning textured image and a patch that moves across it."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.random((1, 3, 24, 32), dtype=np.float32))
-    picture = F.interpolate(coarse, size=(height + 64, width + 64), mode="bicubic")[0].permute(1, 2, 0).numpy()
-    picture = picture + rng.normal(0, 0.04, picture.shape)
-    picture = (picture.clip(0, 1) * 255).astype(np.uint8)
+    texture = F.interpolate(coarse, size=(height + 64, width + 64), mode="bicubic")[0].permute(1, 2, 0).numpy()
+    texture = texture + rng.normal(0, 0.04, texture.shape)
+    texture = (texture.clip(0, 1) * 255).astype(np.uint8)
     patch = rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for t in range(num_frames):
             pan_y, pan_x = (int(32 + 31 * np.sin(t / period)) for period in (37, 53))
-            image = picture[pan_y : pan_y + height, pan_x : pan_x + width].copy()
+            image = texture[pan_y : pan_y + height, pan_x : pan_x + width].copy()
             y, x = 3 * t % (height - 48), 2 * t % (width - 48)
             image[y : y + 48, x : x + 48] = patch
             file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

@@ -1,9 +1,9 @@
-"""One whole V-JEPA training step against the same step written with transformers' VJEPA2Model.
+"""A complete V-JEPA training step, compared with the same step written with VJEPA2Model of transformers.
 
-Both sides train one architecture (rotary positions with V-JEPA 2's pairing) on the same clips and masks: encoder on the
-context of each mask, EMA encoder on the whole clip, predictor, L1 loss, backward, clipping, AdamW, EMA. The peer comes
-twice. VJEPA2Model's own forward, what one calls at first, runs its encoder on all tokens for each mask. Whoever takes
-the model apart can let its layers see the context only; then both sides do the same matrix products.
+Both sides train the same architecture (rotary positions with V-JEPA 2's pairing) on the same clips and masks: encoder
+on the context of each mask, EMA encoder on all tokens, predictor, L1 loss, backward pass, gradient clipping, AdamW and
+EMA update. There are two versions of the peer. VJEPA2Model.forward runs its encoder on all tokens for each mask.
+Calling the layers directly on the context tokens avoids this; then both sides compute the same matrix products.
 
     python -m benchmarks step
 """
@@ -19,11 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Row, in_turn, seconds
+from benchmarks.harness import Row, seconds, time_alternately
 from benchmarks.masks import MASKS
+from tubelet.data import Batch
+from tubelet.grid import ClipShape
 from tubelet.masks.multiblock3d import MaskCollator
-from tubelet.models import ModelConfig, build_encoder, build_predictor
-from tubelet.models.jepa import JEPA, LossConfig
+from tubelet.models import build_encoder, build_predictor
+from tubelet.objectives import vjepa
+from tubelet.training.objective import StepRng
 from tubelet.training.optimizer import adamw
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_GRAD, MOMENTUM = 1e-4, 0.04, 10.0, 0.998
@@ -31,7 +34,7 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP_GRAD, MOMENTUM = 1e-4, 0.04, 10.0, 0.998
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of a step; `pred_*` are the predictor's."""
+    """Model and batch sizes of a step; `pred_*` are those of the predictor."""
 
     model_name: str
     pred_embed_dim: int
@@ -46,9 +49,8 @@ class Setting:
     tubelet_size: int = 2
 
     @property
-    def sizes(self) -> dict[str, int]:
-        names = ("crop_size", "num_frames", "patch_size", "tubelet_size")
-        return {name: getattr(self, name) for name in names}
+    def clip(self) -> ClipShape:
+        return ClipShape(self.num_frames, self.crop_size, self.patch_size, self.tubelet_size)
 
     @property
     def name(self) -> str:
@@ -64,19 +66,22 @@ LARGE_ON_GPU = Setting("vit_large", 384, 12, 12, 24, 16, 224, device="cuda", dty
 
 
 def run(repeats: int = 5) -> list[Row]:
-    """The steps that one CPU core does in seconds and, where there is a GPU, ViT-L/16 on it."""
+    """Measure small models on the CPU and, if there is a GPU, ViT-L/16 on it."""
     rows = [row for setting in (TINY, SMALL) for row in against_peers(setting, repeats)]
     return rows + (on_gpu(LARGE_ON_GPU, repeats) if torch.cuda.is_available() else [])
 
 
 def against_peers(setting: Setting, repeats: int) -> list[Row]:
-    """Our step against the peer's on context tokens, and against the peer's on all tokens."""
+    """Compare with both versions of the peer."""
     batch = make_batch(setting)
     ours = our_step(setting, make_jepa(setting))
     rows = []
-    for name, only_context, goal in (("VJEPA2Model's forward", False, 1.5), ("VJEPA2Model taken apart", True, None)):
+    for name, only_context, goal in (
+        ("VJEPA2Model.forward", False, 1.5),
+        ("VJEPA2Model on context tokens", True, None),
+    ):
         peer = transformers_step(setting, make_vjepa2(setting), only_context)
-        timing = in_turn(lambda: ours(*batch), lambda peer=peer: peer(*batch), repeats)
+        timing = time_alternately(lambda: ours(*batch), lambda peer=peer: peer(*batch), repeats)
         rows.append(
             Row(
                 f"step, {setting.name}; {name}",
@@ -90,7 +95,7 @@ def against_peers(setting: Setting, repeats: int) -> list[Row]:
 
 
 def on_gpu(setting: Setting, repeats: int) -> list[Row]:
-    """Our step, as it is and compiled: clips/s, memory, and share of the rate that a plain matrix product reaches."""
+    """Measure the eager and the compiled step: clips/s, memory, and fraction of the FLOP/s of a matrix product."""
     batch, rows = make_batch(setting), []
     rate = matmul_rate(setting)
     for compiled in (False, True):
@@ -104,12 +109,12 @@ def on_gpu(setting: Setting, repeats: int) -> list[Row]:
         torch.cuda.reset_peak_memory_stats()
         duration = statistics.median(seconds(lambda step=step: step(*batch)) for _ in range(4 * repeats))
         memory = torch.cuda.max_memory_allocated() / 2**30
-        share = flops(setting, batch) / duration / rate
+        fraction = flops(setting, batch) / duration / rate
         clips = setting.batch_size / duration
         rows.append(
             Row(
-                f"step, {setting.name}, {setting.dtype}, {'compiled' if compiled else 'not compiled'}",
-                f"{clips:.1f} clips/s, {memory:.1f} GiB, {share:.0%} of {rate / 1e12:.0f} TFLOP/s",
+                f"step, {setting.name}, {setting.dtype}, {'compiled' if compiled else 'eager'}",
+                f"{clips:.1f} clips/s, {memory:.1f} GiB, {fraction:.0%} of {rate / 1e12:.0f} TFLOP/s",
             )
         )
         del jepa, step
@@ -117,54 +122,51 @@ def on_gpu(setting: Setting, repeats: int) -> list[Row]:
 
 
 def make_batch(setting: Setting) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Clips [B, C, T, H, W] of noise, and V-JEPA's two masks."""
+    """Return noise clips [B, C, T, H, W], and context and target indices of V-JEPA's two masks."""
     torch.manual_seed(0)
     clips = torch.randn(setting.batch_size, 3, setting.num_frames, setting.crop_size, setting.crop_size)
-    collator = MaskCollator(MASKS, **setting.sizes)
+    collator = MaskCollator(MASKS, **setting.clip.as_dict())
     contexts, targets = collator.sample_masks(setting.batch_size, np.random.default_rng(0))
     move = lambda masks: [mask.to(setting.device) for mask in masks]  # noqa: E731
     return clips.to(setting.device), move(contexts), move(targets)
 
 
-def model_config(setting: Setting) -> ModelConfig:
-    return ModelConfig(
-        model_name=setting.model_name,
-        use_rope=True,
-        rope_pairing="vjepa2",
-        pred_embed_dim=setting.pred_embed_dim,
-        pred_depth=setting.pred_depth,
-        pred_num_heads=setting.pred_num_heads,
-    )
-
-
-def make_jepa(setting: Setting) -> JEPA:
+def make_jepa(setting: Setting) -> vjepa.VJEPA:
     torch.manual_seed(0)
-    model = model_config(setting)
-    encoder = build_encoder(model, **setting.sizes)
-    predictor = build_predictor(model, encoder, **setting.sizes, num_mask_tokens=len(MASKS))
-    return JEPA(encoder, predictor, LossConfig()).to(setting.device)
+    rope = {"use_rope": True, "rope_pairing": "vjepa2"}
+    encoder = build_encoder({"name": setting.model_name, **rope}, setting.clip)
+    sizes = {name: getattr(setting, f"pred_{name}") for name in ("embed_dim", "depth", "num_heads")}
+    predictor = build_predictor({**sizes, **rope}, encoder, setting.clip, num_mask_tokens=len(MASKS))
+    # With this mean and standard deviation the float clips stay as they are.
+    objective = vjepa.VJEPA(
+        encoder, predictor, vjepa.Options(ema=(MOMENTUM, MOMENTUM)), mean=(0.0,) * 3, std=(1 / 255,) * 3
+    )
+    return objective.to(setting.device)
 
 
-def our_step(setting: Setting, jepa: JEPA) -> Callable[..., float]:
-    """The step of app/vjepa/train.py without its bookkeeping; returns the loss."""
+def our_step(setting: Setting, jepa: vjepa.VJEPA) -> Callable[..., float]:
+    """Return Tubelet's training step without logging; a step returns the loss."""
     optimizer = adamw([jepa.encoder, jepa.predictor], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(clips: Tensor, masks_context: list[Tensor], masks_target: list[Tensor]) -> float:
+        index = torch.arange(len(clips), device=clips.device)
+        batch = Batch({"clip": clips}, {}, index, ("",) * len(clips), index, 0)
+        batch = batch.with_masks(masks_context, masks_target)
         with setting.autocast():
-            loss = jepa(clips, masks_context, masks_target, seeds=list(range(len(clips))))["loss"]
+            loss = jepa(batch, StepRng(seed=0, step=0, first_sample=0))["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP_GRAD)
         optimizer.step()
         optimizer.zero_grad()
-        jepa.update_target(MOMENTUM)
+        jepa.on_update(0)
         return loss.item()
 
     return step
 
 
 def make_vjepa2(setting: Setting) -> nn.Module:
-    """transformers' model of the same sizes."""
+    """Build the model of transformers with the same sizes."""
     from transformers import VJEPA2Config, VJEPA2Model
 
     encoder = make_jepa(setting).encoder
@@ -186,14 +188,20 @@ def make_vjepa2(setting: Setting) -> nn.Module:
 
 
 def transformers_step(setting: Setting, model: nn.Module, only_context: bool) -> Callable[..., float]:
-    """The same step around `model`, as one writes it; `only_context` composes its parts instead of calling it."""
+    """Return the same training step for a model of transformers.
+
+    Args:
+        setting: Sizes of the step.
+        model: The model.
+        only_context: Call the layers on the context tokens only, instead of VJEPA2Model.forward.
+    """
     target_model = copy.deepcopy(model).requires_grad_(False)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     predict = predict_from_context if only_context else predict_with_forward
 
     def step(clips: Tensor, masks_context: list[Tensor], masks_target: list[Tensor]) -> float:
-        videos = clips.transpose(1, 2)  # transformers wants [B, T, C, H, W]
+        videos = clips.transpose(1, 2)  # transformers expects [B, T, C, H, W]
         with setting.autocast():
             with torch.no_grad():
                 features = target_model.get_vision_features(videos)
@@ -201,8 +209,8 @@ def transformers_step(setting: Setting, model: nn.Module, only_context: bool) ->
             loss = 0.0
             for context, target in zip(masks_context, masks_target, strict=True):
                 prediction = predict(model, videos, context, target)
-                wanted = torch.gather(features, 1, target[..., None].expand(-1, -1, features.shape[-1]))
-                loss = loss + F.l1_loss(prediction, wanted) / len(masks_context)
+                expected = torch.gather(features, 1, target[..., None].expand(-1, -1, features.shape[-1]))
+                loss = loss + F.l1_loss(prediction, expected) / len(masks_context)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
@@ -216,25 +224,25 @@ def transformers_step(setting: Setting, model: nn.Module, only_context: bool) ->
 
 
 def predict_with_forward(model: nn.Module, videos: Tensor, context: Tensor, target: Tensor) -> Tensor:
-    """Predictions [B, Kt, D] as the model gives them; its encoder sees the target tokens too."""
+    """Return the predictions [B, Kt, D] of VJEPA2Model.forward, whose encoder also attends to the target tokens."""
     return model(videos, context_mask=[context], target_mask=[target]).predictor_output.last_hidden_state
 
 
 def predict_from_context(model: nn.Module, videos: Tensor, context: Tensor, target: Tensor) -> Tensor:
-    """Predictions [B, Kt, D] from an encoder whose layers see the context tokens only."""
+    """Return predictions [B, Kt, D] with encoder layers that run on the context tokens only."""
     tokens = model.encoder.embeddings(videos)
     index = context[..., None].expand(-1, -1, tokens.shape[-1])
     hidden = torch.gather(tokens, 1, index)
     for layer in model.encoder.layer:
         hidden = layer(hidden, context)[0]
     hidden = model.encoder.layernorm(hidden)
-    # The predictor picks the context out of all tokens by itself.
+    # The predictor expects all tokens and selects the context itself.
     scattered = torch.zeros_like(tokens, dtype=hidden.dtype).scatter(1, index, hidden)
     return model.predictor(scattered, [context], [target]).last_hidden_state
 
 
 def flops(setting: Setting, batch: tuple[Tensor, list[Tensor], list[Tensor]]) -> int:
-    """Floating-point operations of one of our steps, matrix products and attention."""
+    """Count the floating-point operations of Tubelet's step: matrix products and attention."""
     step = our_step(setting, make_jepa(setting))
     with FlopCounterMode(display=False) as counter:
         step(*batch)
@@ -242,11 +250,11 @@ def flops(setting: Setting, batch: tuple[Tensor, list[Tensor], list[Tensor]]) ->
 
 
 def matmul_rate(setting: Setting, size: int = 8192) -> float:
-    """FLOP/s of a plain product of two square matrices on the setting's device and dtype."""
+    """Measure the FLOP/s of a product of two square matrices on the device and with the dtype of the setting."""
     a = torch.randn(size, size, device=setting.device, dtype=setting.dtype)
     synchronize = torch.cuda.synchronize if setting.device == "cuda" else lambda: None
 
-    def products():
+    def products() -> None:
         for _ in range(10):
             a @ a
         synchronize()

@@ -1,7 +1,7 @@
-"""One process against two that train together, each on one thread with the same local batch: what do all-reduces cost?
+"""Weak scaling on the CPU: one process against two with DDP (gloo), each with one thread and the same local batch size.
 
-The step is that of app/vjepa/train.py on clips of noise, so that only computing and the processes' messages are timed
-(gloo, DDP). Two processes that train each by itself show what the machine allows: they share caches, memory and power.
+Steps run on noise clips, so that only computation and communication are measured. Two independent processes show the
+limit of the machine, because they share caches, memory bandwidth and power.
 
     python -m benchmarks weak_scaling
 """
@@ -13,38 +13,38 @@ from typing import Any
 
 import torch
 
-from app.vjepa.options import Options, Schedule
-from app.vjepa.train import Pretraining
-from benchmarks.harness import Row, in_turn, seconds
+from app.vjepa.options import Options
+from app.vjepa.train import make_trainer
+from benchmarks.harness import Row, seconds, time_alternately
 from tubelet.data import Batch
-from tubelet.data.randomness import Purpose, generator
 from tubelet.runtime import distributed
 from tubelet.runtime.launch import Package, load
+from tubelet.runtime.seeds import Purpose, numpy_generator
 
 PRETRAINING = Package("app", key="app", module="train")
-# A step of 0.1 s on one core with 0.6 million gradients to average, and one of 1.3 s with 2.6 million.
+# A step of 0.1 s on one core with 0.6 million trained parameters, and one of 1.3 s with 2.6 million.
 CONFIGURATIONS = ("configs/pretrain/demo.yaml", "configs/pretrain/real.yaml")
 GOAL = 1.85
 
 
-def run(repeats: int = 7, seconds_a_turn: float = 2.5) -> list[Row]:
-    """Clips a second of two processes over those of one: together, and by themselves."""
-    return [row for fname in CONFIGURATIONS for row in _of(fname, repeats, seconds_a_turn)]
+def run(repeats: int = 7, seconds_per_run: float = 2.5) -> list[Row]:
+    """Compare two processes, with and without communication, to a single one."""
+    return [row for fname in CONFIGURATIONS for row in _measure(fname, repeats, seconds_per_run)]
 
 
-def _of(fname: str, repeats: int, seconds_a_turn: float) -> list[Row]:
+def _measure(fname: str, repeats: int, seconds_per_run: float) -> list[Row]:
     options = load(PRETRAINING, fname, []).options
     rows = []
-    with Crew([1], options) as alone:
-        alone.train(1)
-        steps = max(2, round(seconds_a_turn / seconds(lambda: alone.train(1))))
+    with Workers([1], options) as single:
+        single.train(1)
+        steps = max(2, round(seconds_per_run / seconds(lambda: single.train(1))))
         clips = steps * options.data.batch_size
-        for name, groups, goal in (("together", [2], GOAL), ("each by itself", [1, 1], None)):
-            with Crew(groups, options) as two:
-                timing = in_turn(lambda two=two: two.train(steps), lambda: alone.train(steps), repeats)
+        for name, groups, goal in (("DDP", [2], GOAL), ("independent", [1, 1], None)):
+            with Workers(groups, options) as two:
+                timing = time_alternately(lambda two=two: two.train(steps), lambda: single.train(steps), repeats)
             rows.append(
                 Row(
-                    f"weak scaling, {fname}, batch {options.data.batch_size} each; 2 processes, {name}, against 1",
+                    f"weak scaling, {fname}, local batch {options.data.batch_size}; 2 processes, {name}, against 1",
                     f"{2 * clips / timing.ours:.1f} clips/s",
                     f"{clips / timing.peer:.1f} clips/s",
                     2 * timing.ratio,
@@ -54,66 +54,71 @@ def _of(fname: str, repeats: int, seconds_a_turn: float) -> list[Row]:
     return rows
 
 
-class Crew:
-    """In `with Crew(groups, options) as crew:` waiting processes, of which each group of so many trains together."""
+class Workers:
+    """Context manager of training processes that wait for `train`.
+
+    Args:
+        groups: Number of processes of each process group.
+        options: Configuration of the pretraining.
+    """
 
     def __init__(self, groups: Sequence[int], options: Options):
         self.groups, self.options = groups, options
         self.processes: list[Any] = []
-        self.ends: list[Connection] = []
+        self.connections: list[Connection] = []
 
     def train(self, steps: int) -> None:
-        """Every process takes so many steps."""
-        for end in self.ends:
-            end.send(steps)
-        for end in self.ends:
-            end.recv()
+        """Run this number of steps in every process and wait for all of them."""
+        for connection in self.connections:
+            connection.send(steps)
+        for connection in self.connections:
+            connection.recv()
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "Workers":
         context = multiprocessing.get_context("spawn")
         for size in self.groups:
             address = distributed.free_address()
             for rank in range(size):
-                end, other = context.Pipe()
-                arguments = (rank, size, address, self.options, other)
-                self.processes.append(context.Process(target=_member, args=arguments, daemon=True))
+                connection, worker_connection = context.Pipe()
+                arguments = (rank, size, address, self.options, worker_connection)
+                self.processes.append(context.Process(target=_work, args=arguments, daemon=True))
                 self.processes[-1].start()
-                other.close()  # so that the end of a process is the end of its pipe
-                self.ends.append(end)
+                worker_connection.close()  # so that the pipe closes when the process ends
+                self.connections.append(connection)
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
-        for end, process in zip(self.ends, self.processes, strict=True):
+        for connection, process in zip(self.connections, self.processes, strict=True):
             if error is None:
-                end.send(0)
+                connection.send(0)
             else:
                 process.terminate()
         for process in self.processes:
             process.join()
 
 
-def _member(rank: int, size: int, address: str, options: Options, orders: Connection) -> None:
+def _work(rank: int, size: int, address: str, options: Options, connection: Connection) -> None:
+    """Run the number of training steps that each message asks for; 0 ends the process."""
     torch.set_num_threads(1)
-    training = Pretraining(options, Schedule(options.optimization, 1), distributed.init(rank, size, "cpu", address))
+    world = distributed.init(rank, size, "cpu", address)
+    trainer = make_trainer(options, options.optimization.schedule(1), world)
     batch = make_batch(options)
 
-    while steps := orders.recv():
+    while steps := connection.recv():
         for _ in range(steps):
-            training.set_hyperparameters()
-            training.forward_backward(batch)
-            training.update()
-        orders.send("done")
+            trainer.train_step(batch)
+        connection.send("done")
     distributed.shutdown()
 
 
 def make_batch(options: Options) -> Batch:
-    """Clips of noise with the configuration's masks."""
-    data, random = options.data, generator(options.meta.seed, Purpose.MASKS, 0, 0)
+    """Return noise clips with the masks of the configuration."""
+    data, random = options.data, numpy_generator(options.meta.seed, Purpose.MASKS, 0, 0)
     shape = (data.batch_size, 3, data.num_frames, data.crop_size, data.crop_size)
     indices = torch.arange(data.batch_size)
     batch = Batch(
-        clips=torch.from_numpy(random.integers(0, 256, shape, dtype="uint8")),
-        labels=torch.zeros_like(indices),
+        views={"clip": torch.from_numpy(random.integers(0, 256, shape, dtype="uint8"))},
+        targets={"label": torch.zeros_like(indices)},
         indices=indices,
         paths=("noise",) * data.batch_size,
         frames=torch.arange(data.num_frames).expand(data.batch_size, 1, -1),

@@ -1,4 +1,4 @@
-"""The peer's step is the same step: the same loss from the same weights."""
+"""Both sides of the step benchmark compute the same loss from the same weights."""
 
 import pytest
 import torch
@@ -19,23 +19,24 @@ def jepa():
 
 @pytest.fixture
 def vjepa2(jepa, tmp_path):
-    """transformers' model with the weights of `jepa`, by way of a checkpoint and its export."""
+    """The model of transformers with the weights of `jepa`, through an exported checkpoint."""
     state = {part: getattr(jepa, part).state_dict() for part in ("encoder", "target_encoder", "predictor")}
-    config = {"model": step.model_config(SETTING).model_dump(mode="json"), "data": SETTING.sizes}
+    predictor = {"num_heads": jepa.predictor.num_heads, "use_rope": True, "rope_pairing": "vjepa2"}
+    config = {**jepa.encoder.built_from, "objective": {"predictor": predictor}}
     torch.save({"step": 0, "optimizer": {}, "config": config, **state}, tmp_path / "step.pt")
     hub.export(tmp_path / "step.pt", tmp_path / "exported")
     return VJEPA2Model.from_pretrained(tmp_path / "exported")
 
 
-def test_both_sides_do_the_same_step(jepa, vjepa2):
+def test_both_sides_compute_the_same_loss(jepa, vjepa2):
     batch = step.make_batch(SETTING)
     ours = step.our_step(SETTING, jepa)(*batch)
     peer = step.transformers_step(SETTING, vjepa2, only_context=True)(*batch)
     assert ours == pytest.approx(peer, rel=1e-4)
 
 
-def test_the_peers_forward_lets_its_encoder_see_the_targets(vjepa2):
-    """Why the benchmark holds the second way of writing it against us too."""
+def test_forward_of_the_peer_encodes_the_target_tokens_too(vjepa2):
+    """Therefore the benchmark also compares with layers that run on the context only."""
     clips, (context, _), (target, _) = step.make_batch(SETTING)
     videos = clips.transpose(1, 2)
     with torch.no_grad():
@@ -45,18 +46,18 @@ def test_the_peers_forward_lets_its_encoder_see_the_targets(vjepa2):
     assert not torch.allclose(by_forward, from_context, atol=1e-3)
 
 
-def test_steps_change_the_weights_and_move_the_target(jepa):
+def test_steps_update_all_parts(jepa):
     before = {name: p.clone() for name, p in jepa.named_parameters()}
     step.our_step(SETTING, jepa)(*step.make_batch(SETTING))
     changed = {name for name, p in jepa.named_parameters() if not torch.equal(p, before[name])}
     assert {name.partition(".")[0] for name in changed} == {"encoder", "target_encoder", "predictor"}
 
 
-def test_flops_count_the_matrix_products():
-    """A bound from below: the target encoder's forward alone, 2 FLOP for each weight of a block and token."""
+def test_flops_include_the_matrix_products():
+    """Lower bound: the forward pass of the target encoder, 2 FLOP for each weight and token."""
     batch = step.make_batch(SETTING)
     blocks = step.make_jepa(SETTING).encoder.blocks
     weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
     tokens = SETTING.batch_size * 2 * 6 * 6
-    least = 2 * weights * tokens
-    assert least < step.flops(SETTING, batch) < 10 * least
+    lower_bound = 2 * weights * tokens
+    assert lower_bound < step.flops(SETTING, batch) < 10 * lower_bound
