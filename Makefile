@@ -1,18 +1,19 @@
-# make demo · make test · make bench: each creates the environment in .venv first, once.
+# Each target creates the environment in .venv first, once.
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo real zoo test test-slurm lint bench
+.PHONY: help install demo real zoo test test-all test-slurm lint bench
 
 help:
-	@echo "make demo   pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
-	@echo "make test   run the tests (CPU, 10 min)"
-	@echo "make test-slurm  jobs on a real SLURM, started for that on this machine (root, Debian's packages; 8 min)"
-	@echo "make bench  speed against peers: masks, training step, loader, attention; two processes against one"
-	@echo "make real DATA=/path/to/ut_interaction   the demo's experiment on real video"
-	@echo "make zoo    every encoder trained with labels, pretrained, probed: one table (CPU, an hour)"
-	@echo "make lint   ruff"
+	@echo "make demo        pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
+	@echo "make test        fast tests (CPU, 5 min)"
+	@echo "make test-all    all tests but those on SLURM (CPU, 12 min)"
+	@echo "make test-slurm  jobs on a real SLURM, started on this machine (root, Debian's packages; 8 min)"
+	@echo "make lint        ruff and mypy"
+	@echo "make bench       speed against peers: masks, training step, loader, attention; two processes against one"
+	@echo "make real DATA=/path/to/ut_interaction   the experiment of the demo on real video"
+	@echo "make zoo         every encoder trained with labels, pretrained, probed: one table (CPU, an hour)"
 
 install: $(INSTALLED)
 
@@ -41,12 +42,16 @@ zoo: install
 test: install
 	$(PYTHON) -m pytest
 
+test-all: install
+	$(PYTHON) -m pytest -m "not slurm"
+
 test-slurm: install
 	$(PYTHON) -m pytest -m slurm --timeout 900 tests/slurm
 
 lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 bench: install
 	$(PYTHON) -m benchmarks

@@ -31,6 +31,16 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "ruff", "scikit-learn", "torchcodec", "transformers"],
+        "test": [
+            "mypy",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "scikit-learn",
+            "torchcodec",
+            "transformers",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
 )

@@ -1,3 +1,3 @@
 """Tubelet: self-supervised pretraining of video encoders."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
