@@ -233,15 +233,18 @@ def test_half_precision_is_near_to_single(small, dtype, use_mask_tokens):
     assert found[1] == pytest.approx(found[0], rel=2e-2)
 
 
-def test_init_from_starts_a_new_run_from_the_weights(small, tmp_path):
+@pytest.mark.parametrize("objective", ["vjepa", "videomae"])
+def test_init_from_starts_a_new_run_from_the_weights(small, tmp_path, objective):
     path = small()
-    main(config.load(path, [], Options), World())
-    trainer = new_trainer(path, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
+    main(config.load(path, [f"objective={objective}"], Options), World())
+    trainer = new_trainer(path, f"objective={objective}", f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
     assert not trainer.resume()
     initialize(trainer, trainer.options.init_from)
     assert trainer.step == 0
-    for part in ("encoder", "target_encoder", "predictor"):
-        assert_same(getattr(trainer.objective, part).state_dict(), final_state(tmp_path / "run")["weights"][part])
+    weights = final_state(tmp_path / "run")["weights"]
+    assert weights.keys() == trainer.objective.parts().keys()
+    for name, part in trainer.objective.parts().items():
+        assert_same(part.state_dict(), weights[name])
 
 
 def test_init_from_what_is_no_pretraining_is_refused(small, tmp_path):

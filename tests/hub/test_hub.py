@@ -98,6 +98,19 @@ def test_run_folder(tmp_path, section):
     same_predictor(hub.load_predictor(tmp_path), predictor)
 
 
+def test_run_with_encoders_of_other_names(tmp_path):
+    """The objective's first encoder is loaded unless `checkpoint_key` names another part."""
+    options, student, teacher, _ = make()
+    parts = {"student": student.state_dict(), "teacher": teacher.state_dict(), "head": {"weight": torch.ones(3)}}
+    metadata = {"config": {**options, "data": DATA}, "encoders": ["teacher", "student"]}
+    checkpoint.save(tmp_path / "checkpoints", 7, CheckpointState(parts, {}, metadata), keep=2)
+    same_encoder(hub.load_encoder(tmp_path), teacher)
+    same_encoder(hub.load_encoder(tmp_path, "student"), student)
+    with pytest.raises(ConfigError, match=r"'studnet' is not in the file\. Did you mean 'student'"):
+        hub.load_encoder(tmp_path, "studnet")
+    assert hub.read_parts(tmp_path).keys() == {"target_encoder", *parts}
+
+
 def test_arguments_override_what_the_run_says(tmp_path):
     _, target, _ = write_run(tmp_path)
     features = hub.load_encoder(tmp_path, out_layers=[0, 1]).eval()(clips())

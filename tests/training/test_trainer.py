@@ -225,3 +225,13 @@ def test_parameters_and_buffers_outside_of_the_parts_are_refused(tmp_path, kind)
     options = make_options(tmp_path)
     with pytest.raises(UserError, match=r"MeanColor.parts\(\) lacks temperature"):
         Trainer(objective, options, Schedule(options.optimization, STEPS), World(), global_batch=BATCH)
+
+
+def test_encoders_outside_of_the_parts_are_refused(tmp_path):
+    class Renamed(MeanColor):
+        def encoders(self):
+            return {"encoder": self.model}
+
+    options = make_options(tmp_path)
+    with pytest.raises(UserError, match=r"Renamed.encoders\(\) has encoder, which its parts\(\) .* they are model"):
+        Trainer(Renamed(), options, Schedule(options.optimization, STEPS), World(), global_batch=BATCH)

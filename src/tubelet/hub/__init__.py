@@ -35,7 +35,8 @@ def load_encoder(path: str | Path, checkpoint_key: str = "target_encoder", **arg
 
     Args:
         path: File or folder.
-        checkpoint_key: Which encoder of the file, `target_encoder` or `encoder`.
+        checkpoint_key: Which encoder of the file: `target_encoder`, `encoder`, or another that the run's objective
+            offers (`Objective.encoders`). `target_encoder` is the first of these where no part has that name.
         arguments: What the file does not say, or what should differ: options of the encoder such as `out_layers`, by
             themselves or together in `encoder={"name": …, …}`; V-JEPA's names `model_name`, `uniform_power`,
             `use_rope`, …; and `img_size`, `num_frames`, `patch_size`, `tubelet_size`. V-JEPA and V-JEPA 2 files need
@@ -158,7 +159,7 @@ def export(path: str | Path, folder: str | Path, checkpoint_key: str = "target_e
 
 
 def read_parts(path: str | Path) -> dict[str, State]:
-    """Read the state dicts `encoder`, `target_encoder` and `predictor` of a file or folder, with Tubelet's names."""
+    """Read the state dicts of a file or folder, with Tubelet's names: all parts of a run, or encoders and predictor."""
     weights = read(path)
     return {name: _without_fixed_positions(state) for name, state in weights.parts.items()}
 
@@ -173,8 +174,9 @@ def read(path: str | Path) -> "Weights":
         parts["predictor"] = _from_transformers(tensors, "predictor")
         return TransformersWeights(path, parts, config)
     file = checkpoint.locate(path)
-    stored, metadata = _Parts(file), checkpoint.read_metadata(file)
-    if not stored:
+    metadata = checkpoint.read_metadata(file)
+    stored = _Parts(file, metadata)
+    if "target_encoder" not in stored and "predictor" not in stored:
         raise checkpoint.CheckpointError(
             f"{file}: no encoder or predictor in it; it holds {', '.join([*checkpoint.parts(file), *metadata])}"
         )
@@ -183,16 +185,20 @@ def read(path: str | Path) -> "Weights":
 
 
 class _Parts(Mapping[str, State]):
-    """State dicts of a checkpoint's encoders and predictor, each read and verified on first access."""
+    """State dicts of a checkpoint, each read and verified on first access.
 
-    def __init__(self, path: Path):
+    Of a released file, which holds optimizers and more, only encoders and predictor are parts.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, Any]):
         self._path = path
         stored = checkpoint.parts(path)
-        self._stored_as: dict[str, str] = {
-            name: name for name in ("encoder", "target_encoder", "predictor") if name in stored
-        }
-        if "encoder" in stored:
-            self._stored_as.setdefault("target_encoder", "encoder")  # supervised training has one encoder
+        if "config" not in metadata:
+            stored = [name for name in stored if name in ("encoder", "target_encoder", "predictor")]
+        self._stored_as: dict[str, str] = {name: name for name in stored}
+        encoders = metadata.get("encoders") or [name for name in ("target_encoder", "encoder") if name in stored]
+        if encoders:
+            self._stored_as.setdefault("target_encoder", encoders[0])
         self._read: dict[str, State] = {}
 
     def __getitem__(self, name: str) -> State:
@@ -202,6 +208,9 @@ class _Parts(Mapping[str, State]):
                 checkpoint.check_intact(self._path, "weights")
             self._read[stored_as] = _without_prefixes(checkpoint.read_weights(self._path, [stored_as])[stored_as])
         return self._read[stored_as]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored_as  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored_as)

@@ -150,7 +150,8 @@ class PretrainConfig(Config):
     """Run folder, or the folder of `checkpoint`."""
     checkpoint: str | None = None
     """File in `folder`, by default the newest of a run; `random` for random weights, drawn with `init_seed`."""
-    checkpoint_key: Literal["target_encoder", "encoder"] = "target_encoder"
+    checkpoint_key: str = "target_encoder"
+    """Which encoder, see `tubelet.hub.load_encoder`."""
     encoder: dict[str, Any] = {}
     """The encoder as in pretraining, `{name: vit_large, …}`; for a run, only the options that differ."""
     resolution: int | None = Field(None, ge=1)

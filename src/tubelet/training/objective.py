@@ -96,7 +96,10 @@ class Objective(nn.Module):
         return MappingProxyType({})
 
     def encoders(self) -> dict[str, nn.Module]:
-        """Return the encoders among `parts`, the one to evaluate first; feature statistics are computed on that."""
+        """Return the encoders among `parts`, by the same names, the one to evaluate first.
+
+        `hub` and probes load that one unless `checkpoint_key` names another; feature statistics are computed on it.
+        """
         return {}
 
     def metadata(self) -> dict[str, Any]:

@@ -226,6 +226,7 @@ class Trainer:
                 "global_batch": self.global_batch,
                 "scaler": self.scaler.state_dict(),
                 "config": self.config,
+                "encoders": list(self.objective.encoders()),
                 **self.objective.metadata(),
                 **({} if self.data_state is None else self.data_state.metadata()),
             },
@@ -292,7 +293,7 @@ class Trainer:
 
 
 def _check_parts(objective: Objective, parts: dict[str, nn.Module]) -> None:
-    """Raise UserError where parameters or buffers would not be trained, or be lost when the run is resumed."""
+    """Raise UserError where parameters, buffers or encoders would not be trained, or not be stored in checkpoints."""
     stored = {id(parameter) for part in parts.values() for parameter in part.parameters()}
     missing = [name for name, p in objective.named_parameters() if p.requires_grad and id(p) not in stored]
     persistent = objective.state_dict()
@@ -301,6 +302,11 @@ def _check_parts(objective: Objective, parts: dict[str, nn.Module]) -> None:
         raise UserError(
             f"{type(objective).__qualname__}.parts() lacks {', '.join(missing)}: it would not be trained, or not be "
             "stored in checkpoints. Put parameters and buffers into a module that is an attribute of the objective"
+        )
+    if foreign := [name for name, encoder in objective.encoders().items() if parts.get(name) is not encoder]:
+        raise UserError(
+            f"{type(objective).__qualname__}.encoders() has {', '.join(foreign)}, which its parts() do not have under "
+            f"the same name; they are {', '.join(parts)}"
         )
 
 
