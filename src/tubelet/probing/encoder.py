@@ -18,6 +18,7 @@ from tubelet.models import build_encoder, drop_lacking_defaults
 from tubelet.models.interfaces import Encoder
 from tubelet.probing.options import RANDOM, LabelledDataConfig, PretrainConfig, ProbeOptions
 from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import autocast
 from tubelet.runtime.seeds import seed_for
 
 
@@ -84,7 +85,7 @@ class FrozenEncoder:
     def __call__(self, clips: Tensor) -> Tensor:
         """uint8 clips [B, n, C, T, H, W] -> tokens [B, n, N, D] on the device."""
         x = to_float(clips.to(self.device, non_blocking=True).flatten(0, 1), self.mean, self.std)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.dtype):
             tokens = self.module(x)
         return rearrange(tokens.to(self.dtype), "(B n) N D -> B n N D", B=len(clips))
 

@@ -14,6 +14,7 @@ from tubelet.probing import heads as ensemble
 from tubelet.probing.features import Features
 from tubelet.probing.options import ProbeOptimizationConfig
 from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import autocast
 from tubelet.runtime.parallelize import DistributedConfig, parallelize
 from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import torch_generator
@@ -158,7 +159,7 @@ class Fitter:
     def read_out(self, heads: nn.Module, tokens: Tensor) -> Tensor:
         """Logits [G, B, P, num_classes] of tokens [B, segments, views, N, D]."""
         dtype = self.features.encoder.dtype
-        with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(tokens.device, dtype):
             return ensemble.read_out(heads, tokens, self.options.attend_across_segments)
 
     def _check_any_finite(self, losses: list[float], when: str) -> None:

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from tubelet.config import UserError
 from tubelet.runtime.files import save_tensors
+from tubelet.runtime.parallelize import local_shard
 
 VERSION = 2  # version 1 is that of Tubelet 0.1, see checkpoint_v1.py
 METADATA = "metadata.json"
@@ -127,7 +128,7 @@ def _to_host(tensors: dict[str, Tensor], kind: str, rank: int, buffers: dict[str
     offsets = _shard_offsets(tensors)
     shards = {}
     for name, tensor in tensors.items():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_shard(tensor)
         if rank > 0 and local.shape == tensor.shape:
             continue  # rank 0 has it, too
         buffer = buffers.get(f"{kind}/{name}")

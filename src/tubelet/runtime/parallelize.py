@@ -103,6 +103,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's shard of the tensor; all of it if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def model_state(module: nn.Module) -> dict[str, Any]:
     """State dict of a part of the model, with DTensors if it is sharded."""
     return get_model_state_dict(module)

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from tubelet.data import Batch, evenly_spaced, to_float
 from tubelet.data.loader import SampleSource, make_eval_loader
-from tubelet.runtime.distributed import World
+from tubelet.runtime.distributed import World, autocast
 from tubelet.training.feature_statistics import clip_statistics, summarize
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class FeatureMonitor:
         """fp32 [b, D + 1] of a batch. Its tokens are freed on return, before the next batch is encoded."""
         device = self.world.device
         video = to_float(clips.to(device), self.mean, self.std)
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(device, self.dtype):
             tokens = encoder(video)
         mean, variance = clip_statistics(tokens)
         return torch.cat([mean, variance[:, None]], dim=1)

@@ -115,10 +115,10 @@ def ema_update(average: nn.Module, module: nn.Module, momentum: float) -> None:
 
     Works on the local shards of sharded parameters.
     """
-    from torch.distributed.tensor import DTensor
+    from tubelet.runtime.parallelize import local_shard  # here, as it imports much that options do not need
 
     def local_shards(m: nn.Module) -> list[Tensor]:
-        return [p.to_local() if isinstance(p, DTensor) else p.data for p in m.parameters()]
+        return [local_shard(p.data) for p in m.parameters()]
 
     with torch.no_grad():
         torch._foreach_lerp_(local_shards(average), local_shards(module), 1.0 - momentum)

@@ -19,7 +19,7 @@ from tubelet.data.bad_files import TooManyBadFiles
 from tubelet.runtime import checkpoint, parallelize
 from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
 from tubelet.runtime.checkpoint_writer import Saver
-from tubelet.runtime.distributed import World
+from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.runtime.seeds import seed_for
 from tubelet.runtime.signals import SignalHandler
@@ -212,8 +212,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context of forward passes."""
-        dtype = self.options.dtype
-        return torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32)
+        return autocast(self.world.device, self.options.dtype)
 
     def state(self) -> CheckpointState:
         """Return everything that the run needs to go on."""
