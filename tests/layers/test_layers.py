@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tubelet.layers import MLP, Attention, Block, CrossAttention, CrossAttentionBlock, PatchEmbed, PatchEmbed3D, SwiGLU
+from tubelet.layers.attention import attention
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.positions import rope_tables, rotate
 
@@ -29,6 +30,18 @@ def test_attention_equals_a_loop(qk_scale, rope):
         for b in range(2)
     ]
     torch.testing.assert_close(layer(x, tables), layer.proj(torch.stack(mixed)), atol=1e-5, rtol=0)
+
+
+def test_attention_on_a_cpu_is_exact_under_autocast():
+    q, k, v = torch.randn(3, 2, 4, 10, 8).bfloat16().unbind(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attention(q, k, v)
+    exact = (q.float() @ k.float().mT * 8**-0.5).softmax(-1) @ v.float()
+    assert mixed.dtype == torch.bfloat16
+    rounding = 1.001 * 2**-8  # of bf16, relative
+    torch.testing.assert_close(mixed.float(), exact, rtol=rounding, atol=1e-6)
+    in_bf16 = F.scaled_dot_product_attention(q, k, v).float()  # rounds the attention weights, too
+    assert ((in_bf16 - exact).abs() > rounding * exact.abs() + 1e-6).any()
 
 
 @pytest.mark.parametrize("use_proj", [True, False])

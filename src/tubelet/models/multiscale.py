@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tubelet.grid import Grid
 from tubelet.layers import Block, PatchEmbed3D
+from tubelet.layers.attention import attention
 from tubelet.layers.checks import head_width
 from tubelet.layers.groups import tube_grid
 from tubelet.layers.init import init_weights, rescale_blocks
@@ -48,7 +49,7 @@ class Lateral(nn.Module):
         """
         q = self.q(self.norm_x(x)).unflatten(2, (self.num_heads, self.head_dim))
         k, v = self.kv(self.norm_context(context)).unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return x + self.proj(y.transpose(1, 2).flatten(2))
 
 
