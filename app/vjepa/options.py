@@ -9,6 +9,7 @@ from tubelet import objectives
 from tubelet.config import RESUME_IGNORED, Config, ConfigError
 from tubelet.config.registry import Module
 from tubelet.data import AugConfig, DataConfig
+from tubelet.data.transforms import MultiViewTransform, TrainTransform
 from tubelet.masks import MaskCollator, MaskOptions, build_collator
 from tubelet.models import EncoderOptions, check_returns_tokens
 from tubelet.objectives import Setup
@@ -66,9 +67,17 @@ class Options(TrainingOptions):
         """Build the objective without memory for its weights, so that misfits are errors before any data is read."""
         self.optimization.check_accumulation(self.data.batch_size)
         check_returns_tokens(self.encoder, "encoder")
+        self.transform()
         with torch.device("meta"):
             objectives.build(self.objective, self.setup(schedule_steps=1))
         return self
+
+    def transform(self) -> TrainTransform | MultiViewTransform:
+        """Return the transform of the training clips. Raises ConfigError or ValueError for impossible options."""
+        views = self.objective.data_views()
+        if views:
+            return MultiViewTransform(self.data_aug, self.data.crop_size, views)
+        return TrainTransform(self.data_aug, self.data.crop_size)
 
     def setup(self, schedule_steps: float) -> Setup:
         """Return what the objective is built from."""

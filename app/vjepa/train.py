@@ -11,7 +11,7 @@ from tubelet.config.registry import find
 from tubelet.data.bad_files import BadFiles
 from tubelet.data.loader import make_train_loader
 from tubelet.data.streams import SampleStream
-from tubelet.data.transforms import EvalTransform, TrainTransform
+from tubelet.data.transforms import EvalTransform
 from tubelet.runtime.checkpoint import CheckpointError
 from tubelet.runtime.distributed import World
 from tubelet.runtime.seeds import seed_for
@@ -26,8 +26,7 @@ def main(options: Options, world: World) -> None:
     options.check_batch_size(world.world_size)
     data, seed, folder = options.data, options.meta.seed, Path(options.folder)
 
-    transform = TrainTransform(options.data_aug, data.crop_size)
-    dataset = find("data", data.format.name).Dataset(data, transform, seed=seed, on_error="replace")
+    dataset = find("data", data.format.name).Dataset(data, options.transform(), seed=seed, on_error="replace")
     stream = SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
     schedule = options.optimization.schedule(steps_per_epoch=max(1, stream.pass_length // stream.batch_size))
 

@@ -34,7 +34,7 @@ Example: captions in text files next to the videos, as text targets of `batch.ta
 """
 
 from tubelet.data.normalize import to_float
-from tubelet.data.options import NORMALIZATION, AugConfig, DataConfig, DataFormat, Decoder, MaxBadFraction
+from tubelet.data.options import NORMALIZATION, AugConfig, DataConfig, DataFormat, Decoder, MaxBadFraction, ViewOptions
 from tubelet.data.streams import evenly_spaced
 from tubelet.data.types import BadFile, Batch, Draw, Sample, VideoError
 
@@ -50,6 +50,7 @@ __all__ = [
     "MaxBadFraction",
     "Sample",
     "VideoError",
+    "ViewOptions",
     "evenly_spaced",
     "to_float",
 ]

@@ -1,10 +1,11 @@
 """YAML sections `data` and `data_aug`."""
 
-from typing import Annotated, Literal
+import dataclasses
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tubelet.config import RESUME_IGNORED, Config, Pair, Size, Triple
+from tubelet.config import RESUME_IGNORED, Config, ConfigError, Pair, Size, Triple, check_part
 from tubelet.config.registry import Module, PartOptions
 from tubelet.grid import ClipShape, nearest_multiple
 
@@ -108,6 +109,11 @@ class AugConfig(Config):
     reprob: float = Field(default=0.0, ge=0, le=1)
     """Probability of random erasing, which replaces a box of the clip by noise."""
     horizontal_flip: bool = True
+    """Mirror half of the clips."""
+    vertical_flip: bool = False
+    """Turn half of the clips upside down: for videos from above, which have no preferred direction."""
+    rotate90: bool = False
+    """Rotate clips by 0, 90, 180 or 270 degrees, equally often; needs a square `crop_size`."""
     color_jitter: float = Field(default=0.0, ge=0)
     """Strength for brightness, contrast and saturation."""
     normalize_mean: Triple = (0.485, 0.456, 0.406)
@@ -127,3 +133,39 @@ class AugConfig(Config):
         if min(self.normalize_std) <= 0:
             raise ValueError(f"normalize_std {list(self.normalize_std)}: must be positive")
         return self
+
+
+class ViewOptions(Config):
+    """A view of each clip in multi-crop training: a value of the mapping `views` of an objective."""
+
+    count: int = Field(1, ge=0)
+    """Crops of each clip; 0 leaves the view out."""
+    crop_size: Size | None = None
+    """Pixels of the crops; null: `data.crop_size`."""
+    num_frames: int | None = Field(None, ge=1)
+    """Frames of each crop: a random window of the clip's frames, so that crops are near in time, not simultaneous;
+    null: all frames. Encoders without rotary positions stretch the times of a shorter clip to those of a full one."""
+    data_aug: dict[str, Any] = {}
+    """What differs from section `data_aug` for this view."""
+
+    def clip_shape(self, clip: ClipShape) -> ClipShape:
+        """Return the size of a crop of a clip. Raises ValueError where it has more frames than the clip."""
+        num_frames = self.num_frames or clip.num_frames
+        if num_frames > clip.num_frames:
+            raise ValueError(f"num_frames {num_frames} exceeds the {clip.num_frames} frames of a clip")
+        return dataclasses.replace(clip, num_frames=num_frames, crop_size=self.crop_size or clip.crop_size)
+
+    def augmentation(self, common: AugConfig, at: str) -> AugConfig:
+        """Return section `data_aug` with the changes of this view.
+
+        Args:
+            common: Section `data_aug`.
+            at: Path of the view's options, for messages.
+
+        Raises:
+            ConfigError: A change is invalid.
+        """
+        for name in NORMALIZATION:
+            if name in self.data_aug:
+                raise ConfigError(f"  {at}.data_aug.{name}: all views are normalized alike; set data_aug.{name}")
+        return check_part({**common.model_dump(), **self.data_aug}, AugConfig, f"{at}.data_aug")

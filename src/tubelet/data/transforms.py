@@ -4,11 +4,14 @@ A transform takes (frames uint8 [T, H, W, 3], rng) and returns the view `clip`, 
 views, for example `{"global": …, "local": …}` for multi-crop objectives. It draws from `rng` only.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from tubelet.data.options import AugConfig
+from tubelet.config import ConfigError
+from tubelet.data.options import AugConfig, ViewOptions
 from tubelet.grid import as_pair
 
 Window = tuple[int, int, int, int]  # top, left, height, width
@@ -23,6 +26,8 @@ class TrainTransform:
 
     def __init__(self, augmentation: AugConfig, crop_size: int | tuple[int, int]):
         self.augmentation, self.crop_size = augmentation, as_pair(crop_size)
+        if augmentation.rotate90 and self.crop_size[0] != self.crop_size[1]:
+            raise ValueError(f"rotate90 needs a square crop_size, not {list(self.crop_size)}")
         self._color: list[torch.nn.Module] = []
         if augmentation.auto_augment:
             ops, magnitude = augmentation.auto_augment_ops, augmentation.auto_augment_magnitude
@@ -42,12 +47,63 @@ class TrainTransform:
             clip = crop(frames, window, self.crop_size)
         if options.horizontal_flip and rng.random() < 0.5:
             clip = clip.flip(-1)
+        if options.vertical_flip and rng.random() < 0.5:
+            clip = clip.flip(-2)
+        if options.rotate90:
+            clip = clip.rot90(int(rng.integers(4)), (-2, -1))
         if self._color:
             clip = _with_seed(self._color, clip, int(rng.integers(2**63)))
         clip = clip.permute(1, 0, 2, 3).contiguous()
         if options.reprob and rng.random() < options.reprob:
             erase(clip, rng, options.normalize_mean, options.normalize_std)
         return clip[None]
+
+
+class MultiViewTransform:
+    """Several crops of a clip, each with its own window, flips and colors, as in multi-crop training.
+
+    The clip is decoded once, and each crop reads only its own window and frames.
+
+    Args:
+        augmentation: Section `data_aug`.
+        crop_size: Pixels of the clips, for views without a size of their own.
+        views: Views by name.
+        at: Path of `views` in the configuration, for messages.
+
+    Raises:
+        ConfigError: An option of a view is invalid.
+
+    Example:
+        >>> views = {"global": ViewOptions(count=2), "local": ViewOptions(count=4, crop_size=96)}
+        >>> transform = MultiViewTransform(AugConfig(), 224, views)
+        >>> [view.shape[0] for view in transform(frames, rng).values()]
+        [2, 4]
+    """
+
+    def __init__(
+        self,
+        augmentation: AugConfig,
+        crop_size: int | tuple[int, int],
+        views: Mapping[str, ViewOptions],
+        at: str = "objective.views",
+    ):
+        self.views = {name: view for name, view in views.items() if view.count}
+        self.transforms = {}
+        for name, view in self.views.items():
+            own = view.augmentation(augmentation, f"{at}.{name}")
+            try:
+                self.transforms[name] = TrainTransform(own, view.crop_size or crop_size)
+            except ValueError as error:
+                raise ConfigError(f"  {at}.{name}.data_aug: {error}") from None
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """uint8 [T, H, W, 3] -> name: uint8 [count, 3, T', *crop_size]."""
+        crops = {}
+        for name, view in self.views.items():
+            length = view.num_frames or len(frames)
+            starts = rng.integers(len(frames) - length + 1, size=view.count).tolist()
+            crops[name] = torch.cat([self.transforms[name](frames[s : s + length], rng) for s in starts])
+        return crops
 
 
 class EvalTransform:

@@ -546,6 +546,7 @@ def _check_exportable(encoder: nn.Module, path: str | Path) -> None:
         "SwiGLU layers (use_silu: true)": not isinstance(block.mlp, MLP),
         "images (num_frames: 1)": not encoder.is_video,
         "clips that are not square": encoder.grid[1] != encoder.grid[2],
+        "block_causal attention": encoder.block_causal,
         "qk_scale": block.attn.scale != block.attn.head_dim**-0.5,
     }
     if any(lacking.values()):

@@ -132,13 +132,14 @@ def attend_frame_by_frame(
         q: Queries [B, heads, N, d], sorted by frame.
         k: Keys of the same shape.
         v: Values of the same shape.
-        heads: The pattern of each head.
+        heads: The pattern of each head, or a single one for all heads.
         frame_sizes: Number of tokens of each frame; they add up to N.
         **options: Further arguments of scaled_dot_product_attention.
 
     Returns:
         Mixed values [B, heads, N, d].
     """
+    heads = heads * q.shape[1] if len(heads) == 1 else heads
     outputs, first_head = [], 0
     for is_lookback, run in itertools.groupby([isinstance(pattern, Lookback) for pattern in heads]):
         h = slice(first_head, first_head := first_head + len(list(run)))

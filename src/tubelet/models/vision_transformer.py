@@ -5,13 +5,17 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from tubelet.grid import ClipShape, Grid, as_pair
 from tubelet.layers import Block, PatchEmbed, PatchEmbed3D
+from tubelet.layers.attention import AttentionFn
 from tubelet.layers.block import run_block
 from tubelet.layers.init import init_weights, rescale_blocks
+from tubelet.layers.pattern_attention import pattern_attention
+from tubelet.layers.patterns import Lookback
 from tubelet.layers.positions import Positions, RopePairing
 from tubelet.models.interfaces import Encoder
 
@@ -45,6 +49,8 @@ class VisionTransformer(Encoder):
         use_activation_checkpointing: Recompute activations in the backward pass to save memory.
         depth_scaled_init: Divide the output projections of block l by sqrt(2 l), as in BEiT; False leaves them as
             drawn, as V-JEPA's trainer does.
+        block_causal: Let a token attend to the tokens of its own and of earlier time slots only, so that features do
+            not depend on later frames; by default it attends to all tokens.
 
     Raises:
         ValueError: If sizes, heads or layers are incompatible.
@@ -83,6 +89,7 @@ class VisionTransformer(Encoder):
         wide_silu: bool = True,
         use_activation_checkpointing: bool = False,
         depth_scaled_init: bool = True,
+        block_causal: bool = False,
     ):
         super().__init__()
         self.embed_dim = embed_dim
@@ -91,6 +98,7 @@ class VisionTransformer(Encoder):
         self.tubelet_size = tubelet_size
         self.is_video = num_frames > 1
         self.out_layers = out_layers
+        self.block_causal = block_causal
         self.use_activation_checkpointing = use_activation_checkpointing
         if out_layers is not None and not all(0 <= layer < depth for layer in out_layers):
             raise ValueError(f"out_layers {list(out_layers)}: with depth {depth} the layers are 0 to {depth - 1}")
@@ -154,13 +162,19 @@ class VisionTransformer(Encoder):
             x = x.squeeze(2)
         x = self.positions.add(self.patch_embed(x, masks), masks, grid)
         rope = self.positions.rope(masks, grid)
+        attend = self._attention(masks, grid, x.device)
 
         features = []
         for layer, block in enumerate(self.blocks):
-            x = run_block(block, x, rope, use_checkpoint=self.use_activation_checkpointing and self.training)
+            x = run_block(block, x, rope, attend, use_checkpoint=self.use_activation_checkpointing and self.training)
             if self.out_layers is not None and layer in self.out_layers:
                 features.append(self.norm(x))
         return self.norm(x) if self.out_layers is None else features
+
+    def _attention(self, keep: torch.Tensor | None, grid: Grid, device: torch.device) -> AttentionFn:
+        if not self.block_causal:
+            return F.scaled_dot_product_attention
+        return pattern_attention((Lookback(),), grid, keep, device, self.embed_dim // self.num_heads)
 
     def _grid_of(self, x: torch.Tensor) -> Grid:
         if self.is_video and x.ndim != 5:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.config import Config
-from tubelet.data import Batch
+from tubelet.data import Batch, ViewOptions
 from tubelet.runtime.seeds import seed_for
 
 
@@ -20,6 +20,10 @@ class ObjectiveOptions(Config):
 
     name: str
     """File in tubelet/objectives, or an importable module such as `my_package.my_objective`."""
+
+    def data_views(self) -> Mapping[str, ViewOptions]:
+        """Return the views of each clip that the objective needs, by name; {} for the view `clip` alone."""
+        return {}
 
     def check_batch(self, num_clips: int) -> None:
         """Raise ValueError where the loss needs more than `num_clips` clips at once, over all processes."""

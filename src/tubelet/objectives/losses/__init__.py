@@ -1,1 +1,1 @@
-"""Loss terms that several objectives share."""
+"""Loss terms, and modules that belong to them, that several objectives share."""

@@ -1,0 +1,128 @@
+"""Masked latent prediction without heuristics: V-JEPA's task (arXiv:2404.08471) with SIGReg (arXiv:2511.08544).
+
+One encoder computes the context and the targets. There is no EMA, no stop-gradient and no normalization of the targets:
+SIGReg gives them zero mean and unit variance in all directions, which also prevents collapse.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tubelet.data import Batch, to_float
+from tubelet.models import PredictorOptions, build_predictor
+from tubelet.models.interfaces import Encoder, Predictor
+from tubelet.objectives import Setup
+from tubelet.objectives.losses.projector import Projector
+from tubelet.objectives.losses.sigreg import SIGRegOptions, sigreg
+from tubelet.report.curves import Curves
+from tubelet.runtime.seeds import torch_generator
+from tubelet.training.objective import Objective, ObjectiveOptions, StepRng
+
+CURVES = (
+    Curves(
+        "loss",
+        "Loss",
+        "",
+        {"loss": "total", "loss_pred": "prediction", "loss_sigreg": "SIGReg"},
+        "Loss terms. Look for: SIGReg that falls to about 1, its value for normally distributed projections (with "
+        "`sigreg.times_batch`), and a prediction loss below 1, the variance of the targets. A prediction loss near zero "
+        "with a SIGReg that stays high is collapse.",
+        smooth=True,
+    ),
+)
+REMEDIES = (
+    "raise objective.sigreg_coeff (2 to 10 times)",
+    "raise data.batch_size",
+)
+
+
+class Options(ObjectiveOptions):
+    """YAML section `objective` with `name: lejepa`."""
+
+    name: str = "lejepa"
+    predictor: PredictorOptions = Field({}, validate_default=True)
+    """Predictor with mask tokens."""
+    projector_hidden_dim: int = Field(2048, ge=1)
+    projector_dim: int = Field(256, ge=1)
+    """Width of the projections of the tokens, which are predicted."""
+    sigreg_coeff: float = Field(0.02, ge=0)
+    """Weight of SIGReg; that of the prediction loss is 1."""
+    sigreg: SIGRegOptions = SIGRegOptions()
+    sigreg_tokens: int = Field(4, ge=1)
+    """Positions in the clip, drawn at random in each step, at which SIGReg compares the clips."""
+    stop_gradient: bool = False
+    """Send no gradient of the prediction loss through the targets, as an ablation."""
+
+    def check_batch(self, num_clips: int) -> None:
+        if num_clips < 2:
+            raise ValueError(
+                "objective.sigreg compares the clips of a batch, but there is one: raise data.batch_size, or lower "
+                "optimization.accumulation_steps"
+            )
+
+
+class LeJEPA(Objective):
+    """Predicts the projected features of the full clip at hidden positions from the features of the visible tokens.
+
+    SIGReg is computed at each of a few positions over the clips, not over all tokens together: features that depend on
+    the position alone, which a predictor can guess, are then not normal.
+
+    With gradient accumulation, SIGReg and the projector's batch norm see the clips of a part in all processes.
+
+    Args:
+        encoder: Any encoder that accepts masks.
+        predictor: Maps `(context, None, masks_context, masks_target, mask_index)` to projections at the target
+            positions.
+        options: Loss.
+        mean: Mean of each color channel in [0, 1].
+        std: Standard deviation of each color channel.
+    """
+
+    def __init__(
+        self, encoder: Encoder, predictor: Predictor, options: Options, *, mean: Sequence[float], std: Sequence[float]
+    ):
+        super().__init__()
+        self.encoder, self.predictor, self.options, self.mean, self.std = encoder, predictor, options, mean, std
+        self.projector = Projector(encoder.embed_dim, options.projector_hidden_dim, options.projector_dim)
+
+    def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
+        """Compute the mean squared error of the predictions, averaged over the masks, and SIGReg."""
+        clips = to_float(batch.clips, self.mean, self.std)
+        projections = self.projector(self.encoder(clips)).float()  # [B, N, P]
+        targets = projections.detach() if self.options.stop_gradient else projections
+        errors = []
+        for index, context in enumerate(self.encoder(clips, list(batch.masks_context))):
+            target = batch.masks_target[index]
+            predicted = self.predictor(context, None, batch.masks_context[index], target, index).float()
+            hidden = targets.gather(1, target.unsqueeze(-1).expand_as(predicted))
+            errors.append((predicted - hidden).square().mean())
+        prediction = torch.stack(errors).mean(0)
+        gauss = sigreg(projections[:, self.positions(projections, rng)].transpose(0, 1), rng, self.options.sigreg)
+        loss = prediction + self.options.sigreg_coeff * gauss
+        return {"loss": loss, "loss_pred": prediction.detach(), "loss_sigreg": gauss.detach()}
+
+    def positions(self, tokens: Tensor, rng: StepRng) -> Tensor:
+        """Draw the positions [sigreg_tokens] of a step among those of the tokens [B, N, P]."""
+        generator = torch_generator(rng.seed, rng.step, "sigreg positions", device=tokens.device)
+        order = torch.randperm(tokens.shape[1], generator=generator, device=tokens.device)
+        return order[: self.options.sigreg_tokens]
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder}
+
+
+def build(options: Options, setup: Setup) -> LeJEPA:
+    """Build encoder, projector and predictor. Raises ValueError where they do not fit the clips or the masks."""
+    num_masks = setup.num_masks(at_least=1)
+    encoder = setup.build_encoder(drop_tokens=True)
+    try:
+        predictor = build_predictor(
+            options.predictor, encoder, setup.clip, num_mask_tokens=num_masks, out_dim=options.projector_dim
+        )
+    except ValueError as error:
+        raise ValueError(f"objective.predictor: {error}") from None
+    if not predictor.use_mask_tokens:
+        raise ValueError("objective.predictor.use_mask_tokens: noised targets work with objective.name: vjepa only")
+    return LeJEPA(encoder, predictor, options, mean=setup.mean, std=setup.std)
