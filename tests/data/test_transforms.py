@@ -3,8 +3,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from tubelet.data import AugConfig, to_float
-from tubelet.data.transforms import EvalTransform, TrainTransform, crop, erase, random_window
+from tubelet.config import ConfigError
+from tubelet.data import AugConfig, ViewOptions, to_float
+from tubelet.data.transforms import EvalTransform, MultiViewTransform, TrainTransform, crop, erase, random_window
 
 PLAIN = {"horizontal_flip": False}
 
@@ -46,7 +47,15 @@ def test_training_clip_is_one_window_of_all_frames(frames):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"auto_augment": True}, {"color_jitter": 0.4}, {"reprob": 1.0}, {"motion_shift": True}, {"horizontal_flip": True}],
+    [
+        {"auto_augment": True},
+        {"color_jitter": 0.4},
+        {"reprob": 1.0},
+        {"motion_shift": True},
+        {"horizontal_flip": True},
+        {"vertical_flip": True},
+        {"rotate90": True},
+    ],
 )
 def test_each_augmentation_changes_the_clip_repeatably_and_leaves_the_global_generator(frames, changed):
     transform, plain = TrainTransform(AugConfig(**PLAIN | changed), 32), TrainTransform(AugConfig(**PLAIN), 32)
@@ -71,6 +80,74 @@ def test_flip_comes_half_of_the_time(frames):
         assert torch.equal(one, other) or torch.equal(one, other.flip(-1))
         flipped += not torch.equal(one, other)
     assert 70 < flipped < 130
+
+
+def test_clips_from_above_are_seen_in_all_eight_orientations(frames):
+    whole = {"random_resize_scale": (1.0, 1.0), "random_resize_aspect_ratio": (1.0, 1.0)}
+    square = np.ascontiguousarray(frames[:, :90, :90])
+    original = TrainTransform(AugConfig(**whole, **PLAIN), 90)(square, np.random.default_rng(0))
+    turned = [original.rot90(turns, (-2, -1)) for turns in range(4)]
+    orientations = turned + [clip.flip(-1) for clip in turned]
+
+    def drawn(**options):
+        transform = TrainTransform(AugConfig(**whole, **options), 90)
+        clips = [transform(square, np.random.default_rng(seed)) for seed in range(60)]
+        return {next(i for i, clip in enumerate(orientations) if torch.equal(clip, other)) for other in clips}
+
+    assert drawn(horizontal_flip=True, rotate90=True) == set(range(8))
+    assert drawn(horizontal_flip=False, rotate90=True) == {0, 1, 2, 3}
+    assert drawn(horizontal_flip=False, vertical_flip=True) == {0, 6}  # 6: turned by half and mirrored
+    with pytest.raises(ValueError, match="rotate90 needs a square crop_size"):
+        TrainTransform(AugConfig(rotate90=True), (32, 48))
+
+
+def test_views_are_crops_of_their_own_windows_of_frames(frames):
+    frames = frames.copy()
+    frames[:, :, :, 2] = 50 * np.arange(5)[:, None, None]  # the blue channel is the time
+    views = {
+        "global": ViewOptions(count=2, data_aug={"random_resize_scale": [0.9, 1.0]}),
+        "local": ViewOptions(count=3, crop_size=(16, 24), num_frames=2),
+        "none": ViewOptions(count=0),
+    }
+    transform = MultiViewTransform(AugConfig(random_resize_scale=(0.1, 0.2)), 64, views)
+    crops = transform(frames, np.random.default_rng(0))
+    assert {name: crop.shape for name, crop in crops.items()} == {
+        "global": (2, 3, 5, 64, 64),
+        "local": (3, 3, 2, 16, 24),
+    }
+    assert not torch.equal(*crops["global"])
+    again = transform(frames, np.random.default_rng(0))
+    assert all(torch.equal(again[name], crop) for name, crop in crops.items())
+    starts = set()
+    for seed in range(40):
+        times = transform(frames, np.random.default_rng(seed))["local"][:, 2].float().mean((2, 3)) / 50
+        assert ((times[:, 1] - times[:, 0]).round() == 1).all()
+        starts |= set(times[:, 0].round().int().tolist())
+    assert starts == {0, 1, 2, 3}
+
+
+def test_single_view_is_the_training_clip(frames):
+    """A crop of a view draws what `TrainTransform` draws, with the augmentation of the view."""
+    view = ViewOptions(data_aug={"random_resize_scale": [0.2, 0.3], "color_jitter": 0.3})
+    crops = MultiViewTransform(AugConfig(reprob=1.0), 32, {"global": view})(frames, np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    rng.integers(1, size=1)  # the start of the window of frames
+    own = AugConfig(reprob=1.0, random_resize_scale=(0.2, 0.3), color_jitter=0.3)
+    assert torch.equal(crops["global"], TrainTransform(own, 32)(frames, rng))
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        ({"data_aug": {"colour_jitter": 1.0}}, r"objective.views.a.data_aug.colour_jitter: unknown key. Did you mean"),
+        ({"data_aug": {"random_resize_scale": [0.5, 1.5]}}, "objective.views.a.data_aug: random_resize_scale"),
+        ({"data_aug": {"normalize_std": [1, 1, 1]}}, "objective.views.a.data_aug.normalize_std: all views are normal"),
+        ({"data_aug": {"rotate90": True}, "crop_size": (8, 16)}, "objective.views.a.data_aug: rotate90 needs a square"),
+    ],
+)
+def test_invalid_augmentation_of_a_view_names_the_key(view, message):
+    with pytest.raises(ConfigError, match=message):
+        MultiViewTransform(AugConfig(), 32, {"a": ViewOptions(**view)})
 
 
 def test_random_windows_meet_area_and_aspect():

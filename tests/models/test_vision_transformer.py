@@ -260,3 +260,43 @@ def test_depth_scaled_init_divides_the_outputs_of_deep_blocks(depth_scaled_init)
                 expected = 0.02 / (2 * number) ** 0.5 if depth_scaled_init else 0.02
                 assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.02)
             assert float(block.attn.qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize("use_rope", [False, True])
+def test_block_causal_features_do_not_depend_on_later_frames(use_rope):
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "num_frames": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+    encoder = VisionTransformer(**sizes, use_rope=use_rope, block_causal=True, init_std=0.2)
+    clips = torch.randn(2, 3, 8, 32, 32)
+    changed = clips.clone()
+    changed[:, :, 4:] += 1.0  # the slots 2 and 3 of 16 tokens each
+    keep = torch.stack([torch.randperm(64)[:30].sort().values for _ in range(2)])
+    for masks in (None, keep):
+        before, after = encoder(clips, masks), encoder(changed, masks)
+        index = torch.arange(64).expand(2, 64) if masks is None else masks
+        torch.testing.assert_close(after[index < 32], before[index < 32])
+        assert (after - before)[index >= 32].abs().amax(-1).min() > 1e-3
+    # The first slot is that of a clip without later frames; and in a slot, tokens see each other.
+    moved = clips.clone()
+    moved[:, :, :2, :8, :8] += 1.0
+    assert (encoder(moved) - encoder(clips)).abs().amax(-1).min() > 1e-5
+    if use_rope:
+        torch.testing.assert_close(encoder(clips)[:, :32], encoder(clips[:, :, :4]))
+
+
+def test_block_causal_attention_against_a_loop():
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 8, "num_frames": 6, "embed_dim": 12, "depth": 1, "num_heads": 1}
+    encoder = VisionTransformer(**sizes, block_causal=True, init_std=0.5)
+    clips, keep = torch.randn(1, 3, 6, 16, 16), torch.tensor([[0, 2, 3, 5, 8, 11]])
+    block = encoder.blocks[0]
+    x = encoder.positions.add(encoder.patch_embed(clips, keep), keep)
+    q, k, v = block.attn.qkv(block.norm1(x))[0].split(12, dim=-1)
+    mixed = []
+    for i, token in enumerate(keep[0]):
+        seen = [j for j, other in enumerate(keep[0]) if other // 4 <= token // 4]
+        weights = torch.softmax(k[seen] @ q[i] / 12**0.5, dim=0)
+        mixed.append(weights @ v[seen])
+    x = x + block.attn.proj(torch.stack(mixed))[None]
+    x = x + block.mlp(block.norm2(x))
+    torch.testing.assert_close(encoder(clips, keep), encoder.norm(x))

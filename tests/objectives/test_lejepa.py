@@ -25,7 +25,9 @@ def make_lejepa(predictor=(), **options):
     masks = build_collator([{"name": "random_tube", "ratio": 0.5}] * 2, CLIP)
     predictor = {"depth": 1, "embed_dim": 16, "num_heads": 2, **dict(predictor)}
     sizes = {"projector_hidden_dim": 12, "projector_dim": 8}
-    return lejepa.build(lejepa.Options(predictor=predictor, **sizes, **options), Setup(encoder, CLIP, masks, MEAN, STD, 1))
+    return lejepa.build(
+        lejepa.Options(predictor=predictor, **sizes, **options), Setup(encoder, CLIP, masks, MEAN, STD, 1)
+    )
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ CURVES = (
         "",
         {"loss": "total", "loss_pred": "prediction", "loss_sigreg": "SIGReg"},
         "Loss terms. Look for: SIGReg that falls to about 1, its value for normally distributed projections (with "
-        "`sigreg.times_batch`), and a prediction loss below 1, the variance of the targets. A prediction loss near zero "
-        "with a SIGReg that stays high is collapse.",
+        "`sigreg.times_batch`), and a prediction loss below 1, the variance of the targets. A prediction loss near "
+        "zero with a SIGReg that stays high is collapse.",
         smooth=True,
     ),
 )

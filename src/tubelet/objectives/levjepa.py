@@ -201,9 +201,7 @@ def build(options: Options, setup: Setup) -> LeVJEPA:
     if isinstance(options.token_drop, dict) and options.token_drop.keys() != options.views.keys():
         raise ValueError(f"objective.token_drop: give one number, or one for each of {', '.join(options.views)}")
     if options.by_slot and len({grid.t for grid in grids.values()}) > 1:
-        raise ValueError(
-            "objective.views: projector_input: slots and slot_coeff need the same num_frames in all views"
-        )
+        raise ValueError("objective.views: projector_input: slots and slot_coeff need the same num_frames in all views")
     if options.slot_coeff and not getattr(encoder, "block_causal", False):
         raise ValueError(
             "objective.slot_coeff: the features of a time slot must not depend on later ones: take an encoder with "

@@ -42,7 +42,7 @@ class Projector(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(in_dim, hidden_dim)
+        self.fc1 = nn.Linear(in_dim, hidden_dim, bias=False)  # the norm would remove a bias
         self.norm = BatchNorm(hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, out_dim)
 

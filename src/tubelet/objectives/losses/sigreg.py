@@ -27,8 +27,9 @@ class SIGRegOptions(Config):
     t_max: float = Field(3.0, gt=0)
     times_batch: bool = True
     """Multiply the statistic by the number of clips B of all processes, as the published code does, whose weight is
-    0.02 (with B = 256 for images, 3072 for videos). For normal features the mean is then 1.05 for every B, and for
-    collapsed ones the value grows with B. false: the integral itself; a weight of 0.02 corresponds to 0.02 · B here."""
+    0.02 (with B = 256 for images, 3072 for videos). The value is then 1.05 for normal features, whatever B, and 0.40 B
+    where all features are zero. So a smaller batch needs a larger weight: collapse pays as long as 0.40 B · weight is
+    less than the rest of the loss. false: the integral itself; a weight of 0.02 corresponds to 0.02 B here."""
 
 
 def sigreg(features: Tensor, rng: StepRng, options: SIGRegOptions) -> Tensor:
