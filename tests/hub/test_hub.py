@@ -317,6 +317,7 @@ def test_transformers_folder_written_by_transformers(tmp_path):
         ({"use_rope": True}, "rope_pairing: interleaved"),
         ({**ROPE, "use_silu": True}, "SwiGLU"),
         ({**ROPE, "encoder_args": {"qk_scale": 0.3}}, "qk_scale"),
+        ({**ROPE, "encoder_args": {"block_causal": True}}, "block_causal attention"),
     ],
 )
 def test_export_refuses_what_transformers_does_not_have(tmp_path, section, reason):
