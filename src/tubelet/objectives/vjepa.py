@@ -15,9 +15,9 @@ from tubelet.data import Batch, to_float
 from tubelet.models import PredictorOptions, build_predictor
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
+from tubelet.objectives.losses.hidden_features import hidden_features, predict, prediction_error
 from tubelet.objectives.losses.vicreg import all_gather_with_grad, covariance, invariance, variance_hinge
 from tubelet.report.curves import Curves
-from tubelet.runtime.seeds import seed_for
 from tubelet.training.objective import Objective, ObjectiveOptions, StepRng, ema_update
 from tubelet.training.schedules import linear
 
@@ -123,32 +123,17 @@ class VJEPA(Objective):
         clips = to_float(batch.clips, self.mean, self.std)
         targets = self.targets(clips, batch.masks_target)
         contexts = self.encoder(clips, list(batch.masks_context))
-        seeds = rng.clip_seeds(batch, "noise")
-        predictions = [
-            self.predictor(
-                context,
-                target,
-                batch.masks_context[index],
-                batch.masks_target[index],
-                index,
-                **self._noise(seeds, index, target),
-            )
-            for index, (context, target) in enumerate(zip(contexts, targets, strict=True))
-        ]
+        predictions = predict(self.predictor, contexts, targets, batch, rng)
         return self.losses(predictions, targets, contexts)
 
-    @torch.no_grad()
     def targets(self, clips: Tensor, masks_target: Sequence[Tensor]) -> list[Tensor]:
         """Return the layer-normed features of the target encoder at the positions of each mask [B, Kt, D]."""
-        features = self.target_encoder(clips)
-        features = F.layer_norm(features, features.shape[-1:])
-        return [features.gather(1, mask.unsqueeze(-1).expand(-1, -1, features.shape[-1])) for mask in masks_target]
+        return hidden_features(self.target_encoder, clips, masks_target)
 
     def losses(self, predictions: list[Tensor], targets: list[Tensor], contexts: list[Tensor]) -> dict[str, Tensor]:
         """Compute the loss and its terms, each averaged over the masks."""
-        o, p = self.options, self.options.loss_exp
-        errors = [(z - h).abs().pow(p).mean() / p for z, h in zip(predictions, targets, strict=True)]
-        terms = {"loss_jepa": (1.0, torch.stack(errors).mean(0))}
+        o = self.options
+        terms = {"loss_jepa": (1.0, prediction_error(predictions, targets, o.loss_exp))}
         if o.reg_coeff > 0:
             terms["loss_reg"] = (o.reg_coeff, prediction_variance_hinge(predictions))
         if o.std_coeff > 0 or o.cov_coeff > 0:
@@ -177,18 +162,6 @@ class VJEPA(Objective):
 
     def encoders(self) -> dict[str, nn.Module]:
         return {"target_encoder": self.target_encoder, "encoder": self.encoder}
-
-    def _noise(self, seeds: list[int], mask_index: int, target: Tensor) -> dict[str, Tensor]:
-        """Draw noise and time steps of a diffusion predictor clip by clip; nothing for mask tokens."""
-        if self.predictor.use_mask_tokens:
-            return {}
-        shape = (target.shape[1], self.predictor.predictor_embed_dim)
-        noise, timestep = [], []
-        for seed in seeds:
-            generator = torch.Generator(target.device).manual_seed(seed_for(seed, mask_index))
-            timestep.append(torch.randint(self.predictor.noise_steps, (), generator=generator, device=target.device))
-            noise.append(torch.randn(shape, generator=generator, device=target.device))
-        return {"noise": torch.stack(noise), "timestep": torch.stack(timestep)}
 
 
 def prediction_variance_hinge(predictions: list[Tensor]) -> Tensor:
