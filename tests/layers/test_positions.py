@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from tubelet.grid import Grid
 from tubelet.layers.positions import Positions, rope_tables, rotate, sincos_2d, sincos_3d
 
 
@@ -105,3 +106,12 @@ def test_interpolated_positions_are_linear_between_the_configured_ones():
 def test_positions_are_not_in_the_state_dict():
     assert not Positions(48, 3, (4, 2, 2)).state_dict()
     assert not Positions(48, 3, (4, 2, 2), use_rope=True).state_dict()
+
+
+def test_rope_extent_spreads_rows_and_columns_over_the_same_positions_for_every_size():
+    """First and last row are those of a 4 x 4 grid; a grid of that size is unchanged; time is."""
+    plain = rope_tables(12, Grid(3, 4, 4)).rotation
+    torch.testing.assert_close(rope_tables(12, Grid(3, 4, 4), extent=4).rotation, plain)
+    wide = rope_tables(12, Grid(3, 7, 4), extent=4).rotation.view(3, 7, 4, -1)
+    torch.testing.assert_close(wide[:, ::2], plain.view(3, 4, 4, -1))
+    assert rope_tables(12, Grid(1, 1, 1), extent=4).rotation.isfinite().all()

@@ -6,7 +6,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from tests.rotation import rotated
 from tubelet import hub
-from tubelet.grid import ClipShape
+from tubelet.grid import ClipShape, Grid
 from tubelet.models import build_encoder, build_predictor
 from tubelet.models import vision_transformer as vit
 from tubelet.models.predictor import VisionTransformerPredictor
@@ -206,7 +206,7 @@ def test_factories_have_their_published_sizes(name):
         size["depth"],
         size["num_heads"],
     )
-    hidden = {"vit_giant": 6144, "vit_giant_xformers": 6144, "vit_gigantic": 8192}.get(name, 4 * model.embed_dim)
+    hidden = {1408: 6144, 1664: 8192}.get(model.embed_dim, 4 * model.embed_dim)
     assert model.blocks[0].mlp.fc1.out_features == hidden
     assert model.norm.eps == 1e-6
 
@@ -300,3 +300,42 @@ def test_block_causal_attention_against_a_loop():
     x = x + block.attn.proj(torch.stack(mixed))[None]
     x = x + block.mlp(block.norm2(x))
     torch.testing.assert_close(encoder(clips, keep), encoder.norm(x))
+
+
+@torch.no_grad()
+def test_levels_are_the_tokens_after_their_blocks_each_with_its_own_norm():
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=32, patch_size=8, num_frames=4, embed_dim=24, depth=6, num_heads=2, levels=3)
+    for norm in (*model.level_norms, model.norm):
+        norm.weight.normal_()
+        norm.bias.normal_()
+    video, mask = torch.randn(2, 3, 4, 32, 32), torch.tensor([[0, 5, 9], [1, 2, 31]])
+    x = model.positions.add(model.patch_embed(video))
+    expected = []
+    for number, block in enumerate(model.blocks):
+        x = block(x)
+        if number in (1, 3, 5):
+            expected.append({1: model.level_norms[0], 3: model.level_norms[1], 5: model.norm}[number](x))
+    assert model.levels == (1, 3, 5)
+    torch.testing.assert_close(model(video, all_levels=True), torch.cat(expected, dim=-1))
+    torch.testing.assert_close(model(video, [mask], all_levels=True)[0][..., -24:], model(video, mask))
+    model.out_layers = [3, 4]
+    torch.testing.assert_close(model(video)[0], expected[1])
+
+
+@torch.no_grad()
+def test_image_tokenizer_embeds_single_frames():
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=32, patch_size=8, num_frames=4, embed_dim=24, depth=2, num_heads=2, use_rope=True, image_tokenizer=True
+    )
+    image = torch.randn(2, 3, 32, 32)
+    x, rope = model.patch_embed_img(image[:, :, None]), model.positions.rope(None, Grid(1, 4, 4))
+    for block in model.blocks:
+        x = block(x, rope)
+    torch.testing.assert_close(model(image[:, :, None]), model.norm(x))
+    torch.testing.assert_close(model(image), model.norm(x))
+    assert model.grid_size(1, 32, 32) == (1, 4, 4)
+    assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 32, 24)
+    with pytest.raises(ValueError, match="image_tokenizer: an encoder of images has one"):
+        VisionTransformer(num_frames=1, image_tokenizer=True)

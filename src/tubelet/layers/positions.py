@@ -94,6 +94,7 @@ class Positions(nn.Module):
         uniform_power: Give time, row and column equally many channels of the sin-cos embeddings.
         use_rope: Use rotary positions instead of sin-cos embeddings.
         rope_pairing: Frequencies of the rotary channel pairs, see `axial_rope`.
+        rope_extent: Spread rows and columns of rotary positions over 0 to rope_extent - 1, see `rope_tables`.
     """
 
     pos_embed: torch.Tensor
@@ -109,6 +110,7 @@ class Positions(nn.Module):
         uniform_power: bool = False,
         use_rope: bool = False,
         rope_pairing: RopePairing = "interleaved",
+        rope_extent: int | None = None,
     ):
         super().__init__()
         self.grid = grid
@@ -117,8 +119,9 @@ class Positions(nn.Module):
         self.uniform_power = uniform_power
         self.use_rope = use_rope
         self.rope_pairing = rope_pairing
+        self.rope_extent = rope_extent
         if use_rope:
-            for name, table in rope_tables(self.head_dim, grid, rope_pairing)._asdict().items():
+            for name, table in rope_tables(self.head_dim, grid, rope_pairing, rope_extent)._asdict().items():
                 self.register_buffer(name, table, persistent=False)
         else:
             sincos = sincos_3d(embed_dim, grid, uniform_power) if is_video else sincos_2d(embed_dim, grid)
@@ -151,7 +154,8 @@ class Positions(nn.Module):
             return None
         tables = RopeTables(self.rotation, self.reflection)
         if grid is not None and grid != self.grid:
-            tables = rope_tables(self.head_dim, grid, self.rope_pairing).map(lambda table: table.to(self.rotation))
+            tables = rope_tables(self.head_dim, grid, self.rope_pairing, self.rope_extent)
+            tables = tables.map(lambda table: table.to(self.rotation))
         return tables if indices is None else tables.map(lambda table: table[0, indices])
 
     def _interpolate(self, grid: Grid) -> torch.Tensor:
@@ -208,15 +212,27 @@ class RopeTables(NamedTuple):
         return RopeTables(function(self.rotation), None if self.reflection is None else function(self.reflection))
 
 
-def rope_tables(head_dim: int, grid: Grid, pairing: RopePairing = "interleaved") -> RopeTables:
+def rope_tables(
+    head_dim: int, grid: Grid, pairing: RopePairing = "interleaved", extent: int | None = None
+) -> RopeTables:
     """Return `axial_rope` tables of all tokens of the grid, with a third of the channels for each axis.
+
+    Args:
+        head_dim: Channels per attention head.
+        grid: Token grid (t, h, w).
+        pairing: See `axial_rope`.
+        extent: Spread rows and columns evenly over the positions 0 to extent - 1 of a grid of that side, whatever the
+            size of the frames, as V-JEPA 2.1 does with 16. None: the positions are the numbers of rows and columns.
 
     Raises:
         ValueError: If `head_dim` is odd or less than 6, two channels per axis.
     """
     if head_dim < 6 or head_dim % 2:
         raise ValueError(f"rotary positions need an even number of channels per head, at least 6, not {head_dim}")
-    return axial_rope(head_dim, [axis[None] for axis in _grid_coordinates(grid)], pairing)
+    t, y, x = (axis[None] for axis in _grid_coordinates(grid))
+    if extent is not None:
+        y, x = (axis * ((extent - 1) / max(1, size - 1)) for axis, size in ((y, grid.h), (x, grid.w)))
+    return axial_rope(head_dim, [t, y, x], pairing)
 
 
 def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: RopePairing = "interleaved") -> RopeTables:

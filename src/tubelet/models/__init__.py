@@ -21,7 +21,8 @@ PREDICTORS = Factory(
     "tubelet.models",
     marker="use_mask_tokens",
     default="vision_transformer_predictor",
-    skip=("embed_dim", "num_mask_tokens", "out_dim"),  # given by the encoder, the masks and the objective
+    # given by the encoder, the masks and the objective
+    skip=("embed_dim", "num_mask_tokens", "out_dim", "levels", "predict_context"),
     rename={"predictor_embed_dim": "embed_dim"},
     inherit=("num_heads",),
 )
@@ -60,6 +61,8 @@ def build_predictor(
     clip: ClipShape,
     num_mask_tokens: int,
     out_dim: int | None = None,
+    levels: int = 1,
+    predict_context: bool = False,
 ) -> Predictor:
     """Build the predictor for the features of `encoder`.
 
@@ -68,15 +71,24 @@ def build_predictor(
         encoder: Encoder with the attributes `embed_dim` and `num_heads`.
         clip: Size of the clips and tubelets.
         num_mask_tokens: Number of learned mask tokens, one for each mask.
-        out_dim: Values that are predicted for each token; None for as many as the encoder's features have.
+        out_dim: Values that are predicted for each token; None for as many as the features of all levels have.
+        levels: Number of levels of the encoder whose features the predictor gets.
+        predict_context: Predict the features of the visible tokens, too.
 
     Raises:
-        ValueError: Options and sizes do not fit together.
+        ValueError: Options and sizes do not fit together, or the predictor lacks `levels` or `predict_context`.
     """
     given = {"embed_dim": encoder.embed_dim, "num_heads": encoder.num_heads, "num_mask_tokens": num_mask_tokens}
     if out_dim is not None:
         given["out_dim"] = out_dim
-    return PREDICTORS.parse(options).build(**_sizes(clip), **given)
+    options = PREDICTORS.parse(options)
+    predictor = options.build(**_sizes(clip), **given, levels=levels, predict_context=predict_context)
+    if getattr(predictor, "levels", 1) != levels or getattr(predictor, "predict_context", False) != predict_context:
+        raise ValueError(
+            f"name: {options.name} cannot take {levels} level(s) of features, or cannot predict those of the visible "
+            "tokens; take vision_transformer_predictor"
+        )
+    return predictor
 
 
 def drop_lacking_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:

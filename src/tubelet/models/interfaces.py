@@ -20,6 +20,9 @@ class Encoder(nn.Module):
     """Width D of the tokens."""
     num_heads: int
     """Attention heads per block, by default also those of a predictor or probe."""
+    levels: tuple[int, ...] = ()
+    """Blocks whose normalized tokens `encoder(clips, masks, all_levels=True)` returns, concatenated in this order:
+    [B, N, len(levels) * D] in place of [B, N, D]. The last one gives the usual tokens. Empty for an encoder without."""
     built_from: dict[str, Any]
     """Options and clip size as JSON types; set by `build_encoder`."""
 
@@ -43,5 +46,10 @@ class Predictor(nn.Module):
     """Whether the input at a target position is a learned token; otherwise it is the noised target."""
     predictor_embed_dim: int
     """Width of the noise [B, Kt, predictor_embed_dim]; read only of a predictor with noised targets."""
+    levels: int = 1
+    """Number of levels of the encoder whose features are the input, concatenated."""
+    predict_context: bool = False
+    """Whether `predictor(…, return_context=True)` returns the pair of features at the target positions [B, Kt, D] and
+    at the context positions [B, Kc, D]."""
     noise_steps: int
     """Number of time steps of the noise; read only of a predictor with noised targets."""

@@ -50,6 +50,7 @@ class VisionTransformerPredictor(Predictor):
         zero_init_mask_tokens: Initialize mask tokens with zeros; with truncated normal noise otherwise.
         use_rope: Use rotary positions instead of sin-cos position embeddings.
         rope_pairing: Rotary frequencies: `interleaved` as in RoFormer, or `vjepa2` for released weights of V-JEPA 2.
+        rope_extent: Spread the rotary positions of rows and columns evenly over 0 to rope_extent - 1, as the encoder.
         use_silu: Use SwiGLU feed-forward layers instead of MLPs.
         wide_silu: Reduce the hidden width of SwiGLU to 2/3, so that it has as many parameters as the MLP.
         use_activation_checkpointing: Recompute activations in the backward pass to save memory.
@@ -58,7 +59,10 @@ class VisionTransformerPredictor(Predictor):
             receive the time step; with `cosine` and `linear` it does.
         noise_beta: First and last noise rate of the `linear` or `vjepa` schedule; the usual range if None.
         noise_steps: Number of time steps of the schedule.
-        out_dim: Width of the output; `embed_dim` if None.
+        out_dim: Width of the output; that of the input if None.
+        levels: Number of levels of the encoder whose tokens are the input, concatenated to width `levels * embed_dim`.
+            An MLP embeds them if there are several (V-JEPA 2.1).
+        predict_context: Add a second output layer, for the features of the visible tokens (V-JEPA 2.1).
 
     Raises:
         ValueError: If sizes or noise options are incompatible.
@@ -98,8 +102,13 @@ class VisionTransformerPredictor(Predictor):
         noise_beta: tuple[float, float] | None = None,
         noise_steps: PositiveInt = 1000,
         out_dim: int | None = None,
+        levels: PositiveInt = 1,
+        predict_context: bool = False,
+        rope_extent: PositiveInt | None = None,
     ):
         super().__init__()
+        self.levels = levels
+        self.predict_context = predict_context
         self.predictor_embed_dim = predictor_embed_dim
         self.num_heads = num_heads
         self.use_mask_tokens = use_mask_tokens
@@ -108,9 +117,17 @@ class VisionTransformerPredictor(Predictor):
 
         is_video = num_frames > 1
         grid = ClipShape(num_frames, img_size, patch_size, tubelet_size).grid
-        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        self.predictor_embed: nn.Module
+        if levels == 1:
+            self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        else:
+            self.predictor_embed = nn.Sequential(
+                nn.Linear(levels * embed_dim, embed_dim),
+                nn.SiLU() if use_silu else nn.GELU(),
+                nn.Linear(embed_dim, predictor_embed_dim),
+            )
         self.positions = Positions(
-            predictor_embed_dim, num_heads, grid, is_video, uniform_power, use_rope, rope_pairing
+            predictor_embed_dim, num_heads, grid, is_video, uniform_power, use_rope, rope_pairing, rope_extent
         )
         self.mask_tokens: nn.ParameterList | None = None
         self.time_embed: TimeEmbedding | None = None
@@ -137,7 +154,10 @@ class VisionTransformerPredictor(Predictor):
             for _ in range(depth)
         )
         self.predictor_norm = norm_layer(predictor_embed_dim)
-        self.predictor_proj = nn.Linear(predictor_embed_dim, out_dim or embed_dim)
+        out_dim = out_dim or levels * embed_dim
+        self.predictor_proj = nn.Linear(predictor_embed_dim, out_dim)
+        if predict_context:
+            self.predictor_proj_context = nn.Linear(predictor_embed_dim, out_dim)
         init_weights(self, init_std)
         if depth_scaled_init:
             rescale_blocks(self.predictor_blocks)
@@ -155,8 +175,11 @@ class VisionTransformerPredictor(Predictor):
         *,
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        return_context: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Predict the features of masked tokens.
+
+        The width D of inputs and outputs is that of all levels together.
 
         Args:
             context: Features of the visible tokens [B, Kc, D].
@@ -167,23 +190,18 @@ class VisionTransformerPredictor(Predictor):
             noise: Gaussian noise [B, Kt, predictor_embed_dim]; drawn from torch's default generator if None.
             timestep: Time steps [B] from 0 (nearly clean) to noise_steps - 1; drawn from torch's default generator if
                 None.
+            return_context: Predict the features of the visible tokens, too; needs `predict_context`.
 
         Returns:
-            Predicted features [B, Kt, D].
+            Predicted features [B, Kt, D]; with `return_context` a pair of these and those of the visible tokens
+            [B, Kc, D].
         """
-        if self.mask_tokens is not None:
-            tokens = self.mask_tokens[mask_index].expand(*masks_target.shape, -1)
-            return self._predict(self.predictor_embed(context), tokens, masks_context, masks_target)
-        if target is None:
-            raise ValueError("this predictor noises its targets: pass `target`, or use sample() to draw predictions")
-        latent = self._latent(target)
-        if noise is None:
-            noise = torch.randn_like(latent)
-        if timestep is None:
-            timestep = torch.randint(self.noise_steps, (len(latent),), device=latent.device)
-        alpha = self.alphas[timestep, None, None]
-        noised = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
-        return self._denoise(self.predictor_embed(context), noised, timestep, masks_context, masks_target)
+        tokens = self._masked_tokens(target, masks_target, mask_index, noise, timestep)
+        tokens = self._run(self.predictor_embed(context), tokens, masks_context, masks_target)
+        visible, masked = tokens.split([masks_context.shape[1], masks_target.shape[1]], dim=1)
+        if return_context:
+            return self.predictor_proj(masked), self.predictor_proj_context(visible)
+        return self.predictor_proj(masked)
 
     @torch.no_grad()
     def sample(
@@ -238,6 +256,27 @@ class VisionTransformerPredictor(Predictor):
         noise = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
         return next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * noise
 
+    def _masked_tokens(
+        self,
+        target: torch.Tensor | None,
+        masks_target: torch.Tensor,
+        mask_index: int,
+        noise: torch.Tensor | None,
+        timestep: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the inputs at the masked positions [B, Kt, Dp]; arguments as for `forward`."""
+        if self.mask_tokens is not None:
+            return self.mask_tokens[mask_index].expand(*masks_target.shape, -1)
+        if target is None:
+            raise ValueError("this predictor noises its targets: pass `target`, or use sample() to draw predictions")
+        latent = self._latent(target)
+        if noise is None:
+            noise = torch.randn_like(latent)
+        if timestep is None:
+            timestep = torch.randint(self.noise_steps, (len(latent),), device=latent.device)
+        alpha = self.alphas[timestep, None, None]
+        return self._with_time(alpha.sqrt() * latent + (1 - alpha).sqrt() * noise, timestep)
+
     def _latent(self, target: torch.Tensor) -> torch.Tensor:
         """Project target features to the width of the predictor, normalized to the variance of the noise."""
         return F.layer_norm(self.predictor_embed(target), (self.predictor_embed_dim,))
@@ -250,20 +289,23 @@ class VisionTransformerPredictor(Predictor):
         masks_context: torch.Tensor,
         masks_target: torch.Tensor,
     ) -> torch.Tensor:
-        if self.time_embed is not None:
-            noised = noised + self.time_embed(timestep)[:, None]
-        return self._predict(context, noised, masks_context, masks_target)
+        tokens = self._run(context, self._with_time(noised, timestep), masks_context, masks_target)
+        return self.predictor_proj(tokens[:, context.shape[1] :])
 
-    def _predict(
+    def _with_time(self, noised: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Add the embedding of the time step, which the published schedule does without."""
+        return noised if self.time_embed is None else noised + self.time_embed(timestep)[:, None]
+
+    def _run(
         self, context: torch.Tensor, tokens: torch.Tensor, masks_context: torch.Tensor, masks_target: torch.Tensor
     ) -> torch.Tensor:
-        """Run the blocks on the embedded context [B, Kc, Dp] and masked tokens [B, Kt, Dp]; return [B, Kt, D]."""
+        """Run the blocks on the embedded context [B, Kc, Dp] and masked tokens [B, Kt, Dp]; return [B, Kc + Kt, Dp]."""
         indices = torch.cat([masks_context, masks_target], dim=1)
         x = self.positions.add(torch.cat([context, tokens.type_as(context)], dim=1), indices)
         rope = self.positions.rope(indices)
         for block in self.predictor_blocks:
             x = run_block(block, x, rope, use_checkpoint=self.use_activation_checkpointing and self.training)
-        return self.predictor_proj(self.predictor_norm(x[:, context.shape[1] :]))
+        return self.predictor_norm(x)
 
 
 class TimeEmbedding(nn.Module):

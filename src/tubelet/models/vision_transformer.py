@@ -1,4 +1,4 @@
-"""Vision transformer of V-JEPA (fixed sin-cos positions) and V-JEPA 2 (rotary positions), for videos and images."""
+"""Vision transformer of V-JEPA (fixed sin-cos positions), V-JEPA 2 and 2.1 (rotary ones), for videos and images."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -44,6 +44,8 @@ class VisionTransformer(Encoder):
             by default they get 1/2, 1/4 and 1/4.
         use_rope: Use rotary positions instead of sin-cos position embeddings.
         rope_pairing: Rotary frequencies: `interleaved` as in RoFormer, or `vjepa2` for released weights of V-JEPA 2.
+        rope_extent: Spread the rotary positions of rows and columns evenly over 0 to rope_extent - 1, whatever the size
+            of the frames (V-JEPA 2.1: 16); None: the numbers of rows and columns.
         use_silu: Use SwiGLU feed-forward layers instead of MLPs.
         wide_silu: Reduce the hidden width of SwiGLU to 2/3, so that it has as many parameters as the MLP.
         use_activation_checkpointing: Recompute activations in the backward pass to save memory.
@@ -51,6 +53,10 @@ class VisionTransformer(Encoder):
             drawn, as V-JEPA's trainer does.
         block_causal: Let a token attend to the tokens of its own and of earlier time slots only, so that features do
             not depend on later frames; by default it attends to all tokens.
+        levels: Blocks whose tokens have a normalization layer of their own, for `all_levels` of `forward` (V-JEPA 2.1):
+            the number of evenly spaced blocks, or these blocks (from 0). The last one is always among them.
+        image_tokenizer: Embed single frames with an own patch embedding, one frame deep (V-JEPA 2.1). Training on clips
+            alone does not use it.
 
     Raises:
         ValueError: If sizes, heads or layers are incompatible.
@@ -90,6 +96,9 @@ class VisionTransformer(Encoder):
         use_activation_checkpointing: bool = False,
         depth_scaled_init: bool = True,
         block_causal: bool = False,
+        levels: int | Sequence[int] = 1,
+        image_tokenizer: bool = False,
+        rope_extent: PositiveInt | None = None,
     ):
         super().__init__()
         self.embed_dim = embed_dim
@@ -97,11 +106,16 @@ class VisionTransformer(Encoder):
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
         self.is_video = num_frames > 1
+        self.image_tokenizer = image_tokenizer
+        self.levels = level_blocks(levels, depth)
         self.out_layers = out_layers
         self.block_causal = block_causal
         self.use_activation_checkpointing = use_activation_checkpointing
         if out_layers is not None and not all(0 <= layer < depth for layer in out_layers):
             raise ValueError(f"out_layers {list(out_layers)}: with depth {depth} the layers are 0 to {depth - 1}")
+
+        if image_tokenizer and not self.is_video:
+            raise ValueError("image_tokenizer: an encoder of images has one anyway; remove it, or set num_frames")
 
         self.grid = self.grid_size(num_frames, *as_pair(img_size))
         self.num_patches = self.grid.num_tokens
@@ -110,8 +124,10 @@ class VisionTransformer(Encoder):
             self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim)
         else:
             self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        if image_tokenizer:
+            self.patch_embed_img = PatchEmbed3D(patch_size, 1, in_chans, embed_dim)
         self.positions = Positions(
-            embed_dim, num_heads, self.grid, self.is_video, uniform_power, use_rope, rope_pairing
+            embed_dim, num_heads, self.grid, self.is_video, uniform_power, use_rope, rope_pairing, rope_extent
         )
         self.blocks = nn.ModuleList(
             Block(
@@ -128,6 +144,7 @@ class VisionTransformer(Encoder):
             )
             for _ in range(depth)
         )
+        self.level_norms = nn.ModuleList(norm_layer(embed_dim) for _ in self.levels[:-1])
         self.norm = norm_layer(embed_dim)
         init_weights(self, init_std)
         if depth_scaled_init:
@@ -139,37 +156,57 @@ class VisionTransformer(Encoder):
         Raises:
             ValueError: If the tubelet or patch size does not divide the clip size.
         """
-        if not self.is_video:
+        if not self.is_video or (self.image_tokenizer and num_frames == 1):
             return ClipShape(1, (height, width), self.patch_size, self.tubelet_size).grid
         return ClipShape(num_frames, (height, width), self.patch_size, self.tubelet_size).video_grid
 
-    def forward(self, x: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None):
+    def forward(
+        self, x: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None, all_levels: bool = False
+    ):
         """Encode clips or images.
 
         Args:
-            x: Clips [B, C, T, H, W], or images [B, C, H, W] if `num_frames` is 1.
+            x: Clips [B, C, T, H, W], or images [B, C, H, W] if `num_frames` is 1 or there is an image tokenizer.
             masks: Indices [B, K] of the tokens to keep, or a list of such masks; all tokens if None. Dropped tokens are
                 never computed.
+            all_levels: Return the tokens after each block of `levels`, normalized and concatenated.
 
         Returns:
-            Tokens [B, N, D], or [B, K, D] with a mask. A list of these for a list of masks. With `out_layers` every
-            entry is a list with the tokens of each layer.
+            Tokens [B, N, D], or [B, K, D] with a mask; the width is len(levels) * D with `all_levels`. A list of these
+            for a list of masks. With `out_layers` every entry is a list with the tokens of each layer.
         """
         if isinstance(masks, list):
-            return [self.forward(x, mask) for mask in masks]
+            return [self.forward(x, mask, all_levels) for mask in masks]
+        if self.image_tokenizer and x.ndim == 4:
+            x = x.unsqueeze(2)
         grid = self._grid_of(x)
         if not self.is_video and x.ndim == 5:
             x = x.squeeze(2)
-        x = self.positions.add(self.patch_embed(x, masks), masks, grid)
+        is_image = self.image_tokenizer and x.shape[2] == 1
+        embed = self.patch_embed_img if is_image else self.patch_embed
+        x = self.positions.add(embed(x, masks), masks, grid)
         rope = self.positions.rope(masks, grid)
         attend = self._attention(masks, grid, x.device)
 
+        wanted = self.levels if all_levels else self.out_layers or ()
         features = []
         for layer, block in enumerate(self.blocks):
             x = run_block(block, x, rope, attend, use_checkpoint=self.use_activation_checkpointing and self.training)
-            if self.out_layers is not None and layer in self.out_layers:
-                features.append(self.norm(x))
+            if layer in wanted:
+                features.append(self._norm_of(layer)(x))
+        if all_levels:
+            return torch.cat(features, dim=-1)
         return self.norm(x) if self.out_layers is None else features
+
+    def freeze_unused(self) -> None:
+        """Exclude from training what the last tokens of clips do not use: other levels' norms, image tokenizer."""
+        self.level_norms.requires_grad_(False)
+        if self.image_tokenizer:
+            self.patch_embed_img.requires_grad_(False)
+
+    def _norm_of(self, layer: int) -> nn.Module:
+        """Return the normalization after a block: its own if it is a level, otherwise that of the last block."""
+        return self.level_norms[self.levels.index(layer)] if layer in self.levels[:-1] else self.norm
 
     def _attention(self, keep: torch.Tensor | None, grid: Grid, device: torch.device) -> AttentionFn:
         if not self.block_causal:
@@ -186,6 +223,28 @@ class VisionTransformer(Encoder):
         return self.grid_size(x.shape[2] if x.ndim == 5 else 1, *x.shape[-2:])
 
 
+def level_blocks(levels: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return the blocks of `levels`, a number of evenly spaced ones or the blocks themselves.
+
+    Raises:
+        ValueError: If there are no such blocks, or the last block is not the last of them.
+
+    Example:
+        >>> level_blocks(4, depth=24)
+        (5, 11, 17, 23)
+    """
+    if isinstance(levels, int):
+        if not 1 <= levels <= depth:
+            raise ValueError(f"levels {levels}: expected 1 to {depth}, the depth")
+        return tuple((level + 1) * depth // levels - 1 for level in range(levels))
+    blocks = tuple(levels)
+    if not blocks or list(blocks) != sorted(set(blocks)) or blocks[0] < 0 or blocks[-1] != depth - 1:
+        raise ValueError(
+            f"levels {list(blocks)}: expected ascending blocks from 0, and {depth - 1}, the last, at the end"
+        )
+    return blocks
+
+
 SIZES: dict[str, dict[str, Any]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "mlp_ratio": 4.0},
     "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0},
@@ -195,6 +254,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "vit_giant": {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11},
     # ViT-g of V-JEPA 2: the same widths, but heads of 64 channels.
     "vit_giant_xformers": {"embed_dim": 1408, "depth": 40, "num_heads": 22, "mlp_ratio": 48 / 11},
+    # ViT-G of V-JEPA 2.1
+    "vit_gigantic_xformers": {"embed_dim": 1664, "depth": 48, "num_heads": 26, "mlp_ratio": 64 / 13},
     "vit_gigantic": {"embed_dim": 1664, "depth": 48, "num_heads": 16, "mlp_ratio": 64 / 13, "patch_size": 14},
 }
 
@@ -208,4 +269,5 @@ vit_large = partial(_vit, **SIZES["vit_large"])
 vit_huge = partial(_vit, **SIZES["vit_huge"])
 vit_giant = partial(_vit, **SIZES["vit_giant"])
 vit_giant_xformers = partial(_vit, **SIZES["vit_giant_xformers"])
+vit_gigantic_xformers = partial(_vit, **SIZES["vit_gigantic_xformers"])
 vit_gigantic = partial(_vit, **SIZES["vit_gigantic"])
