@@ -85,7 +85,7 @@ class Plan:
         self.options, self.cluster = options, cluster
         with torch.device("meta"):
             objective = objectives.build(options.objective, options.setup(schedule_steps=1))
-        if not isinstance(objective, VJEPA):
+        if type(objective) is not VJEPA:
             raise ConfigError(f"objective.name: the plan has formulas for vjepa, not for {options.objective.name}")
         self.jepa = objective
         if not isinstance(self.jepa.encoder, VisionTransformer):

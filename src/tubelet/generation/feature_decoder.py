@@ -256,6 +256,11 @@ def _check_same_sizes(path: Path, run: dict[str, Any], clip: ClipShape, num_targ
 
 def _check_options(pretrain: PretrainConfig, predictor: Any) -> None:
     """Raise ConfigError if the predictor does not support the options."""
+    if getattr(predictor, "levels", 1) > 1:
+        raise ConfigError(
+            f"pretrain.folder: the run predicts {predictor.levels} levels of features, and the decoder reads the last "
+            "one only; take a run of vjepa, or of vjepa2_1 with objective.levels: 1"
+        )
     if predictor.use_mask_tokens and pretrain.mask_index >= len(predictor.mask_tokens):
         raise ConfigError(
             f"pretrain.mask_index: {pretrain.mask_index}, but the predictor has {len(predictor.mask_tokens)} mask "

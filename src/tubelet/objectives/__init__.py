@@ -52,18 +52,30 @@ class Setup:
     std: Sequence[float]
     schedule_steps: float
 
-    def build_encoder(self, *, drop_tokens: bool) -> Encoder:
+    def build_encoder(self, *, drop_tokens: bool, levels: int = 1) -> Encoder:
         """Build the encoder.
 
         Args:
             drop_tokens: Whether the encoder has to work on the visible tokens alone.
+            levels: Number of levels whose tokens the objective reads (`Encoder.levels`); 1: the last tokens only.
 
         Raises:
-            ValueError: The encoder does not fit the clips, or needs all tokens.
+            ValueError: The encoder does not fit the clips, needs all tokens, or has another number of levels.
         """
         encoder = build_encoder(self.encoder, self.clip)
         if drop_tokens and not encoder.accepts_masks:
             raise ValueError(f"encoder.name: {self.encoder.name} needs all tokens and cannot encode a part of the clip")
+        offered = len(getattr(encoder, "levels", ()))
+        if levels > 1 and not offered:
+            raise ValueError(
+                f"encoder.name: {self.encoder.name} returns the tokens of its last block only, and the objective reads "
+                f"{levels} levels; take a vision transformer such as vit_base"
+            )
+        if max(1, offered) != levels:
+            raise ValueError(
+                f"encoder.levels: the objective reads {levels} level(s), the encoder has {offered}; set "
+                f"encoder.levels: {levels}"
+            )
         if isinstance(encoder, VideoEncoder) and self.masks is not None:
             encoder.tube_masks = self.masks.draws_tubes
         return encoder

@@ -170,11 +170,16 @@ def prediction_variance_hinge(predictions: list[Tensor]) -> Tensor:
     return F.relu(1.0 - deviation).mean()
 
 
+def check_masks(options: Options, num_masks: int) -> None:
+    """Raise ValueError where a term needs more masks."""
+    if options.inv_coeff > 0 and num_masks < 2:
+        raise ValueError("objective.inv_coeff compares a clip under two masks: add a second entry to `mask`")
+
+
 def build(options: Options, setup: Setup) -> VJEPA:
     """Build encoder and predictor. Raises ValueError where they do not fit the clips or the masks."""
     num_masks = setup.num_masks(at_least=1)
-    if options.inv_coeff > 0 and num_masks < 2:
-        raise ValueError("objective.inv_coeff compares a clip under two masks: add a second entry to `mask`")
+    check_masks(options, num_masks)
     encoder = setup.build_encoder(drop_tokens=True)
     try:
         predictor = build_predictor(options.predictor, encoder, setup.clip, num_mask_tokens=num_masks)

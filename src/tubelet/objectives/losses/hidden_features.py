@@ -1,6 +1,7 @@
 """Prediction of the features at hidden positions, shared by V-JEPA and the objectives that follow it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +27,22 @@ def hidden_features(encoder: Encoder, clips: Tensor, masks_target: Sequence[Tens
     """
     features = encoder(clips)
     features = F.layer_norm(features, features.shape[-1:])
-    return [features.gather(1, mask.unsqueeze(-1).expand(-1, -1, features.shape[-1])) for mask in masks_target]
+    return [take_tokens(features, mask) for mask in masks_target]
+
+
+def take_tokens(features: Tensor, mask: Tensor) -> Tensor:
+    """Return the features [B, N, D] at the indices [B, K]: [B, K, D]."""
+    return features.gather(1, mask.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
 
 
 def predict(
-    predictor: Predictor, contexts: Sequence[Tensor], targets: Sequence[Tensor], batch: Batch, rng: StepRng
-) -> list[Tensor]:
+    predictor: Predictor,
+    contexts: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    batch: Batch,
+    rng: StepRng,
+    **arguments: Any,
+) -> list[Any]:
     """Predict the features at the hidden positions of each mask.
 
     Args:
@@ -40,9 +51,10 @@ def predict(
         targets: True features [B, Kt, D] for each mask; a predictor with mask tokens does not read them.
         batch: Batch whose masks these are.
         rng: Seeds of the noise.
+        arguments: Further arguments of the predictor.
 
     Returns:
-        Predictions [B, Kt, D] for each mask.
+        Predictions [B, Kt, D] for each mask, or what `arguments` make the predictor return.
     """
     seeds = rng.clip_seeds(batch, "noise")
     return [
@@ -53,15 +65,27 @@ def predict(
             batch.masks_target[index],
             index,
             **_draw_noise(predictor, seeds, index, target),
+            **arguments,
         )
         for index, (context, target) in enumerate(zip(contexts, targets, strict=True))
     ]
 
 
-def prediction_error(predictions: Sequence[Tensor], targets: Sequence[Tensor], exponent: float) -> Tensor:
-    """Return mean(|prediction - target|^p) / p, averaged over the masks."""
-    errors = [(z - h).abs().pow(exponent).mean() / exponent for z, h in zip(predictions, targets, strict=True)]
-    return torch.stack(errors).mean(0)
+def prediction_error(
+    predictions: Sequence[Tensor], targets: Sequence[Tensor], exponent: float, weights: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Return mean(|prediction - target|^p) / p, averaged over the masks.
+
+    Args:
+        predictions: Predicted features [B, K, D] for each mask.
+        targets: True features [B, K, D] for each mask.
+        exponent: p.
+        weights: Factors of the tokens' errors [B, K] for each mask; 1 if None.
+    """
+    errors = [(z - h).abs().pow(exponent) for z, h in zip(predictions, targets, strict=True)]
+    if weights is not None:
+        errors = [error * w.unsqueeze(-1) for error, w in zip(errors, weights, strict=True)]
+    return torch.stack([error.mean() / exponent for error in errors]).mean(0)
 
 
 def _draw_noise(predictor: Predictor, seeds: list[int], mask_index: int, target: Tensor) -> dict[str, Tensor]:
