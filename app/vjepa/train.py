@@ -67,7 +67,7 @@ def make_trainer(options: Options, schedule: Schedule, world: World) -> Trainer:
 def initialize(trainer: Trainer, source: str) -> None:
     """Start from the weights of another run or checkpoint (`init_from`)."""
     try:
-        trainer.load_weights(hub.read_parts(source), source)
+        trainer.load_weights(hub.read_parts(source, trainer.objective.parts()), source)
     except CheckpointError as error:
         raise ConfigError(f"init_from: {error}") from None
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from tubelet.config import ConfigError
 from tubelet.hub import transformers
-from tubelet.hub.weights import State, count, without_prefixes
+from tubelet.hub.released import without_prefixes
+from tubelet.hub.weights import State, count
 from tubelet.models.attentive_pooler import AttentiveClassifier
 from tubelet.runtime import checkpoint, checkpoint_v1
 

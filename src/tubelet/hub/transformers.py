@@ -176,6 +176,9 @@ def _check_exportable(encoder: nn.Module, path: Path) -> None:
         "images (num_frames: 1)": not encoder.is_video,
         "clips that are not square": encoder.grid[1] != encoder.grid[2],
         "block_causal attention": encoder.block_causal,
+        "several levels (levels, objective vjepa2_1)": len(encoder.levels) > 1,
+        "image_tokenizer": encoder.image_tokenizer,
+        "rope_extent": encoder.positions.rope_extent is not None,
         "qk_scale": block.attn.scale != block.attn.head_dim**-0.5,
     }
     if any(lacking.values()):

@@ -1,13 +1,13 @@
 """State dicts of a file or folder, what it says about the architecture, and the modules built from both."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tubelet.config import Config, ConfigError, check, merge, nearest
 from tubelet.config.aliases import Translation, to_canonical
@@ -15,6 +15,7 @@ from tubelet.data import NORMALIZATION
 from tubelet.grid import ClipShape
 from tubelet.models import EncoderOptions, PredictorOptions, build_encoder, build_predictor, drop_lacking_defaults
 from tubelet.models.interfaces import Encoder, Predictor
+from tubelet.models.vision_transformer import VisionTransformer
 from tubelet.runtime import checkpoint
 
 State = dict[str, Tensor]
@@ -23,18 +24,18 @@ State = dict[str, Tensor]
 class Parts(Mapping[str, State]):
     """State dicts of a checkpoint, each read and verified on first access.
 
-    Of a released file, which holds optimizers and more, only encoders and predictor are parts.
+    Args:
+        path: The checkpoint.
+        names: Those of its state dicts that are parts, as opposed to optimizers and such.
+        encoders: Names of encoders. The first of them that is there also has the name `target_encoder`, if no part has.
+        convert: Renames what was read.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any]):
-        self._path = path
-        stored = checkpoint.parts(path)
-        if "config" not in metadata:
-            stored = [name for name in stored if name in ("encoder", "target_encoder", "predictor")]
-        self._stored_as: dict[str, str] = {name: name for name in stored}
-        encoders = metadata.get("encoders") or [name for name in ("target_encoder", "encoder") if name in stored]
-        if encoders:
-            self._stored_as.setdefault("target_encoder", encoders[0])
+    def __init__(self, path: Path, names: Sequence[str], encoders: Sequence[str], convert: Callable[[State], State]):
+        self._path, self._convert = path, convert
+        self._stored_as: dict[str, str] = {name: name for name in names}
+        if found := [name for name in encoders if name in names]:
+            self._stored_as.setdefault("target_encoder", found[0])
         self._read: dict[str, State] = {}
 
     def __getitem__(self, name: str) -> State:
@@ -42,7 +43,7 @@ class Parts(Mapping[str, State]):
         if stored_as not in self._read:
             if not self._read:
                 checkpoint.check_intact(self._path, "weights")
-            self._read[stored_as] = without_prefixes(checkpoint.read_weights(self._path, [stored_as])[stored_as])
+            self._read[stored_as] = self._convert(checkpoint.read_weights(self._path, [stored_as])[stored_as])
         return self._read[stored_as]
 
     def __contains__(self, name: object) -> bool:
@@ -65,9 +66,12 @@ class Weights:
 
     def load_encoder(self, checkpoint_key: str = "target_encoder", **arguments: Any) -> Encoder:
         """See `hub.load_encoder`."""
-        encoder = self.build_encoder(arguments)
         state = self.part(checkpoint_key)
-        checkpoint.load_weights(encoder, self.without_positions(state, encoder), f"{checkpoint_key} of {self.path}")
+        encoder = self.build_encoder(arguments)
+        state = without_unused(self.without_positions(state, encoder), encoder)
+        checkpoint.load_weights(encoder, state, f"{checkpoint_key} of {self.path}")
+        if isinstance(encoder, VisionTransformer):
+            encoder.freeze_unused()
         return encoder
 
     def load_predictor(self, checkpoint_key: str = "predictor", **arguments: Any) -> Predictor:
@@ -117,13 +121,22 @@ class Weights:
         num_mask_tokens = count(state, r"mask_tokens\.(\d+)")
         known = {
             "depth": count(state, r"predictor_blocks\.(\d+)\."),
-            "embed_dim": state["predictor_embed.weight"].shape[0],
+            "embed_dim": state["predictor_norm.weight"].shape[0],
             "use_mask_tokens": num_mask_tokens > 0,
         }
         options, clip = self._options(arguments, known)
         with torch.device("meta"):
             encoder = build_encoder(options.encoder, clip)
-        return build_predictor(options.predictor, encoder, clip, max(1, num_mask_tokens))
+        several = state.get("predictor_embed.0.weight")  # of the MLP that embeds several levels
+        return build_predictor(
+            options.predictor,
+            encoder,
+            clip,
+            max(1, num_mask_tokens),
+            out_dim=len(state["predictor_proj.weight"]),  # the width of a teacher may differ from the encoder's
+            levels=1 if several is None else several.shape[1] // encoder.embed_dim,
+            predict_context="predictor_proj_context.weight" in state,
+        )
 
     def _options(
         self, arguments: dict[str, Any], predictor: dict[str, Any] | None = None
@@ -173,16 +186,19 @@ class OwnWeights(Weights):
         return {name: tuple(section[name]) for name in NORMALIZATION if name in section}
 
 
-def without_prefixes(state: State) -> State:
-    """Strip the prefixes `module.` (DistributedDataParallel) and `backbone.` (mask wrapper) of released files."""
-    return {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
-
-
 _FIXED_POSITIONS = ("pos_embed", "predictor_pos_embed")
+_OPTIONAL = ("level_norms.", "patch_embed_img.")
 
 
 def without_fixed_positions(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if name not in _FIXED_POSITIONS}
+
+
+def without_unused(state: State, module: nn.Module) -> State:
+    """Drop the weights of levels and of the image tokenizer where the module is built without them."""
+    expected = tuple(module.state_dict())
+    unused = tuple(part for part in _OPTIONAL if not any(name.startswith(part) for name in expected))
+    return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
 
 
 def count(state: State, pattern: str) -> int:
