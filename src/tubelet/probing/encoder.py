@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tubelet import hub
-from tubelet.config import Config, ConfigError
+from tubelet.config import Config, ConfigError, Size
 from tubelet.data import AugConfig, to_float
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder, drop_lacking_defaults
@@ -46,14 +46,17 @@ def with_normalization(options: Labelled) -> Labelled:
     """
     values = options.data.normalization()
     if None in values.values():
-        defaults = AugConfig().model_dump()
-        if options.pretrain is not None and not _needs_no_file(options.pretrain):
-            defaults |= hub.read(_path(options.pretrain)).normalization()
+        defaults = AugConfig().model_dump() | ({} if options.pretrain is None else normalization(options.pretrain))
         values = {name: defaults[name] if value is None else value for name, value in values.items()}
     changed: dict[str, Config] = {"data": options.data.model_copy(update=values)}
     if options.data_aug is not None:
         changed["data_aug"] = options.data_aug.model_copy(update=values)
     return options.model_copy(update=changed)
+
+
+def normalization(pretrain: PretrainConfig, section: str = "pretrain") -> dict[str, tuple[float, ...]]:
+    """The `normalize_mean` and `normalize_std` of the pretraining, where its file says them; see `read_encoder`."""
+    return {} if _needs_no_file(pretrain) else hub.read(_path(pretrain, section)).normalization()
 
 
 class FrozenEncoder:
@@ -93,14 +96,32 @@ class FrozenEncoder:
 def load(pretrain: PretrainConfig, frames: int, side: int) -> Encoder:
     """Load the encoder of `pretrain` on the CPU. Raises ConfigError where it is missing or does not fit the clips."""
     try:
-        if pretrain.checkpoint == RANDOM:
-            encoder = random_encoder(pretrain, side, frames)
-        else:
-            encoder = hub.load_encoder(_path(pretrain), pretrain.checkpoint_key, **_arguments(pretrain))
+        encoder = read_encoder(pretrain, frames, side)
     except ValueError as error:
         raise _size_error("", frames, side, error) from None
     check_clip_size(encoder, frames, side)
     return encoder
+
+
+def read_encoder(
+    pretrain: PretrainConfig, frames: int, side: Size, *, section: str = "pretrain", weights: bool = True
+) -> Encoder:
+    """Load the encoder of `pretrain` on the CPU, whatever the size of the clips.
+
+    Args:
+        pretrain: Which encoder.
+        frames: Frames of the clips, for a random encoder that is built without a file.
+        side: Pixels of the clips, likewise.
+        section: Key of `pretrain` in the configuration, for messages.
+        weights: Load the weights; false: only build the architecture, on any device.
+
+    Raises:
+        ConfigError: There is no such file, or no such encoder in it.
+        ValueError: The options of the encoder do not fit together.
+    """
+    if pretrain.checkpoint == RANDOM or not weights:
+        return random_encoder(pretrain, side, frames, section)
+    return hub.load_encoder(_path(pretrain, section), pretrain.checkpoint_key, **_arguments(pretrain))
 
 
 def check_clip_size(encoder: Encoder, frames: int, side: int, task: str = "") -> None:
@@ -115,7 +136,7 @@ def _size_error(at: str, frames: int, side: int, error: ValueError) -> ConfigErr
     return ConfigError(f"{at}data.frames_per_clip {frames}, optimization.resolution {side}: {error}")
 
 
-def random_encoder(pretrain: PretrainConfig, resolution: int, frames: int) -> Encoder:
+def random_encoder(pretrain: PretrainConfig, resolution: Size, frames: int, section: str = "pretrain") -> Encoder:
     """Build an encoder with random weights.
 
     Its architecture is that of `pretrain.encoder` or of the run in `pretrain.folder`. Where neither says the size of
@@ -125,7 +146,7 @@ def random_encoder(pretrain: PretrainConfig, resolution: int, frames: int) -> En
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(pretrain.init_seed, "random encoder"))
         if not _needs_no_file(pretrain):
-            return hub.read(_path(pretrain)).build_encoder(arguments)
+            return hub.read(_path(pretrain, section)).build_encoder(arguments)
         sizes = {"img_size": resolution, "num_frames": frames, "patch_size": 16, "tubelet_size": 2, **arguments}
         clip = ClipShape(sizes["num_frames"], sizes["img_size"], sizes["patch_size"], sizes["tubelet_size"])
         return build_encoder(drop_lacking_defaults(pretrain.encoder), clip)
@@ -136,15 +157,17 @@ def _needs_no_file(pretrain: PretrainConfig) -> bool:
     return pretrain.checkpoint == RANDOM and "name" in pretrain.encoder
 
 
-def _path(pretrain: PretrainConfig) -> Path:
+def _path(pretrain: PretrainConfig, section: str = "pretrain") -> Path:
     assert pretrain.folder is not None  # see `_needs_no_file`
     path = Path(pretrain.folder)
     if not path.exists():
-        raise ConfigError(f"pretrain.folder: {path} does not exist; give the folder of a pretraining run or of weights")
+        raise ConfigError(
+            f"{section}.folder: {path} does not exist; give the folder of a pretraining run or of weights"
+        )
     if pretrain.checkpoint not in (None, RANDOM):
         path = path / pretrain.checkpoint
     if not path.exists() and not checkpoint.is_latest(path):
-        raise ConfigError(f"pretrain.checkpoint: {path} does not exist; leave it out for the newest of a run")
+        raise ConfigError(f"{section}.checkpoint: {path} does not exist; leave it out for the newest of a run")
     return path
 
 
