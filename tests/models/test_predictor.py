@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import VJEPA2Config, VJEPA2Model
 
 from tubelet import hub
-from tubelet.models.predictor import TimeEmbedding, VisionTransformerPredictor, noise_alphas
+from tubelet.models.predictor import TimeEmbedding, VisionTransformerPredictor, ddim_step, noise_alphas
 
 SMALL = {
     "img_size": 32,
@@ -230,6 +230,67 @@ def test_ddim_with_an_oracle_recovers_the_target(schedule, steps):
         torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
 
 
+def with_gaussian_targets(schedule, mean, std):
+    """A predictor whose latents are its features, which are normal given the context, and whose estimate is exact."""
+    model = small(noise_schedule=schedule, embed_dim=24)
+    model.predictor_embed = torch.nn.Identity()
+    model._latent = lambda features: features
+
+    def posterior_mean(embedded, x, timestep, masks_context, masks_target):
+        alpha = model.alphas[timestep[0]]
+        gain = alpha.sqrt() * std**2 / (alpha * std**2 + 1 - alpha)
+        return mean + gain * (x - alpha.sqrt() * mean)
+
+    model._denoise = posterior_mean
+    return model
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_samples_have_the_distribution_of_gaussian_targets(schedule, eta):
+    mean, std = torch.linspace(-2, 2, 24), torch.linspace(0.3, 2.0, 24)
+    model, (_, _, masks_context, masks_target) = with_gaussian_targets(schedule, mean, std), inputs()
+    g = torch.Generator().manual_seed(0)
+    context = torch.zeros(3, 9, 24)
+    samples = model.sample(context, masks_context, masks_target, 200, 400, g, eta).flatten(0, 2)  # 7200 draws
+    torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=0.09)
+    torch.testing.assert_close(samples.std(0), std, rtol=0.06, atol=0)
+    correlation = torch.corrcoef(samples.T) - torch.eye(24)
+    assert correlation.abs().max() < 0.06
+
+
+def test_one_step_gives_no_spread_beyond_that_of_the_noise():
+    mean, std = torch.zeros(24), torch.ones(24)
+    model, (_, _, masks_context, masks_target) = with_gaussian_targets("cosine", mean, std), inputs()
+    context = torch.zeros(3, 9, 24)
+    assert model.sample(context, masks_context, masks_target, 1, 20).std() < 1e-3
+    assert model.sample(context, masks_context, masks_target, 100, 20).std() == pytest.approx(1.0, abs=0.05)
+
+
+def test_ddim_step_against_the_equations():
+    g = torch.Generator().manual_seed(0)
+    x, clean = torch.randn(2, 5, generator=g), torch.randn(2, 5, generator=g)
+    alpha, following = torch.tensor(0.3), torch.tensor(0.6)
+    new = torch.randn(2, 5, generator=torch.Generator().manual_seed(7))
+    for eta in (0.0, 0.3, 1.0):
+        sigma = eta * math.sqrt((1 - 0.6) / (1 - 0.3)) * math.sqrt(1 - 0.3 / 0.6)
+        noise = (x - math.sqrt(0.3) * clean) / math.sqrt(0.7)
+        expected = math.sqrt(0.6) * clean + math.sqrt(1 - 0.6 - sigma**2) * noise + sigma * new
+        stepped = ddim_step(x, clean, alpha, following, eta, torch.Generator().manual_seed(7))
+        torch.testing.assert_close(stepped, expected)
+
+
+def test_a_predictor_without_time_steps_is_sampled_where_targets_can_be_seen():
+    model, (context, _, masks_context, masks_target) = small(noise_schedule="vjepa"), inputs()
+    used = model._sampling_timesteps(1000)
+    assert used == sorted(used, reverse=True) == list(range(len(used) - 1, -1, -1))
+    assert len(used) < 20
+    assert model.alphas[used[0]] > 1e-6 >= model.alphas[used[0] + 1]
+    assert len(model._sampling_timesteps(5)) == 5
+    for eta in (0.0, 1.0):
+        assert model.sample(context, masks_context, masks_target, 50, eta=eta).isfinite().all()
+
+
 def test_sampling_is_reproducible():
     model, (context, _, masks_context, masks_target) = small(), inputs()
     first, again = (
@@ -238,6 +299,12 @@ def test_sampling_is_reproducible():
     )
     assert first.shape == (3, 3, 6, 40)
     assert torch.equal(first, again)
+    ancestral = [
+        model.sample(context, masks_context, masks_target, 4, 3, torch.Generator().manual_seed(5), eta=1.0)
+        for _ in range(2)
+    ]
+    assert torch.equal(*ancestral)
+    assert not torch.allclose(ancestral[0], first)
     assert not torch.allclose(first[0], first[1])
     assert not first.requires_grad
 

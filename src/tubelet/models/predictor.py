@@ -18,6 +18,8 @@ from tubelet.layers.positions import Positions, RopePairing
 from tubelet.models.interfaces import Predictor
 
 NoiseSchedule = Literal["cosine", "linear", "vjepa"]
+PURE_NOISE = 1e-6
+"""Fraction of the target's variance below which nothing of the target can be seen."""
 
 
 class VisionTransformerPredictor(Predictor):
@@ -212,19 +214,26 @@ class VisionTransformerPredictor(Predictor):
         steps: int,
         draws: int = 1,
         generator: torch.Generator | None = None,
+        eta: float = 0.0,
     ) -> torch.Tensor:
-        """Sample features of the masked tokens with deterministic DDIM (Song et al. 2021, equation 12, sigma = 0).
+        """Sample features of the masked tokens with DDIM (Song et al. 2021, equations 12 and 16).
 
-        The predictor predicts clean features. Their projection to the width of the predictor is the clean latent of the
-        equation.
+        Training adds the noise to the latent: the target's projection to the width of the predictor, normalized. The
+        predictor estimates the clean features from it, and the latent of its estimate is the clean sample of the
+        equations. A sample is the estimate of the last step, from a nearly clean latent. What the projection drops is
+        therefore estimated, not sampled, and as the estimate minimizes an L1 or L2 error and is normalized again, the
+        samples need not have the distribution of the targets; `evals/predictor_calibration` measures whether they do.
 
         Args:
             context: Features of the visible tokens [B, Kc, D].
             masks_context: Indices of the visible tokens [B, Kc].
             masks_target: Indices of the masked tokens [B, Kt].
-            steps: Number of denoising steps.
+            steps: Number of denoising steps. They are evenly spaced over the schedule; where the predictor is not told
+                the time step, over the part of it that is not pure noise, and there are at most as many.
             draws: Number of samples.
-            generator: Source of the initial noise; torch's default generator if None.
+            generator: Source of the noise; torch's default generator if None.
+            eta: 0 for deterministic steps from the initial noise, 1 for ancestral sampling, which adds new noise in
+                each step as DDPM does (Ho et al. 2020).
 
         Returns:
             Sampled features [draws, B, Kt, D].
@@ -242,19 +251,21 @@ class VisionTransformerPredictor(Predictor):
         embedded = self.predictor_embed(context).repeat(draws, 1, 1)
         shape = (draws * B, Kt, self.predictor_embed_dim)
         x = torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype)
-        timesteps = torch.linspace(self.noise_steps - 1, 0, steps).round().long().tolist()
+        timesteps = self._sampling_timesteps(steps)
         for current, following in zip(timesteps, [*timesteps[1:], None], strict=True):
             timestep = torch.full((draws * B,), current, device=context.device)
             predicted = self._denoise(embedded, x, timestep, masks_context, masks_target)
             if following is not None:
-                x = self._ddim(x, self._latent(predicted), self.alphas[current], self.alphas[following])
+                alpha, next_alpha = self.alphas[current], self.alphas[following]
+                x = ddim_step(x, self._latent(predicted), alpha, next_alpha, eta, generator)
         return predicted.unflatten(0, (draws, B))
 
-    @staticmethod
-    def _ddim(x: torch.Tensor, clean: torch.Tensor, alpha: torch.Tensor, next_alpha: torch.Tensor) -> torch.Tensor:
-        """Take one DDIM step from the noise level `alpha` to `next_alpha`."""
-        noise = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
-        return next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * noise
+    def _sampling_timesteps(self, steps: int) -> list[int]:
+        """Return decreasing time steps, evenly spaced."""
+        count = self.noise_steps
+        if self.time_embed is None:  # these steps are all the same to the predictor
+            count = max(1, int((self.alphas > PURE_NOISE).sum()))
+        return torch.linspace(count - 1, 0, min(steps, count)).round().long().tolist()
 
     def _masked_tokens(
         self,
@@ -355,6 +366,32 @@ def noise_alphas(schedule: NoiseSchedule, steps: int, beta: tuple[float, float] 
     else:
         raise ValueError(f"noise_schedule '{schedule}': expected cosine, linear or vjepa")
     return (1 - betas).cumprod(0)
+
+
+def ddim_step(
+    x: torch.Tensor,
+    clean: torch.Tensor,
+    alpha: torch.Tensor,
+    next_alpha: torch.Tensor,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Take one step of DDIM (Song et al. 2021, equations 12 and 16).
+
+    Args:
+        x: Noised sample [...].
+        clean: Estimate of the sample without noise [...].
+        alpha: Fraction of the variance of `x` that is not noise.
+        next_alpha: That of the result; larger.
+        eta: Fraction of the standard deviation of DDPM's new noise; 0 for a deterministic step.
+        generator: Source of the new noise.
+    """
+    noise = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    if eta == 0:
+        return next_alpha.sqrt() * clean + (1 - next_alpha).sqrt() * noise
+    variance = eta**2 * (1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)
+    new = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return next_alpha.sqrt() * clean + (1 - next_alpha - variance).clamp_min(0).sqrt() * noise + variance.sqrt() * new
 
 
 # The predictor of configurations; V-JEPA's sizes.

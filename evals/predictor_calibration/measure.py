@@ -1,0 +1,194 @@
+"""Draw features of hidden tokens clip by clip, and compare them with the truth and with other forecasts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evals.predictor_calibration.pretraining import FeaturePrediction
+from tubelet.config import ConfigError
+from tubelet.config.registry import find
+from tubelet.data import evenly_spaced
+from tubelet.data.loader import make_eval_loader
+from tubelet.data.transforms import EvalTransform
+from tubelet.generation.calibration import SCORES, Calibration, forecast_scores, random_directions
+from tubelet.masks import build_collator
+from tubelet.runtime.progress import progress
+from tubelet.runtime.seeds import Purpose, numpy_generator, torch_generator
+from tubelet.runtime.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from evals.predictor_calibration.eval import Options
+
+Scores = dict[str, dict[str, list[float]]]
+"""Forecast -> score -> one number for each clip and mask."""
+
+
+class Measurement:
+    """The models, and the clips that they are measured on.
+
+    Args:
+        options: The program's options.
+        model: Run with noised targets.
+        reference: Run with mask tokens; None for none.
+        watchdog: Of the run.
+
+    Raises:
+        ConfigError: There are too few clips, or the masks do not fit them.
+    """
+
+    def __init__(
+        self, options: Options, model: FeaturePrediction, reference: FeaturePrediction | None, watchdog: Watchdog
+    ):
+        self.options, self.model, self.reference = options, model, reference
+        self.watchdog, self.world = watchdog, watchdog.world
+        data = model.run.data
+        try:
+            self.masks = build_collator(options.mask or model.run.mask, data.clip_shape)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        changes = {name: getattr(options.data, name) for name in ("datasets", "cache")}
+        changes |= {"datasets_weights": None, "num_clips": 1, "random_clip_sampling": False}
+        self.dataset = find("data", data.format.name).Dataset(
+            data.model_copy(update=changes), EvalTransform(data.crop_size), on_error="exclude"
+        )
+        self.climatology, self.measured = self._split()
+        self.unreadable: dict[str, str] = {}
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        """Return the indices of the clips of the climatology, and of those that are measured."""
+        draws = self.options.draws
+        if len(self.dataset) <= draws:
+            raise ConfigError(
+                f"data.datasets: {len(self.dataset)} clips are too few: {draws} (`draws`) are the climatology, and "
+                "others are measured"
+            )
+        clips = evenly_spaced(len(self.dataset), self.options.data.num_clips + draws).tolist()
+        climatology = {clips[i] for i in evenly_spaced(len(clips), draws).tolist()}
+        return sorted(climatology), [index for index in clips if index not in climatology]
+
+    @torch.no_grad()
+    def run(self) -> dict[str, Any]:
+        """Measure all clips; return the content of `results.json`, in every process."""
+        names = [sampler.name for sampler in self.options.samplers]
+        climatologies = [self._climatology(m) for m in (self.model, self.reference) if m is not None]
+        of_truth, of_draw = ({name: Calibration(self.options.draws) for name in names} for _ in range(2))
+        scores: Scores = {}
+        count = 0
+        for number, clip in self._read(self.measured, "clips", self.world.rank, self.world.world_size):
+            self._measure(number, clip, climatologies, of_truth, of_draw, scores)
+            count += 1
+        self.watchdog.note("waiting for the other processes")
+        parts = self.world.all_gather_object((of_truth, of_draw, scores, count, self.unreadable))
+        unreadable = {path: reason for *_, part in parts for path, reason in part.items()}
+        if not any(part[3] for part in parts):
+            raise ConfigError(f"data.datasets: no clip can be read; {next(iter(unreadable.items()))}")
+        merged = [
+            {name: Calibration(self.options.draws).merge(part[i][name] for part in parts) for name in names}
+            for i in range(2)
+        ]
+        return {
+            "clips": sum(part[3] for part in parts),
+            "masks": len(self.masks),
+            "draws": self.options.draws,
+            **self._summary(*merged, _mean([part[2] for part in parts])),
+            "unreadable": unreadable,
+        }
+
+    def _climatology(self, model: FeaturePrediction) -> Tensor:
+        """Return the features of all tokens of the clips of the climatology [n, N, D], in every process."""
+        features = [model.all_features(clip) for _, clip in self._read(self.climatology, "climatology")]
+        if len(features) < 2:
+            raise ConfigError(f"data.datasets: only {len(features)} of {len(self.climatology)} clips can be read")
+        return torch.stack(features)
+
+    def _measure(
+        self,
+        number: int,
+        clip: Tensor,
+        climatologies: list[Tensor],
+        of_truth: dict[str, Calibration],
+        of_draw: dict[str, Calibration],
+        scores: Scores,
+    ) -> None:
+        """Measure a clip under each mask; add to `of_truth`, `of_draw` and `scores`."""
+        o, device = self.options, self.world.device
+
+        def generator(purpose: str) -> torch.Generator:
+            return torch_generator(o.seed, purpose, number, index, device=device)
+
+        def score(name: str, forecast: Tensor, truth: Tensor) -> None:
+            for key, value in forecast_scores(forecast, truth, self._directions(truth)).items():
+                scores.setdefault(name, {}).setdefault(key, []).append(value)
+
+        masks = self.masks.sample_masks(1, numpy_generator(o.seed, Purpose.MASKS, number, 0))
+        for index, (seen, hidden) in enumerate(zip(*masks, strict=True)):
+            seen, hidden = seen.to(device), hidden.to(device)
+            truth, ties = self.model.features(clip, hidden), generator("ties")
+            for sampler in o.samplers:
+                # One draw more, which is ranked as if it were the truth: the result of calibrated draws.
+                draws = self.model.sample(
+                    clip, seen, hidden, sampler.steps, o.draws + 1, generator("draws"), sampler.eta
+                )
+                of_truth[sampler.name].add(draws[:-1], truth, self._directions(truth), ties)
+                of_draw[sampler.name].add(draws[:-1], draws[-1], self._directions(truth), ties)
+            estimates = self.model.sample(clip, seen, hidden, 1, o.draws, generator("draws"))
+            score("one_step", estimates.mean(0, keepdim=True), truth)
+            score("climatology", climatologies[0][:, hidden[0]], truth)
+            if self.reference is not None:
+                truth = self.reference.features(clip, hidden)
+                score("mask_tokens", self.reference.predict(clip, seen, hidden, index)[None], truth)
+                score("mask_tokens_climatology", climatologies[1][:, hidden[0]], truth)
+
+    def _directions(self, truth: Tensor) -> Tensor:
+        """Return the directions [D, K] for features [Kt, D], always the same."""
+        generator = torch_generator(self.options.seed, "directions", device=truth.device)
+        return random_directions(truth.shape[-1], self.options.directions, generator)
+
+    def _summary(
+        self,
+        of_truth: dict[str, Calibration],
+        of_draw: dict[str, Calibration],
+        forecasts: dict[str, dict[str, float]],
+    ) -> dict[str, Any]:
+        samplers = {}
+        for name, calibration in of_truth.items():
+            samplers[name] = calibration.summary(self.options.coverage)
+            control = of_draw[name].summary(self.options.coverage)
+            for ranked, ranks in samplers[name]["ranks"].items():
+                ranks["deviation_of_a_draw"] = control["ranks"][ranked]["deviation"]
+        of_all: dict[str, Any] = {**samplers, **forecasts}
+        for name, scores in of_all.items():
+            baseline = forecasts["mask_tokens_climatology" if name.startswith("mask_tokens") else "climatology"]
+            scores["skill"] = {key: 1 - scores[key] / baseline[key] for key in SCORES}
+        return {"samplers": samplers, "forecasts": forecasts}
+
+    def _read(self, indices: list[int], what: str, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """Yield this process's readable clips, uint8 [1, C, T, H, W] on the device, and their numbers."""
+        data = self.options.data
+        loader = make_eval_loader(
+            self.dataset,
+            batch_size=1,
+            indices=indices,
+            num_workers=min(data.num_workers, len(indices)),
+            rank=rank,
+            world_size=world_size,
+            timeout=data.worker_timeout,
+        )
+        bar = progress(loader, desc=what, total=len(loader), unit="clip", off=not self.world.is_main)
+        for number, batch in enumerate(bar):
+            self.watchdog.note(f"{what}: clip {number + 1} of {len(loader)}")
+            self.unreadable |= {file.path: file.reason for file in batch.bad}
+            if len(batch):
+                yield rank + number * world_size, batch.clips.to(self.world.device)
+
+
+def _mean(parts: list[Scores]) -> dict[str, dict[str, float]]:
+    """Return the mean scores of each forecast over the clips of all processes."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    columns = {name: {key: [x for p in parts if name in p for x in p[name][key]] for key in SCORES} for name in names}
+    return {name: {key: math.fsum(c) / len(c) for key, c in scores.items()} for name, scores in columns.items()}
