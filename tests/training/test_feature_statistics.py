@@ -3,49 +3,60 @@ import math
 import pytest
 import torch
 
-from tubelet.training.feature_statistics import clip_statistics, feature_std, knn_accuracy, rank_me, summarize
+from tubelet.training.feature_statistics import TokenMoments, knn_accuracy, participation_ratio, rank_me, summarize
 
 
-def test_rank_of_known_spectra():
-    orthonormal = torch.linalg.qr(torch.randn(32, 8, generator=torch.Generator().manual_seed(0)))[0]
-    assert rank_me(orthonormal, center=False) == pytest.approx(8, abs=1e-4)
-    assert rank_me(torch.ones(16, 4), center=False) == pytest.approx(1, abs=1e-4)
-    p = torch.tensor([0.5, 0.3, 0.2])
-    expected = float(torch.exp(-(p * p.log()).sum()))
-    assert rank_me(orthonormal[:, :3] * p, center=False) == pytest.approx(expected, abs=1e-4)
+def squared_singular_values(features):
+    return torch.linalg.svdvals(features.double()).square()
+
+
+def test_ranks_of_known_spectra():
+    eight = torch.ones(8).double()
+    assert float(rank_me(eight)) == pytest.approx(8)
+    assert float(participation_ratio(eight)) == pytest.approx(8)
+    one = torch.tensor([4.0, 0, 0]).double()
+    assert float(rank_me(one)) == pytest.approx(1)
+    assert float(participation_ratio(one)) == pytest.approx(1)
+    p = torch.tensor([0.5, 0.3, 0.2]).double()
+    assert float(rank_me(p.square())) == pytest.approx(math.exp(-sum(x * math.log(x) for x in (0.5, 0.3, 0.2))))
+    assert float(participation_ratio(p)) == pytest.approx(1 / (0.25 + 0.09 + 0.04))
 
 
 def test_uncentered_rank_shows_a_collapse_that_the_centered_one_hides():
-    noise = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
-    collapsed = 100 + 0.01 * noise
-    assert rank_me(collapsed, center=True) > 10
-    assert rank_me(collapsed, center=False) < 1.1
+    noise = torch.randn(64, 1, 16, generator=torch.Generator().manual_seed(0))
+    figures = summarize(TokenMoments.of(100 + 0.01 * noise), torch.full((64,), -1))
+    assert figures["rank_centered"] > 10
+    assert figures["rank_uncentered"] < 1.1
 
 
-def test_std_within_and_across_clips():
-    same_clip = torch.randn(1, 6, 4).expand(8, 6, 4)
-    within, across = feature_std(*clip_statistics(same_clip))
-    assert within > 0.1
-    assert across == pytest.approx(0, abs=1e-6)
-    same_token = torch.randn(8, 1, 4).expand(8, 6, 4)
-    within, across = feature_std(*clip_statistics(same_token))
-    assert within == pytest.approx(0, abs=1e-6)
-    assert across > 0.1
+def test_participation_ratio_shows_a_collapse_that_the_rank_hides():
+    """One direction takes over, but the others keep a twentieth of its standard deviation."""
+    features = torch.randn(256, 1, 64, generator=torch.Generator().manual_seed(0))
+    features[..., 0] *= 20
+    figures = summarize(TokenMoments.of(features), torch.full((256,), -1))
+    assert figures["rank_centered"] > 30
+    assert figures["dimensions"] < 1.5
 
 
-def reference(tokens, labels):
+def reference(tokens, labels, slots):
     """The definitions, with all tokens [n, N, D] at hand in fp64."""
     tokens = tokens.double()
     pooled = tokens.mean(1)
     rms = tokens.square().mean().sqrt()
+    own = tokens - tokens.mean(0)  # without what all clips have in common at a position
+    of_slots = own.unflatten(1, (slots, -1)).mean(2)
     figures = {
         "spread_within": float(tokens.var(dim=1, unbiased=False).mean().sqrt() / rms),
         "spread_across": float(pooled.var(dim=0, unbiased=False).mean().sqrt() / rms),
+        "spread_tokens": float(own.var(dim=1, unbiased=False).mean().sqrt() / rms),
+        "spread_time": float(of_slots.var(dim=1, unbiased=False).mean().sqrt() / rms),
     }
     for name, features in (("rank_centered", pooled - pooled.mean(0)), ("rank_uncentered", pooled)):
         p = torch.linalg.svdvals(features)
         p = p / p.sum()
         figures[name] = float(torch.exp(-torch.special.xlogy(p, p).sum()))
+    covariance = torch.cov(pooled.T)
+    figures["dimensions"] = float(covariance.trace() ** 2 / covariance.square().sum())
     unit = torch.nn.functional.normalize(pooled - pooled.mean(0), dim=1)
     correct = 0
     for i in range(len(labels)):
@@ -55,23 +66,45 @@ def reference(tokens, labels):
     return figures | {"knn": 100 * correct / len(labels)}
 
 
+@pytest.mark.parametrize("clips", [20, 40])  # fewer and more than dimensions
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_statistics_of_batches_equal_the_definition_on_all_tokens(offset):
+def test_statistics_of_batches_equal_the_definition_on_all_tokens(offset, clips):
     """Also close to a collapse, where the variance is a small difference of large numbers."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(40) % 3
-    means = torch.randn(40, 1, 24, generator=generator) + 3 * torch.nn.functional.one_hot(labels, 24)[:, None]
-    tokens = torch.randn(40, 50, 24, generator=generator) + means + offset
-    parts = [clip_statistics(batch) for batch in tokens.split(7)]
-    mean_tokens, variances = (torch.cat(part) for part in zip(*parts, strict=True))
-    assert summarize(mean_tokens, variances, labels) == pytest.approx(reference(tokens, labels), abs=1e-6, rel=1e-6)
+    labels = torch.arange(clips) % 3
+    means = torch.randn(clips, 1, 24, generator=generator) + 3 * torch.nn.functional.one_hot(labels, 24)[:, None]
+    positions = torch.randn(48, 24, generator=generator)
+    tokens = torch.randn(clips, 48, 24, generator=generator) + means + positions + offset
+    moments = TokenMoments.concatenate([TokenMoments.of(batch, slots=4) for batch in tokens.split(7)])
+    assert summarize(moments, labels) == pytest.approx(reference(tokens, labels, 4), abs=1e-6, rel=2e-6)
 
 
-def test_features_that_are_not_finite_give_nan():
+def test_fp32_suffices_where_positions_outweigh_the_content():
+    generator = torch.Generator().manual_seed(0)
+    positions = 30 * torch.randn(64, 96, generator=generator)
+    tokens = positions + 0.1 * torch.randn(256, 64, 96, generator=generator)
+    labels = torch.arange(256) % 4
+    expected = reference(tokens, labels, 4)
+    figures = summarize(TokenMoments.of(tokens, slots=4), labels)
+    for name in ("spread_tokens", "spread_time", "spread_across", "dimensions"):
+        assert figures[name] == pytest.approx(expected[name], rel=1e-2), name
+
+
+def test_clips_beyond_the_count_are_not_in_the_sum_over_clips():
+    tokens = torch.randn(5, 6, 4)
+    assert torch.equal(TokenMoments.of(tokens, count=3).positions, tokens[:3].sum(0))
+    assert torch.equal(TokenMoments.of(tokens, count=0).positions, torch.zeros(6, 4))
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_features_that_are_not_finite_give_nan(slots):
     tokens = torch.randn(6, 5, 4)
+    labels = torch.tensor([0, 1, 0, 1, -1, -1])
+    names = summarize(TokenMoments.of(tokens, slots), labels).keys()
+    assert ("spread_time" in names) == (slots > 1)
     tokens[2, 1, 3] = torch.inf
-    figures = summarize(*clip_statistics(tokens), torch.tensor([0, 1, 0, 1, -1, -1]))
-    assert figures.keys() == {"rank_centered", "rank_uncentered", "spread_within", "spread_across", "knn"}
+    figures = summarize(TokenMoments.of(tokens, slots), labels)
+    assert figures.keys() == names
     assert all(math.isnan(figure) for figure in figures.values())
 
 
@@ -86,4 +119,4 @@ def test_knn_against_sklearn():
         others = [j for j in range(60) if j != i]
         model = neighbors.KNeighborsClassifier(5, metric="cosine").fit(unit[others], labels[others])
         correct += int(model.predict(unit[i : i + 1])[0] == labels[i])
-    assert knn_accuracy(features, labels, k=5) == pytest.approx(100 * correct / 60, abs=1e-4)
+    assert float(knn_accuracy(features, labels, k=5)) == pytest.approx(100 * correct / 60, abs=1e-4)

@@ -12,9 +12,10 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.processes import run as run_on_processes
 from tubelet.data import BadFile, Sample, to_float
+from tubelet.grid import Grid
 from tubelet.runtime.distributed import World
-from tubelet.training.feature_statistics import clip_statistics, summarize
-from tubelet.training.monitor import FeatureMonitor, collapse_warning
+from tubelet.training.feature_statistics import TokenMoments, summarize
+from tubelet.training.monitor import FeatureMonitor
 
 COLORS = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.2))
 CLIPS, WIDTH = 11, 6
@@ -46,6 +47,10 @@ def clip(index):
 class Encoder(torch.nn.Module):
     """Each frame's rows as tokens [B, 8, 12] through a linear layer; with dropout, which must not act."""
 
+    @staticmethod
+    def grid_size(num_frames, height, width):
+        return Grid(num_frames, height, 1)
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
@@ -65,7 +70,7 @@ def monitor(dataset=None, world=None, **options):
 def expected(indices):
     clips = torch.stack([clip(index) for index in indices])
     tokens = Encoder().eval()(to_float(clips, *COLORS))
-    return summarize(*clip_statistics(tokens), torch.tensor([index % 2 for index in indices]))
+    return summarize(TokenMoments.of(tokens, slots=2), torch.tensor([index % 2 for index in indices]))
 
 
 def test_figures_are_those_of_the_readable_clips(caplog):
@@ -125,8 +130,9 @@ def encode_fake_clips(_, world):
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
             encoder = Encoder()
-        table = watched._encode(encoder, watched._clips, lambda text: None)
-    assert (table.device.type, tuple(table.shape)) == ("cuda", (CLIPS, WIDTH + 1))
+        moments = watched._encode(encoder, watched._clips, lambda text: None)
+    assert (moments.clips.device.type, tuple(moments.clips.shape)) == ("cuda", (CLIPS, WIDTH + 2))
+    assert (moments.positions.device.type, tuple(moments.positions.shape)) == ("cuda", (8, WIDTH))
 
 
 def test_without_clips_nothing_is_read():
@@ -193,17 +199,3 @@ def test_processes_share_the_work_and_keep_in_step(processes, tmp_path):
             assert found[name] == pytest.approx(expected([0, 1, 2, 4, 5, 6, 7, 8, 9]), abs=1e-5)
         assert found["only one process has clips"] == pytest.approx(expected([1, 7]), abs=1e-5)
         assert found["data fails"] == found["encoder fails"] == {}
-
-
-def test_collapse_is_a_message_with_remedies():
-    first = {"rank_uncentered": 20.0, "spread_across": 0.4}
-    assert collapse_warning(first, first) is None
-    assert collapse_warning({}, first) is None
-    for now in ({"rank_uncentered": 1.2, "spread_across": 0.4}, {"rank_uncentered": 20.0, "spread_across": 0.09}):
-        message = collapse_warning(now, first, ["raise objective.std_coeff"])
-        assert "Remedies: raise objective.std_coeff; lower optimization.lr" in message
-    for unknown in ({}, {"spread_across": None}, {"spread_across": math.nan}):
-        assert collapse_warning({"rank_uncentered": 20.0, "spread_across": 0.0}, unknown) is None
-        assert collapse_warning({"rank_uncentered": 1.2, "spread_across": 0.0}, unknown)
-    unknown_now = dict.fromkeys(first, math.nan)
-    assert collapse_warning(unknown_now, first) is None

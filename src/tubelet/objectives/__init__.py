@@ -5,7 +5,7 @@ An objective module has
 - `Options`, a subclass of `ObjectiveOptions`: the YAML section `objective`;
 - `build(options, setup)`: the `Objective` (a module with the loss) for the encoder, clips and masks of a run;
 - optionally `CURVES`: figures for the report (`tubelet.report.curves.Curves`), and `REMEDIES`: what to change when
-  the features collapse.
+  the features collapse, for all kinds or by kind (`tubelet.training.collapse.Remedies`).
 
 A module outside of this package serves as well: `objective: {name: my_package.my_objective}`.
 """
@@ -21,6 +21,7 @@ from tubelet.grid import ClipShape
 from tubelet.models import build_encoder
 from tubelet.models.interfaces import Encoder
 from tubelet.models.video_encoder import VideoEncoder
+from tubelet.training.collapse import Remedies
 from tubelet.training.objective import Objective, ObjectiveOptions
 
 
@@ -103,6 +104,6 @@ def build(options: ObjectiveOptions, setup: Setup) -> Objective:
     return objective
 
 
-def remedies(options: ObjectiveOptions) -> Sequence[str]:
+def remedies(options: ObjectiveOptions) -> Remedies:
     """Return what to change when the features collapse, as the objective's module says in `REMEDIES`."""
     return getattr(find("objectives", options.name), "REMEDIES", ())

@@ -33,18 +33,27 @@ GENERAL = (
         "rank",
         "Effective rank",
         "dimensions",
-        {"rank_uncentered": "uncentered", "rank_centered": "centered"},
-        "Effective rank (RankMe) of the mean features of the monitored clips. Look for: an uncentered rank that rises. "
-        "If it falls towards 1, the features of all clips have the same direction: collapse. The centered rank alone "
-        "can then stay high, because it only measures the small differences that remain.",
+        {"rank_uncentered": "uncentered", "rank_centered": "centered", "dimensions": "participation ratio"},
+        "Effective rank (RankMe) of the mean features of the monitored clips, and the number of dimensions that carry "
+        "their variance (participation ratio). Look for: a participation ratio that rises or stays. If it falls to "
+        "half, few directions take over; if the uncentered rank falls towards 1, the features of all clips have the "
+        "same direction: collapse. The centered rank alone can then stay high, because it counts the small differences "
+        "that remain.",
     ),
     Curves(
         "spread",
         "Feature spread",
         "relative to the norm of the features",
-        {"spread_within": "within a clip", "spread_across": "across clips"},
-        "Standard deviation of the features over the tokens of a clip, and of the mean features over the clips. Look "
-        "for: neither near zero. A decreasing spread across clips means that different videos get the same features.",
+        {
+            "spread_within": "within a clip",
+            "spread_tokens": "within a clip, without what clips share",
+            "spread_across": "across clips",
+            "spread_time": "over time, without what clips share",
+        },
+        "Standard deviation of the features over the tokens of a clip, of the mean features over the clips, and of the "
+        "mean features of time slots over a clip. What all clips have in common at a position, such as a position "
+        "embedding, is subtracted where the legend says so. Look for: none near zero. A decreasing spread across clips "
+        "means that different videos get the same features, one over time that the features ignore motion.",
     ),
     Curves(
         "knn",

@@ -17,6 +17,7 @@ TARGET_OPACITY = 0.72
 DROPPED_BRIGHTNESS = 0.25
 
 COLORS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b")
+EVENT_COLOR = "#b00020"
 MAX_POINTS = 600
 """Maximum number of points of a curve; more are not visible and make the page larger."""
 MAX_SMOOTH_POINTS = 200
@@ -39,7 +40,7 @@ def subsample(steps: np.ndarray, values: np.ndarray, max_points: int = MAX_POINT
 
 
 def draw_curves(log: Sequence[dict[str, Any]], curves: Curves) -> Figure | None:
-    """Draw the curves that the log has; None where it has none of them."""
+    """Draw the curves that the log has, with vertical lines at its events; None where it has none of the curves."""
     lines = {title: series(log, name) for name, title in curves.names.items()}
     lines = {title: line for title, line in lines.items() if len(line[0])}
     if not lines:
@@ -49,6 +50,13 @@ def draw_curves(log: Sequence[dict[str, Any]], curves: Curves) -> Figure | None:
     for color, (title, (steps, values)) in zip(itertools.cycle(COLORS), lines.items(), strict=False):
         x, y = subsample(steps, values, MAX_SMOOTH_POINTS if curves.smooth else MAX_POINTS)
         axes.plot(x, y, color=color, label=title, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3)
+    for line in log:
+        if "events" in line:
+            axes.axvline(line["step"], color=EVENT_COLOR, linewidth=1, linestyle="--")
+            axes.text(
+                line["step"], 0.98, " " + ", ".join(line["events"]), color=EVENT_COLOR, fontsize=7, rotation=90,
+                ha="right", va="top", transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
     axes.set_title(curves.title, loc="left", fontsize=11)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(curves.unit, fontsize=9)

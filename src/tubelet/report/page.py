@@ -79,7 +79,13 @@ def summary(log: list[dict[str, Any]], curves: Sequence[Curves]) -> dict[str, An
     rounded = {name: [np.round(axis, 5).tolist() for axis in line] for name, line in lines.items() if len(line[0])}
     seconds = sum(line.get("step_seconds") or 0.0 for line in log)
     last = {name: line[1][-1] for name, line in rounded.items()}
-    return {"steps": int(log[-1]["step"]), "seconds": round(seconds, 1), "last": last, "curves": rounded}
+    events = [
+        {"step": line["step"], "name": name, "message": message}
+        for line in log
+        for name, message in line.get("events", {}).items()
+    ]
+    steps = int(log[-1]["step"])
+    return {"steps": steps, "seconds": round(seconds, 1), "last": last, "events": events, "curves": rounded}
 
 
 def _read_study(folder: Path) -> dict[str, Any]:
@@ -134,6 +140,7 @@ def _training_sections(
     sections = [
         "<h2>Training</h2>",
         f"<p>{_escape(_training_summary(numbers))}</p>",
+        *(f'<p class="verdict">{_escape(event["message"])}</p>' for event in numbers.get("events", [])),
         '<div class="grid">' + "".join(_figure(p) for p in pictures if p.png) + "</div>",
         "".join(_figure(p) for p in pictures if not p.png),
     ]

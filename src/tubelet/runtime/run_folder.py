@@ -56,12 +56,15 @@ class RunFolder:
     def log(self, lines: list[dict[str, Any]]) -> None:
         """Append one JSON line for each step to `log.jsonl`, and give the same numbers to the loggers.
 
+        The log also keeps `events`, name -> message.
+
         A logger that fails is removed with a warning, and the run continues: `log.jsonl` has all metrics.
         """
         for line in lines:
             # JSON has no NaN; a number that is not finite is null.
-            line = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            self._log.write(json.dumps(line) + "\n")
+            events = {"events": line["events"]} if "events" in line else {}
+            line = {name: value if math.isfinite(value) else None for name, value in line.items() if name != "events"}
+            self._log.write(json.dumps(line | events) + "\n")
             metrics = {k: v for k, v in line.items() if k not in ("step", "last_step") and v is not None}
             for metric_logger in list(self.loggers):
                 try:

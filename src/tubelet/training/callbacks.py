@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from tubelet.config import UserError
@@ -18,8 +19,9 @@ from tubelet.data import Batch
 from tubelet.data.bad_files import BadFiles
 from tubelet.runtime.progress import progress
 from tubelet.runtime.run_folder import RunFolder, read_log
+from tubelet.training.collapse import CollapseDetector, Measurement, Remedies
 from tubelet.training.loggers import make_loggers
-from tubelet.training.monitor import FeatureMonitor, collapse_warning
+from tubelet.training.monitor import FeatureMonitor
 
 if TYPE_CHECKING:
     from tubelet.training.trainer import Trainer
@@ -52,39 +54,60 @@ def is_due(trainer: Trainer, every: int) -> bool:
 
 
 class FeatureStatistics(Callback):
-    """Logs statistics of the features every `logging.monitor_every` steps, and warns of collapse.
+    """Logs statistics of the features every `logging.monitor_every` steps, and reports collapse.
+
+    A run is most likely to collapse early, so the first interval has three measurements more.
 
     Args:
         monitor: Measures the features of the objective's first encoder.
         remedies: What to change when the features collapse, for the warning.
     """
 
-    def __init__(self, monitor: FeatureMonitor, remedies: Sequence[str] = ()):
-        self.monitor, self.remedies = monitor, remedies
-        self.first: dict[str, float] | None = None
+    def __init__(self, monitor: FeatureMonitor, remedies: Remedies = ()):
+        self.monitor, self.detector = monitor, CollapseDetector(remedies)
+        self.loss_sum: Tensor | float = 0.0
+        self.steps = 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        logged = (line for line in read_log(trainer.folder) if line.get("spread_across") is not None)
-        self.first = next(logged, None)
+        losses = self.detector.restore(read_log(trainer.folder))
+        self.loss_sum, self.steps = sum(losses), len(losses)
         if trainer.step == 0:
             self._measure(trainer)
 
     def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
-        if is_due(trainer, trainer.options.logging.monitor_every):
+        self.loss_sum, self.steps = self.loss_sum + metrics["loss"], self.steps + 1
+        every = trainer.options.logging.monitor_every
+        if is_due(trainer, every) or trainer.step in (every // 8, every // 4, every // 2):
             self._measure(trainer)
 
     def _measure(self, trainer: Trainer) -> None:
-        encoders = list(trainer.objective.encoders().values())
+        encoders = list(trainer.objective.encoders().items())
         if not encoders:
             return
         trainer.watchdog.note(f"computing feature statistics after step {trainer.step}")
-        statistics = self.monitor.measure(encoders[0], trainer.watchdog.note)
-        if not statistics or not trainer.world.is_main:
+        name, encoder = encoders[0]
+        statistics = self.monitor.measure(encoder, trainer.watchdog.note)
+        if not statistics:
             return
-        trainer.log.amend({"step": trainer.step, **statistics})
-        self.first = self.first or statistics
-        if warning := collapse_warning(statistics, self.first, self.remedies):
-            logger.warning(warning)
+        loss = None
+        if self.steps:
+            mean = torch.as_tensor(self.loss_sum, dtype=torch.float32, device=trainer.world.device) / self.steps
+            loss = float(trainer.world.mean(mean))
+        self.loss_sum, self.steps = 0.0, 0
+        found: dict[str, str] = {}
+        if trainer.world.is_main:
+            collapses = self.detector.update(Measurement(trainer.step, statistics, loss))
+            found = {kind: f"{name}: {message}" for kind, message in collapses.items()}
+            trainer.log.amend({"step": trainer.step, **statistics, **({"events": found} if found else {})})
+            for message in found.values():
+                logger.warning(message)
+        if trainer.options.logging.stop_on_collapse:
+            found = trainer.world.broadcast_from_rank0(lambda: found)
+            if found:
+                raise RunStopped(
+                    "\n".join(found.values()) + "\nThe run stops, as logging.stop_on_collapse is set; the same command "
+                    "goes on, as each kind of collapse is reported once"
+                )
 
 
 class Evaluation(Callback):

@@ -1,89 +1,147 @@
 """Statistics of an encoder's features that show representation collapse, which the loss alone does not.
 
-`clip_statistics` reduces the tokens of one batch; only its results are kept. `summarize` computes the figures from the
-results of all batches, so that the memory needed is O(clips · D) and not O(clips · N · D).
+`TokenMoments.of` reduces the tokens of one batch; only its results are kept. `summarize` computes the figures from the
+moments of all clips, so that the memory needed is O(clips · D + N · D) and not O(clips · N · D). All of it runs on the
+device of the features, in fp32 but for the spectra (see `_spectrum`).
 """
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 
-def clip_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Reduce the tokens of each clip.
+@dataclasses.dataclass(frozen=True)
+class TokenMoments:
+    """What is kept of the tokens of n clips, fp32.
 
-    Args:
-        tokens: [B, N, D], any floating-point type.
-
-    Returns:
-        The mean token of each clip, fp32 [B, D], and the variance over its tokens, averaged over the D dimensions,
-        fp32 [B].
+    Attributes:
+        clips: [n, D + 2]: the mean token of each clip; the variance over its tokens and the variance over the mean
+            tokens of its time slots, both averaged over the D dimensions.
+        positions: [N, D], the sum over the clips of the token at each position.
+        slots: Time slots of a clip; 1 where they are not known.
     """
-    tokens = tokens.float()
-    mean = tokens.mean(1)
-    # Around the mean, not as E[x²] - E[x]²: the difference of two large numbers loses a small variance.
-    return mean, (tokens - mean[:, None]).square_().mean((1, 2))
+
+    clips: Tensor
+    positions: Tensor
+    slots: int = 1
+
+    @classmethod
+    def of(cls, tokens: Tensor, slots: int = 1, count: int | None = None) -> TokenMoments:
+        """Reduce the tokens of a batch.
+
+        Args:
+            tokens: [B, N, D] in time-major order, any floating-point type.
+            slots: Time slots of a clip; must divide N.
+            count: Clips at the start of the batch that `positions` sums over; None for all.
+        """
+        tokens = tokens.float()
+        mean = tokens.mean(1)
+        of_slots = tokens.unflatten(1, (slots, -1)).mean(2)
+        moments = [mean, _variance(tokens, mean)[:, None], _variance(of_slots, mean)[:, None]]
+        return cls(torch.cat(moments, dim=1), tokens[:count].sum(0), slots)
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[TokenMoments]) -> TokenMoments:
+        """Return the moments of the clips of all batches."""
+        positions = torch.stack([batch.positions for batch in batches]).sum(0)
+        return cls(torch.cat([batch.clips for batch in batches]), positions, batches[0].slots)
 
 
-def summarize(mean_tokens: Tensor, variances: Tensor, labels: Tensor) -> dict[str, float]:
-    """The figures for the log.
+def _variance(tokens: Tensor, mean: Tensor) -> Tensor:
+    """Variance [B] of tokens [B, N, D] around their mean [B, D], averaged over the dimensions.
+
+    Not as E[x²] - E[x]²: the difference of two large numbers loses a small variance.
+    """
+    return (tokens - mean.unsqueeze(-2)).square().mean((-2, -1))
+
+
+def summarize(moments: TokenMoments, labels: Tensor) -> dict[str, float]:
+    """The figures for the log; one transfer from the device.
 
     Args:
-        mean_tokens: [n, D], and variances: [n], the results of `clip_statistics` for all clips.
+        moments: `TokenMoments` of all clips.
         labels: int64 [n]; -1 where a clip has none.
 
     Returns:
-        `rank_centered` and `rank_uncentered` (see `rank_me`), `spread_within` and `spread_across` (see `feature_std`)
-        and, where the clips have labels of at least two classes, `knn` in percent (see `knn_accuracy`). All of them
-        are NaN where a feature is not finite.
+        `rank_centered`, `rank_uncentered` and `dimensions` (see `rank_me` and `participation_ratio`), `spread_across`,
+        `spread_within`, `spread_tokens` and, for more than one slot, `spread_time` (see `spreads`) and, where the clips
+        have labels of at least two classes, `knn` in percent (see `knn_accuracy`). All of them are NaN where a feature
+        is not finite.
     """
     labelled = labels >= 0
     has_classes = len(labels[labelled].unique()) > 1
-    if not (mean_tokens.isfinite().all() and variances.isfinite().all()):
-        names = ["rank_centered", "rank_uncentered", "spread_within", "spread_across", *["knn"] * has_classes]
+    names = ["rank_centered", "rank_uncentered", "dimensions", "spread_across", "spread_within", "spread_tokens"]
+    names += ["spread_time"] * (moments.slots > 1) + ["knn"] * has_classes
+    if not (moments.clips.isfinite().all() and moments.positions.isfinite().all()):
         return dict.fromkeys(names, float("nan"))
-    within, across = feature_std(mean_tokens, variances)
-    figures = {
-        "rank_centered": rank_me(mean_tokens, center=True),
-        "rank_uncentered": rank_me(mean_tokens, center=False),
-        "spread_within": within,
-        "spread_across": across,
-    }
+    mean_tokens = moments.clips[:, :-2]
+    centered, uncentered = _spectrum(mean_tokens, center=True), _spectrum(mean_tokens, center=False)
+    figures = [rank_me(centered), rank_me(uncentered), participation_ratio(centered)]
+    figures += spreads(moments)
     if has_classes:
-        figures["knn"] = knn_accuracy(mean_tokens[labelled], labels[labelled])
-    return figures
+        device = mean_tokens.device
+        figures.append(knn_accuracy(mean_tokens[labelled.to(device)], labels[labelled].to(device)))
+    return dict(zip(names, torch.stack([figure.double() for figure in figures]).tolist(), strict=True))
 
 
-def rank_me(features: Tensor, *, center: bool) -> float:
-    """Effective rank of `features` [n, D]: exp of the entropy of the normalized singular values.
+def _spectrum(features: Tensor, *, center: bool) -> Tensor:
+    """Squared singular values of `features` [n, D], from the smaller Gram matrix.
 
-    RankMe (Garrido et al. 2023, eq. 1). Centered features can keep a high rank when only small noise around one
-    vector is left; the uncentered rank then falls towards 1. So both are worth logging.
+    In fp64, as the small ones of a collapsed encoder would drown in the rounding errors of the largest. The matrix is
+    small, and its eigenvalues take less time than a singular value decomposition in fp32.
     """
     features = features.double()
     if center:
         features = features - features.mean(0)
-    singular_values = torch.linalg.svdvals(features)
-    p = singular_values / singular_values.sum().clamp_min(1e-12)
-    return float(torch.exp(-(p * torch.log(p.clamp_min(1e-12))).sum()))
+    gram = features @ features.T if features.shape[0] < features.shape[1] else features.T @ features
+    return torch.linalg.eigvalsh(gram).clamp_min(0)
 
 
-def feature_std(mean_tokens: Tensor, variances: Tensor) -> tuple[float, float]:
-    """Standard deviation of tokens within a clip and of mean tokens across clips, relative to the tokens' RMS.
+def rank_me(squared_singular_values: Tensor) -> Tensor:
+    """Effective rank: exp of the entropy of the normalized singular values (RankMe, Garrido et al. 2023, eq. 1).
 
-    Both are 0 where all tokens are the same vector.
-
-    Args:
-        mean_tokens: [n, D], and variances: [n], as from `clip_statistics`.
+    Centered features can keep a high rank when only small noise around one vector is left; the uncentered rank then
+    falls towards 1. So both are worth logging.
     """
-    mean_tokens, variances = mean_tokens.double(), variances.double()
-    rms = (mean_tokens.square().mean() + variances.mean()).sqrt().clamp_min(1e-12)
-    within = variances.mean().sqrt()
-    across = mean_tokens.var(dim=0, unbiased=False).mean().sqrt()
-    return float(within / rms), float(across / rms)
+    singular_values = squared_singular_values.sqrt()
+    p = singular_values / singular_values.sum().clamp_min(1e-12)
+    return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
-def knn_accuracy(features: Tensor, labels: Tensor, k: int = 5) -> float:
+def participation_ratio(variances: Tensor) -> Tensor:
+    """Number of dimensions that carry the variance: (sum of the eigenvalues)² / sum of their squares.
+
+    Gao et al. 2017, "A theory of multineuronal dimensionality". The many small singular values that keep RankMe high
+    count little here, so that it falls much earlier where a few directions take over.
+    """
+    return variances.sum().square() / variances.square().sum().clamp_min(1e-300)
+
+
+def spreads(moments: TokenMoments) -> list[Tensor]:
+    """Standard deviations of the features, relative to the RMS of the tokens; 0 where all tokens are the same vector.
+
+    Returns:
+        Of mean tokens across clips; of tokens within a clip; the same without what all clips have in common at a
+        position, such as a position embedding; and, for more than one slot, of the mean tokens of the time slots
+        within a clip, also without what all clips have in common.
+    """
+    mean_tokens, within, over_slots = moments.clips[:, :-2], moments.clips[:, -2].mean(), moments.clips[:, -1].mean()
+    energy = mean_tokens.square().mean() + within
+    common = moments.positions / len(mean_tokens)
+    center = common.mean(0)
+    # The mean over the clips of the variance within a clip is the variance of what they have in common, and the rest.
+    variances = [mean_tokens.var(dim=0, unbiased=False).mean(), within, within - _variance(common, center)]
+    if moments.slots > 1:
+        variances.append(over_slots - _variance(common.unflatten(0, (moments.slots, -1)).mean(1), center))
+    return [(variance.clamp_min(0) / energy.clamp_min(1e-24)).sqrt() for variance in variances]
+
+
+def knn_accuracy(features: Tensor, labels: Tensor, k: int = 5) -> Tensor:
     """Leave-one-out accuracy, in percent, of a vote of the k nearest neighbors.
 
     Neighbors by the cosine similarity of the centered `features` [n, D].
@@ -93,4 +151,4 @@ def knn_accuracy(features: Tensor, labels: Tensor, k: int = 5) -> float:
     similarity.fill_diagonal_(-torch.inf)
     nearest = labels[similarity.topk(min(k, len(labels) - 1), dim=1).indices]
     votes = one_hot(nearest).sum(1)
-    return 100 * float((votes.argmax(1) == labels).float().mean())
+    return 100 * (votes.argmax(1) == labels).float().mean()

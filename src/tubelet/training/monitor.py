@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -13,16 +13,13 @@ from torch.distributed.fsdp import FSDPModule
 from tubelet.data import Batch, evenly_spaced, to_float
 from tubelet.data.loader import SampleSource, make_eval_loader
 from tubelet.runtime.distributed import World, autocast
-from tubelet.training.feature_statistics import clip_statistics, summarize
+from tubelet.training.feature_statistics import TokenMoments, summarize
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 MIN_CLIPS = 2
-MIN_RANK = 1.5
-MIN_STD_RATIO = 0.25
-"""`spread_across` below this fraction of its first value counts as collapse."""
 
 
 class FeatureMonitor:
@@ -88,8 +85,9 @@ class FeatureMonitor:
         if local is None:
             return {}
         readable = clips.readable
-        table = self.world.sum(local).cpu()[readable]  # the only transfer from the device
-        figures = summarize(table[:, :-1], table[:, -1], clips.labels[readable])
+        table = self.world.sum(local.clips)[readable.to(local.clips.device)]
+        moments = TokenMoments(table, self.world.sum(local.positions), local.slots)
+        figures = summarize(moments, clips.labels[readable])
         if self.world.is_main and not math.isfinite(figures["spread_across"]):
             logger.warning("the features are not finite: the weights have diverged, or %s overflows", self.dtype)
         return figures
@@ -145,32 +143,31 @@ class FeatureMonitor:
         return torch.cat(clips), torch.searchsorted(indices, torch.cat(indices_read)), torch.cat(labels), len(indices)
 
     @torch.no_grad()
-    def _encode(self, encoder: nn.Module, clips: "_Clips", note: Callable[[str], None]) -> Tensor:
-        """fp32 [clips, D + 1]: mean token and variance of this process's clips, zeros for those of others."""
+    def _encode(self, encoder: nn.Module, clips: "_Clips", note: Callable[[str], None]) -> TokenMoments:
+        """Return the moments of the tokens of this process's clips, at their positions; zeros for those of others."""
         modes = {module: module.training for module in encoder.modules()}
         encoder.eval()
-        statistics = []
+        batches, remaining = [], len(clips.positions)
         try:
             for number, batch in enumerate(clips.batches):
                 note(f"measuring features, batch {number + 1} of {len(clips.batches)}")
-                statistics.append(self._statistics(encoder, batch))
+                batches.append(self._moments(encoder, batch, count=remaining))
+                remaining = max(0, remaining - len(batch))
         finally:
             for module, training in modes.items():
                 module.training = training
-        positions = clips.positions
-        local = torch.cat(statistics)[: len(positions)]
-        table = local.new_zeros(len(clips.labels), local.shape[1])
-        table[positions.to(local.device)] = local
-        return table
+        local = TokenMoments.concatenate(batches)
+        table = local.clips.new_zeros(len(clips.labels), local.clips.shape[1])
+        table[clips.positions.to(table.device)] = local.clips[: len(clips.positions)]
+        return dataclasses.replace(local, clips=table)
 
-    def _statistics(self, encoder: nn.Module, clips: Tensor) -> Tensor:
-        """fp32 [b, D + 1] of a batch. Its tokens are freed on return, before the next batch is encoded."""
+    def _moments(self, encoder: nn.Module, clips: Tensor, count: int) -> TokenMoments:
+        """Reduce a batch, whose first `count` clips are not padding. Its tokens are freed before the next is encoded."""
         device = self.world.device
         video = to_float(clips.to(device), self.mean, self.std)
         with autocast(device, self.dtype):
             tokens = encoder(video)
-        mean, variance = clip_statistics(tokens)
-        return torch.cat([mean, variance[:, None]], dim=1)
+        return TokenMoments.of(tokens, _time_slots(encoder, video, tokens), count)
 
     def _on_all_ranks(self, what: str, function: Callable[[], Result], must_succeed: bool = False) -> Result | None:
         """Call `function`; if it fails in any process, warn and return None in all.
@@ -192,6 +189,14 @@ class FeatureMonitor:
         if ranks and self.world.is_main and not failed:
             logger.warning("%s failed on rank %s; training goes on", what, ", ".join(map(str, ranks)))
         return None if ranks else result
+
+
+def _time_slots(encoder: nn.Module, video: Tensor, tokens: Tensor) -> int:
+    """Return the number of time slots of `tokens`; 1 where the encoder does not say how they are arranged."""
+    if not hasattr(encoder, "grid_size"):
+        return 1
+    grid = encoder.grid_size(*video.shape[2:])
+    return grid.t if grid.num_tokens == tokens.shape[1] else 1
 
 
 def _class_labels(batch: Batch) -> Tensor:
@@ -228,27 +233,3 @@ def _equal_batches(clips: Tensor, count: int, size: int) -> list[Tensor]:
     if batches and len(batches[-1]) < size:
         batches[-1] = torch.cat([batches[-1], black[len(batches[-1]) :]])
     return batches + [black] * (-(-count // size) - len(batches))
-
-
-def collapse_warning(
-    now: Mapping[str, float], first: Mapping[str, float | None], remedies: Sequence[str] = ()
-) -> str | None:
-    """Return a warning if the features of different clips become the same vector, else None.
-
-    Args:
-        now: Result of `FeatureMonitor.measure`.
-        first: Result at the start of the run; None or NaN for unknown values.
-        remedies: Remedies of the objective, such as "raise objective.std_coeff".
-    """
-    if not now:
-        return None
-    reference = first.get("spread_across")
-    limit = 0.0 if reference is None else MIN_STD_RATIO * reference  # a comparison with NaN is false
-    if not (now["rank_uncentered"] < MIN_RANK or now["spread_across"] < limit):
-        return None
-    at_start = "unknown" if reference is None else f"{reference:.3f}"
-    return (
-        f"the features are collapsing: their standard deviation across clips is {now['spread_across']:.3f} of their "
-        f"RMS (at the start {at_start}), their uncentered rank {now['rank_uncentered']:.1f}. Remedies: "
-        + "; ".join([*remedies, "lower optimization.lr"])
-    )

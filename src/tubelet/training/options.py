@@ -37,6 +37,8 @@ class LoggingConfig(Config):
     monitor_every: int = Field(500, ge=1)
     """Steps between two evaluations on the monitored clips: statistics of the features in pretraining, accuracy in
     supervised training, error in frame prediction."""
+    stop_on_collapse: bool = False
+    """Stop a pretraining whose features collapse, after a checkpoint; false: warn only."""
     monitor_clips: int = Field(256, ge=0)
     """Number of monitored clips; 0 for none."""
     max_nonfinite: int = Field(20, ge=1)

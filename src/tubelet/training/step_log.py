@@ -4,6 +4,7 @@ import resource
 import socket
 import statistics
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ class StepLog:
     def __init__(self, world: World):
         self.world = world
         self.hosts: list[str] = world.all_gather_object(socket.gethostname())
-        self._numbers: list[dict[str, float]] = []
+        self._numbers: list[dict[str, Any]] = []
         self._tensors: list[dict[str, Tensor]] = []
-        self._before: list[dict[str, float]] = []
+        self._before: list[dict[str, Any]] = []
         self._since = time.perf_counter()
 
     def add(self, numbers: dict[str, float], tensors: dict[str, Tensor]) -> None:
@@ -36,14 +37,17 @@ class StepLog:
         self._numbers.append(numbers)
         self._tensors.append(tensors)
 
-    def amend(self, numbers: dict[str, float]) -> None:
-        """Add `numbers` to the last step; before the first step they become a line of their own."""
+    def amend(self, numbers: dict[str, Any]) -> None:
+        """Add `numbers` to the last step; before the first step they become a line of their own.
+
+        Besides numbers there may be `events`: name -> message.
+        """
         if self._numbers:
             self._numbers[-1] |= numbers
         else:
             self._before.append(numbers)
 
-    def flush(self, clips_per_step: int) -> list[dict[str, float]]:
+    def flush(self, clips_per_step: int) -> list[dict[str, Any]]:
         """Return the metrics of each step since the last call. Waits for the device; all processes have to call it.
 
         Args:
