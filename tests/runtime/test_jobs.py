@@ -111,6 +111,29 @@ def test_failure_shows_the_log_and_the_command_and_ends_the_other_jobs(folder):
     assert not (folder / "out/bad/done.json").exists()
 
 
+def test_with_keep_going_only_what_depends_on_a_failed_job_is_left_out(folder, capsys):
+    pool = Pool(processes=1, keep_going=True)
+    jobs = [job("bad", "fail"), job("b", after=("bad",)), job("c", after=("b",)), job("d")]
+    spent = pool.run(jobs)
+    assert events(folder) == ["start bad", "start d", "end d"]
+    assert spent["stage"] == json.loads((folder / "out/d/done.json").read_text())["seconds"]
+    assert list(pool.failed) == ["bad", "b", "c"]
+    assert "the disk is full" in pool.failed["bad"]
+    assert pool.failed["c"] == "c was left out, as b failed"
+    assert "the disk is full" in capsys.readouterr().err
+    pool.run([job("bad"), *jobs[1:]])
+    assert pool.failed == {}
+    assert events(folder) == [f"{what} {name}" for name in ("bad", "b", "c") for what in ("start", "end")]
+
+
+def test_temporary_folders_are_removed_when_the_job_is_done(folder):
+    for name in ("features", "heads"):
+        (folder / "out/a" / name).mkdir(parents=True)
+    Pool().run([job("a", temporary=("features", "never made"))])
+    assert not (folder / "out/a/features").exists()
+    assert (folder / "out/a/heads").exists()
+
+
 def test_a_job_that_is_already_running_is_refused(folder):
     pool = Pool()
     first = pool._start(job("a", seconds=60))

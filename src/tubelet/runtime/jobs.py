@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Job:
         after: Names of the jobs whose results it needs.
         keep: Whether results of other settings are an error, instead of being deleted and computed again.
         slots: Number of processes that it starts itself; it takes as many of the pool's.
+        temporary: Folders in `folder` that are removed when it is done, e.g. extracted features.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Job:
     after: tuple[str, ...] = ()
     keep: bool = False
     slots: int = 1
+    temporary: tuple[str, ...] = ()
 
     def shell(self, threads: int) -> str:
         """Return the command as a line for the shell."""
@@ -72,27 +75,33 @@ class Pool:
     Attributes:
         preload: Modules that are imported once, before the jobs are forked.
         grace_seconds: Time that children have after SIGTERM, e.g. to save a checkpoint, before they are killed.
+        keep_going: When a job has failed, still run all jobs that do not depend on it.
+        failed: Name -> why, of the jobs that the last `run` could not do: failed, or left out as one they need did.
     """
 
     processes: int = 2
     threads: int = 1
     preload: tuple[str, ...] = ()
     grace_seconds: float = 60.0
+    keep_going: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
     _running: list[_Running] = field(default_factory=list, repr=False)
 
     def run(self, jobs: Sequence[Job]) -> dict[str, float]:
         """Run the jobs that are not done yet, in their order as soon as their dependencies are done.
 
-        A failing job, Ctrl-C and SIGTERM end the other children, which may save their state first.
+        Ctrl-C, SIGTERM and, without `keep_going`, a failing job end the other children, which may save their state
+        first.
 
         Returns:
-            Seconds that each stage took, summed over its jobs.
+            Seconds that each stage took, summed over its finished jobs.
 
         Raises:
-            JobFailed: A child failed.
+            JobFailed: A child failed; with `keep_going` see `failed` instead.
             ConfigError: The folder of a job with `keep` holds results of other settings.
         """
-        done = {job.name: seconds for job in jobs if (seconds := _seconds_if_done(job, jobs)) is not None}
+        self.failed = {}
+        done = finished(jobs)
         waiting = [job for job in jobs if job.name not in done]
         for job in waiting:
             _remove_outdated(job)
@@ -107,16 +116,19 @@ class Pool:
                 while waiting or self._running:
                     self._start_ready(waiting, done)
                     time.sleep(0.2)
-                    self._collect(done)
-                    finished, bar.total = self._progress(jobs, done)
+                    for message in self._collect(done):
+                        bar.write(message, file=sys.stderr)
+                    self._leave_out_dependent(waiting)
+                    now, bar.total = self._progress([job for job in jobs if job.name not in self.failed], done)
                     running = ", ".join(running.job.name for running in self._running)
-                    bar.set_postfix_str(f"{len(done)}/{len(jobs)} done; running: {running}", refresh=False)
-                    bar.update(max(0, finished - bar.n))
+                    failed = f", {len(self.failed)} failed or left out" if self.failed else ""
+                    bar.set_postfix_str(f"{len(done)}/{len(jobs)} done{failed}; running: {running}", refresh=False)
+                    bar.update(max(0, now - bar.n))
             finally:
                 self._end_children()
                 signal.signal(signal.SIGTERM, previous)
         stages = dict.fromkeys(job.stage for job in jobs)
-        return {stage: sum(done[job.name] for job in jobs if job.stage == stage) for stage in stages}
+        return {stage: sum(done.get(job.name, 0.0) for job in jobs if job.stage == stage) for stage in stages}
 
     def _start_ready(self, waiting: list[Job], done: dict[str, float]) -> None:
         for job in list(waiting):
@@ -133,17 +145,34 @@ class Pool:
         except AlreadyRunning:
             raise JobFailed(f"{job.name}: already running in another process, which has locked {log}") from None
 
-    def _collect(self, done: dict[str, float]) -> None:
-        """Move finished jobs from `_running` to `done`."""
-        finished = [running for running in self._running if running.program.exitcode is not None]
-        self._running = [running for running in self._running if running not in finished]
-        for running in finished:
+    def _collect(self, done: dict[str, float]) -> list[str]:
+        """Move ended jobs from `_running` to `done` or `failed`. Returns what failed."""
+        ended = [running for running in self._running if running.program.exitcode is not None]
+        self._running = [running for running in self._running if running not in ended]
+        messages = []
+        for running in ended:
             job, exitcode, now = running.job, running.program.exitcode, time.time()
             if exitcode:
-                raise JobFailed(_explain(job, exitcode, self.threads))
+                message = _explain(job, exitcode, self.threads)
+                if not self.keep_going:
+                    raise JobFailed(message)
+                self.failed[job.name] = message
+                messages.append(message)
+                continue
+            for name in job.temporary:
+                shutil.rmtree(job.folder / name, ignore_errors=True)
             done[job.name] = round(now - running.started, 2)
             marker = {"command": list(job.command), "settings": job.settings, "seconds": done[job.name]}
             write_json(job.folder / DONE, {**marker, "began": running.started, "finished": now})
+        return messages
+
+    def _leave_out_dependent(self, waiting: list[Job]) -> None:
+        """Move the jobs that need a failed one from `waiting` to `failed`."""
+        while dependent := [job for job in waiting if any(name in self.failed for name in job.after)]:
+            for job in dependent:
+                waiting.remove(job)
+                needed = next(name for name in job.after if name in self.failed)
+                self.failed[job.name] = f"{job.name} was left out, as {needed} failed"
 
     def _end_children(self) -> None:
         for running in self._running:
@@ -156,33 +185,46 @@ class Pool:
     def _progress(self, jobs: Sequence[Job], done: dict[str, float]) -> tuple[int, int]:
         """Return finished and total seconds of wall-clock time: of all processes, divided by their number."""
         elapsed = {running.job.name: time.time() - running.started for running in self._running}
-        finished = total = 0.0
+        scales = _scales(jobs, done)
+        spent = total = 0.0
         for job in jobs:
-            seconds = (done | elapsed).get(job.name, 0.0)
-            finished += job.slots * seconds
-            total += job.slots * (seconds if job.name in done else max(seconds, _estimate(job, jobs, done)))
-        return int(finished / self.processes), int(total / self.processes) + 1
+            seconds = done.get(job.name, elapsed.get(job.name, 0.0))
+            spent += job.slots * seconds
+            estimate = job.seconds * scales.get(job.stage, scales[""])
+            total += job.slots * (seconds if job.name in done else max(seconds, estimate))
+        return int(spent / self.processes), int(total / self.processes) + 1
 
 
-def _estimate(job: Job, jobs: Sequence[Job], done: dict[str, float]) -> float:
-    """Scale the estimate of a job by the ratio of measured to estimated time of finished jobs, of its stage if any."""
-    finished = [other for other in jobs if other.name in done]
-    similar = [other for other in finished if other.stage == job.stage] or finished
-    estimated = sum(other.seconds for other in similar)
-    return job.seconds * (sum(done[other.name] for other in similar) / estimated if estimated else 1.0)
+def _scales(jobs: Sequence[Job], done: dict[str, float]) -> dict[str, float]:
+    """Return the ratio of measured to estimated time of the finished jobs, by stage and, under "", of all of them."""
+    measured: dict[str, float] = {}
+    estimated: dict[str, float] = {}
+    for job in jobs:
+        if job.name in done:
+            for stage in (job.stage, ""):
+                measured[stage] = measured.get(stage, 0.0) + done[job.name]
+                estimated[stage] = estimated.get(stage, 0.0) + job.seconds
+    return {"": 1.0, **{stage: measured[stage] / seconds for stage, seconds in estimated.items() if seconds}}
 
 
-def _seconds_if_done(job: Job, jobs: Sequence[Job]) -> float | None:
-    """Return how long the job took if its results are up to date, else None."""
-    marker = read_json(job.folder / DONE)
-    if marker is None or marker["settings"] != _as_json(job.settings):
-        return None
-    by_name = {other.name: other for other in jobs}
-    for dependency in (by_name[name] for name in job.after):
-        seconds = _seconds_if_done(dependency, jobs)
-        if seconds is None or read_json(dependency.folder / DONE)["finished"] > marker["began"]:
-            return None
-    return marker["seconds"]
+def finished(jobs: Sequence[Job]) -> dict[str, float]:
+    """Return the names of the jobs whose results are up to date, and how long each took."""
+    by_name = {job.name: job for job in jobs}
+    markers: dict[str, dict[str, Any] | None] = {}
+
+    def up_to_date(job: Job) -> dict[str, Any] | None:
+        """Return the job's marker; None where it, or a job that it needs, has to run (again)."""
+        if job.name not in markers:
+            marker = read_json(job.folder / DONE)
+            if marker is not None:
+                needed = [up_to_date(by_name[name]) for name in job.after]
+                current = marker["settings"] == _as_json(job.settings)
+                if not current or any(other is None or other["finished"] > marker["began"] for other in needed):
+                    marker = None
+            markers[job.name] = marker
+        return markers[job.name]
+
+    return {job.name: marker["seconds"] for job in jobs if (marker := up_to_date(job)) is not None}
 
 
 def _remove_outdated(job: Job) -> None:
