@@ -1,5 +1,6 @@
 """Self-supervised pretraining with any objective: `python -m app.main --fname configs/pretrain/<name>.yaml`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -8,8 +9,9 @@ from app.vjepa.options import Options
 from tubelet import hub, objectives, report
 from tubelet.config import ConfigError
 from tubelet.config.registry import find
+from tubelet.data import Batch
 from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import make_train_loader
+from tubelet.data.loader import SampleSource, make_train_loader
 from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform
 from tubelet.runtime.checkpoint import CheckpointError
@@ -24,23 +26,43 @@ from tubelet.training.trainer import Trainer
 def main(options: Options, world: World) -> None:
     """Train until the last epoch; continue the run that the folder holds, if any."""
     options.check_batch_size(world.world_size)
-    data, seed, folder = options.data, options.meta.seed, Path(options.folder)
-
-    dataset = find("data", data.format.name).Dataset(data, options.transform(), seed=seed, on_error="replace")
-    stream = SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
+    dataset, stream = make_stream(options, world)
     schedule = options.optimization.schedule(steps_per_epoch=max(1, stream.pass_length // stream.batch_size))
 
     trainer = make_trainer(options, schedule, world)
     if not trainer.resume() and options.init_from is not None:
         initialize(trainer, options.init_from)
 
-    batches = make_train_loader(
+    batches = make_batches(options, dataset, stream, world, range(trainer.step, schedule.last_step))
+    bad_files = BadFiles(Path(options.folder) / "bad_files.txt", options.data.max_bad_fraction, world)
+    callbacks = [
+        FeatureStatistics(feature_monitor(options, world), objectives.remedies(options.objective)),
+        BadFileCheck(bad_files),
+    ]
+    trainer.fit(batches, callbacks)
+    if world.is_main:
+        report.write_or_warn(options.folder)
+
+
+def make_stream(options: Options, world: World) -> tuple[SampleSource, SampleStream]:
+    """Return the data set with its augmentation, and the order in which the run draws from it."""
+    data, seed = options.data, options.meta.seed
+    dataset = find("data", data.format.name).Dataset(data, options.transform(), seed=seed, on_error="replace")
+    return dataset, SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
+
+
+def make_batches(
+    options: Options, dataset: SampleSource, stream: SampleStream, world: World, steps: range
+) -> Iterable[Batch]:
+    """Return this process's part of the batches of `steps`, with masks."""
+    data = options.data
+    return make_train_loader(
         dataset,
         stream,
         options.mask_collator(),
-        seed=seed,
-        first_step=trainer.step,
-        last_step=schedule.last_step,
+        seed=options.meta.seed,
+        first_step=steps.start,
+        last_step=steps.stop,
         mask_batch_size=data.mask_batch_size,
         rank=world.rank,
         world_size=world.world_size,
@@ -48,13 +70,6 @@ def main(options: Options, world: World) -> None:
         pin_memory=data.pin_mem and world.device.type == "cuda",
         timeout=data.worker_timeout,
     )
-    callbacks = [
-        FeatureStatistics(feature_monitor(options, world), objectives.remedies(options.objective)),
-        BadFileCheck(BadFiles(folder / "bad_files.txt", data.max_bad_fraction, world)),
-    ]
-    trainer.fit(batches, callbacks)
-    if world.is_main:
-        report.write_or_warn(folder)
 
 
 def make_trainer(options: Options, schedule: Schedule, world: World) -> Trainer:
