@@ -1,8 +1,8 @@
 """Measures a training step: `python -m app.study.cost --fname configs/pretrain/x.yaml --folder F [key.path=value …]`.
 
-Takes a few steps of the run that the YAML describes, on its data, and writes `cost.json`: `flops` of the matrix products
-of a step (forward and backward pass; a multiplication and an addition count as two), `seconds` of a step, without
-reading the data, and `clips` in a step.
+Takes a few steps of the run that the YAML describes, on its data, and writes `cost.json`: `flops` of the matrix
+products of a step (forward and backward pass; a multiplication and an addition count as two), `seconds` of a step,
+without reading the data, and `clips` in a step.
 """
 
 import statistics

@@ -156,6 +156,17 @@ def test_resumed_run_is_bit_for_bit_the_straight_one(tmp_path):
     assert [line["loss"] for line in log(tmp_path / "straight")] == [line["loss"] for line in log(tmp_path / "resumed")]
 
 
+def test_checkpoints_of_milestones_are_kept_as_they_were(tmp_path):
+    every = {"checkpoint_every_steps": 2, "keep_checkpoints": 2}
+    train(make_options(tmp_path, logging={**every, "milestones": [2, 3]}))
+    kept = checkpoint.find(tmp_path / "checkpoints")
+    assert [checkpoint.step_of(path) for path in kept] == [2, 3, 6, 8]
+    with pytest.raises(SystemExit):
+        train(make_options(tmp_path / "stopped"), callbacks=[StopAt(3)])
+    there, here = (checkpoint.read_weights(p) for p in (tmp_path / "stopped/checkpoints/step-00000003", kept[1]))
+    assert all(torch.equal(weight, there["model"][name]) for name, weight in here["model"].items())
+
+
 def test_nonfinite_updates_are_skipped_and_stop_the_run(tmp_path):
     options = make_options(tmp_path, logging={"max_nonfinite": 4})
     with pytest.raises(RunStopped, match="4 of the last 4 updates were skipped"):

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,6 +57,7 @@ def write(
     rank: int = 0,
     world_size: int = 1,
     on_all_ranks: Callable[[Callable[[], Any]], list[Any]] = lambda action: [action()],
+    keep_steps: Collection[int] = (),
 ) -> Path:
     """Write one checkpoint, by all processes together; see `save`.
 
@@ -69,6 +70,7 @@ def write(
         world_size: Number of processes that write.
         on_all_ranks: Calls its argument in every process and returns the results by rank; if the call fails in any
             process, raises in all.
+        keep_steps: Steps whose checkpoints are kept besides.
     """
     path = folder / f"step-{step:08d}"
     unfinished = path.with_name(path.name + ".tmp")
@@ -80,7 +82,7 @@ def write(
 
         def commit() -> None:
             snapshot.write_metadata(unfinished, step, files)
-            _commit(unfinished, path, keep)
+            _commit(unfinished, path, keep, keep_steps)
 
         on_all_ranks(lambda: commit() if is_main else None)
     except BaseException:
@@ -98,14 +100,14 @@ def _prepare(folder: Path, unfinished: Path) -> None:
     unfinished.mkdir()
 
 
-def _commit(unfinished: Path, path: Path, keep: int) -> None:
+def _commit(unfinished: Path, path: Path, keep: int, keep_steps: Collection[int]) -> None:
     replaced = path.with_name(path.name + ".old.tmp")
     if path.exists():
         os.replace(path, replaced)
     os.replace(unfinished, path)
     _remove(replaced)
     _link_latest(path)
-    for old in find(path.parent)[:-keep]:
+    for old in [other for other in find(path.parent) if step_of(other) not in keep_steps][:-keep]:
         _remove(old)
     checkpoint_format.flush(path.parent)
 

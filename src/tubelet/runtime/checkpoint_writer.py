@@ -1,6 +1,6 @@
 """Checkpoints that are written while training continues."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ class Saver:
         keep: Number of checkpoints that are kept.
         world: All of its processes make the same calls.
         sharded: Every process writes its shards; else rank 0 writes everything.
+        keep_steps: Steps whose checkpoints are kept besides.
     """
 
-    def __init__(self, folder: Path, keep: int, world: World, sharded: bool):
-        self.folder, self.keep, self.world = folder, keep, world
+    def __init__(self, folder: Path, keep: int, world: World, sharded: bool, keep_steps: Collection[int] = ()):
+        self.folder, self.keep, self.world, self.keep_steps = folder, keep, world, keep_steps
         self.sharded = sharded and world.world_size > 1
         self._thread = ThreadPoolExecutor(1, "saving")
         # Messages about a checkpoint must not be mixed with those of the training steps meanwhile.
@@ -42,8 +43,8 @@ class Saver:
         rank, size = (self.world.rank, self.world.world_size) if self.sharded else (0, 1)
         if self.sharded or self.world.is_main:
             snapshot = Snapshot(state(), rank, self._buffers)
-            arguments = (self.folder, step, snapshot, self.keep, rank, size)
-            self._writing = self._thread.submit(checkpoint.write, *arguments, on_all_ranks=self._on_all_ranks)
+            arguments = (self.folder, step, snapshot, self.keep, rank, size, self._on_all_ranks, self.keep_steps)
+            self._writing = self._thread.submit(checkpoint.write, *arguments)
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written. Raises CheckpointError if that failed."""

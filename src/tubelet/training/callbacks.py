@@ -208,7 +208,8 @@ class Checkpointing(Callback):
         options = trainer.options.logging
         minutes = (time.monotonic() - self.saved_at) / 60
         stop_signal = self._agree(trainer, int(trainer.signals.signal or minutes >= options.checkpoint_every_minutes))
-        if stop_signal or is_due(trainer, options.checkpoint_every_steps or trainer.last_step):
+        due = trainer.step in options.milestones or is_due(trainer, options.checkpoint_every_steps or trainer.last_step)
+        if stop_signal or due:
             self.save(trainer)
         if stop_signal > 1:
             trainer.writer.finish()

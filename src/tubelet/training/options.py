@@ -34,6 +34,8 @@ class LoggingConfig(Config):
     checkpoint_every_minutes: float = Field(10, gt=0)
     keep_checkpoints: int = Field(3, ge=1)
     """Number of checkpoints that are kept, the newest ones."""
+    milestones: list[int] = []
+    """Steps after which a checkpoint is saved and kept besides, e.g. to probe the encoder as it was then."""
     monitor_every: int = Field(500, ge=1)
     """Steps between two evaluations on the monitored clips: statistics of the features in pretraining, accuracy in
     supervised training, error in frame prediction."""

@@ -102,7 +102,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16 if self.scales_loss else 1.0)
         self.watchdog = Watchdog(world, options.distributed.timeout)
         self.signals = SignalHandler()
-        self.writer = Saver(self.checkpoints, options.logging.keep_checkpoints, world, self.sharded)
+        keep, milestones = options.logging.keep_checkpoints, options.logging.milestones
+        self.writer = Saver(self.checkpoints, keep, world, self.sharded, milestones)
         self.log = StepLog(world)
         self.data_seconds = 0.0
         self.first_step = 0  # of this start of the run
