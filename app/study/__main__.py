@@ -1,39 +1,86 @@
 """Measures whether pretraining helps: `python -m app.study --fname configs/study/demo.yaml [key.path=value …]`.
 
-Generates clips if configured, pretrains from several seeds, probes the frozen pretrained and random encoders on the
-same labelled clips, trains the same encoder from scratch with the labels, evaluates non-learned baselines, and writes
-one report. Each part is a program of this repository, run as a child process. After a stop, the same command continues.
+On one or several data sets: generates clips if configured, pretrains with one or several objectives and seeds, probes
+the frozen pretrained and random encoders on the same labelled clips, trains the same encoder with the labels from
+scratch and from the pretrained weights, evaluates non-learned baselines, and writes one report. Each part is a program
+of this repository, run as a child process. After a stop or an error, the same command continues.
 """
 
 import datetime
 from pathlib import Path
 
 from app.study.options import Options
-from app.study.plan import PROGRAMS, plan
+from app.study.plan import PROGRAMS, Costs, plan, preparation
+from app.study.plan.compute import read_costs
 from app.study.results import summarise
 from tubelet import report as pages
+from tubelet.config import ConfigError, read
 from tubelet.config.registry import find
-from tubelet.report import aggregate
+from tubelet.report import layout, study_file
 from tubelet.runtime import command_line
-from tubelet.runtime.files import write_json
-from tubelet.runtime.jobs import Pool
+from tubelet.runtime.files import write_atomic, write_json
+from tubelet.runtime.jobs import JobFailed, Pool
 
 
 def run(options: Options) -> None:
-    """Run the jobs that are not done yet, write the report, print the table."""
-    folder = Path(options.folder)
-    if options.lists is not None:
-        find("data", options.lists).write_lists(Path(options.data).absolute(), folder / "lists")
-    jobs = plan(options)
+    """Run the jobs that are not done yet, write the report, print the tables.
+
+    Raises:
+        ConfigError: No data set has its folder.
+        JobFailed: Some jobs failed; the report has the results of the others.
+    """
+    folder, studies = Path(options.folder), options.studies()
+    for key in options.left_out():
+        print(f"{key} is not given, so this data set is left out")
+    if not studies:
+        raise ConfigError(f"give the folder of a data set, e.g. {options.left_out()[0]}=/path/to/videos")
+    for study in studies.values():
+        if study.lists is not None:
+            find("data", study.lists).write_lists(Path(study.data).absolute(), Path(study.folder) / "lists")
+    pool = Pool(options.processes, options.threads, PROGRAMS, keep_going=True)
+    costs = prepare(pool, studies)
+    jobs = plan(studies, costs)
     print(f"{len(jobs)} jobs, {options.processes} at a time with {options.threads} thread(s) each; logs in {folder}")
-    seconds = Pool(options.processes, options.threads, PROGRAMS).run(jobs)
-    report = {**summarise(options), "seconds": {stage: round(value, 1) for stage, value in seconds.items()}}
-    write_json(folder / "study.json", report)
+    seconds = pool.run(jobs)
+    report = summary(options, studies, costs, seconds, pool.failed)
+    write_json(folder / study_file.NAME, report)
+    write_atomic(folder / "table.md", layout.markdown(report))
     page = pages.write(folder)
-    print(f"\n{aggregate.results_table(report)}\n")
-    print("\n".join([*report["verdict"], *(f"- {note}" for note in report["notes"])]))
+    print(f"\n{layout.plain_text(report)}")
     total = datetime.timedelta(seconds=round(sum(seconds.values())))
     print(f"\n{page} (the jobs took {total} in total)")
+    if pool.failed:
+        raise JobFailed("\n".join([*pool.failed.values(), "The report has the results of all other jobs."]))
+
+
+def prepare(pool: Pool, studies: dict[str, Options]) -> dict[str, Costs]:
+    """Generate clips and measure training steps. Returns the costs of the data sets with equal compute."""
+    equal = {name: study for name, study in studies.items() if study.compute is not None}
+    if equal:
+        pool.run(preparation(studies))
+    return {name: read_costs(study) for name, study in equal.items()}
+
+
+def summary(
+    options: Options,
+    studies: dict[str, Options],
+    costs: dict[str, Costs],
+    seconds: dict[str, float],
+    failed: dict[str, str],
+) -> dict[str, object]:
+    """Return the content of `study.json`."""
+    datasets = {name: summarise(study, costs.get(name, {})) for name, study in studies.items()}
+    for name, data in datasets.items():
+        prefix = f"{name}:" if len(studies) > 1 else ""
+        if missing := [job for job in failed if job.startswith(prefix)]:
+            data["notes"].append(f"Without the results of jobs that failed or need one that did: {', '.join(missing)}.")
+    probes = {f"Probe of {name}": read(study.probe.fname, study.probe.overrides) for name, study in studies.items()}
+    return {
+        "title": options.title,
+        "datasets": datasets,
+        "settings": {"Study": options.model_dump(mode="json"), **probes},
+        "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+    }
 
 
 if __name__ == "__main__":

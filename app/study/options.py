@@ -1,76 +1,38 @@
-"""Options of a study: pretraining, probes, supervised training and non-learned baselines."""
+"""Options of a study: objectives of pretraining, what they are compared with, and how, on one or several data sets."""
 
-from typing import Any, Literal
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from app.study.sections import (
+    Baselines,
+    Compute,
+    Curves,
+    FineTuning,
+    Objective,
+    Pretrain,
+    Probe,
+    Random,
+    Seconds,
+    Supervised,
+    Task,
+)
 from tubelet import config
 from tubelet.config import Config
 from tubelet.config.registry import name_of
 
-
-class Task(Config):
-    """A labelled data set. `{folder}` and `{fold}` in the paths are replaced."""
-
-    train: str
-    test: str
-    num_classes: int = Field(ge=2)
-    labels_per_class: int | None = Field(None, ge=1)
-    """Labelled clips per class, sampled again for each seed of a probe; by default all."""
-
-
-class Program(Config):
-    """A YAML file of a program, the seeds to run it with, and overrides (`key.path=value`)."""
-
-    fname: str
-    seeds: list[int] = Field([0], min_length=1)
-    overrides: list[str] = []
-
-
-class Pretrain(Program):
-    seeds: list[int] = [0]
-    """Empty: only random encoders, supervised training and baselines."""
-    later_overrides: list[str] = []
-    """Overrides of all runs except the first seed's, e.g. to make them smaller. The report mentions them."""
-
-
-class Supervised(Program):
-    per_task: dict[str, list[str]] = {}
-    """Further overrides for single tasks, e.g. more epochs if there are few labels."""
-
-
-class Random(Config):
-    init_stds: list[float] = Field([0.02, 0.06, 0.12], min_length=1)
-    """Standard deviations of the initial weights; the first is the default of the encoder."""
-    seeds: list[int] = [0]
-
-
-class Probe(Program):
-    heads: list[Literal["probe", "linear"]] = Field(["probe", "linear"], min_length=1)
-    linear: dict[str, Any] = {}
-    """Options that differ for the linear probe."""
-
-
-class Baselines(Config):
-    """Baselines that need no network."""
-
-    kinds: list[Literal["frame", "difference", "metadata"]] = Field(["frame", "difference"], min_length=1)
-    num_frames: int = Field(16, ge=2)
-    average: bool = True
-
-
-class Seconds(Config):
-    """Estimates for the progress bar: seconds of one job of each stage; corrected by measured times."""
-
-    pretrain: float = 300
-    probe: float = 60
-    supervised: float = 60
-    baselines: float = 20
+REFERENCES = ("random", "random_best", "supervised")
+"""Rows of the report besides the objectives."""
 
 
 class Options(Config):
     folder: str
     title: str = "Tubelet study"
+    datasets: dict[str, dict[str, Any]] | None = None
+    """Several data sets: name -> the keys below that differ for it. Each has the folder `<folder>/<name>`. One that has
+    `lists`, but no `data`, is left out."""
     data: str | None = None
     """Folder of an external data set; `lists` names the module in tubelet/data that writes its lists."""
     lists: name_of("data", "write_lists") | None = None
@@ -80,14 +42,19 @@ class Options(Config):
     """Arguments of `python -m tubelet.data.generated`, which generates clips in `<folder>/clips`."""
     cache: str | None = None
     """Folder of decoded clips that all programs share, for small data sets; by default as in their YAML files."""
-    pretrain: Pretrain
+    objectives: dict[str, Objective] = Field(min_length=1)
+    """Name -> pretraining. Random encoders and supervised training have the encoder of the first one."""
+    pretrain: Pretrain = Pretrain()
+    compute: Compute | None = None
+    """Equal compute for all objectives; by default each has the number of steps of its YAML."""
+    curves: Curves | None = None
     random: Random = Random()
-    tasks: dict[str, Task] = Field(min_length=1)
+    tasks: dict[str, Task] = {}
     headline: str | None = None
     """The task of the report's conclusion; by default the first."""
     probe: Probe
     supervised: Supervised | None = None
-    """Encoder and patch sizes are always those of `pretrain`."""
+    finetune: FineTuning | None = None
     baselines: Baselines | None = Baselines()
     devices: list[str] = ["cpu"]
     processes: int = Field(2, ge=1)
@@ -97,16 +64,108 @@ class Options(Config):
     seconds: Seconds = Seconds()
 
     @model_validator(mode="after")
-    def _check_consistency(self) -> "Options":
-        if (self.data is None) != (self.lists is None):
+    def _check(self) -> "Options":
+        if self.datasets is not None:
+            for name in self.datasets:
+                self._study(name)
+            return self
+        if not self.tasks:
+            raise ValueError("tasks: required, but not given")
+        if self.data is not None and self.lists is None:
             raise ValueError("data and lists go together: a folder of videos and the module that writes its lists")
-        if self.headline is not None and self.headline not in self.tasks:
-            raise ValueError(f"headline: '{self.headline}' is no task. {config.nearest(self.headline, self.tasks)}")
-        for name in self.supervised.per_task if self.supervised is not None else ():
-            if name not in self.tasks:
-                raise ValueError(f"supervised.per_task: '{name}' is no task. {config.nearest(name, self.tasks)}")
+        for name in REFERENCES:
+            if name in self.objectives:
+                raise ValueError(f"objectives.{name}: a row of the report has this name already; choose another one")
+        self._check_objectives()
+        self._check_tasks()
+        self._check_heads()
         return self
+
+    def studies(self) -> dict[str, "Options"]:
+        """Return the study of each data set that is not left out, by name; a single one has the name of its folder."""
+        studies = {name: self._study(name) for name in self.datasets or {}} or {Path(self.folder).name: self}
+        return {name: study for name, study in studies.items() if not study._lacks_data}
+
+    def left_out(self) -> list[str]:
+        """Return the keys that are missing for the data sets that are left out."""
+        if self.datasets is None:
+            return ["data"] if self._lacks_data else []
+        return [f"datasets.{name}.data" for name in self.datasets if self._study(name)._lacks_data]
+
+    @property
+    def main_task(self) -> str:
+        return self.headline or next(iter(self.tasks))
+
+    @property
+    def curve_task(self) -> str:
+        return self.main_task if self.curves is None or self.curves.task is None else self.curves.task
+
+    def heads_of(self, task: str) -> list[str]:
+        """Return the heads that read a task."""
+        return self.tasks[task].heads or self.probe.heads
+
+    def fine_tuned(self) -> list[str]:
+        """Return the objectives whose encoders are fine-tuned."""
+        if self.finetune is None or not self.pretrain.seeds:
+            return []
+        return list(self.objectives if self.finetune.objectives is None else self.finetune.objectives)
 
     def fill(self, text: str, fold: int) -> str:
         """Replace `{folder}` and `{fold}` in the text."""
         return text.replace("{folder}", self.folder).replace("{fold}", str(fold))
+
+    @property
+    def _lacks_data(self) -> bool:
+        return self.lists is not None and self.data is None
+
+    def _study(self, name: str) -> "Options":
+        """Return the options of one of `datasets`."""
+        assert self.datasets is not None
+        common = self.model_dump(exclude={"datasets"}, exclude_unset=True)
+        raw = config.merge(common, {"folder": f"{self.folder}/{name}", "title": name, **self.datasets[name]})
+        try:
+            return Options.model_validate(raw)
+        except ValidationError as error:
+            keys = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+            lines = [f"datasets.{name}.{key}: {text}" if key else f"datasets.{name}.{text}" for key, text in keys]
+            raise ValueError("; ".join(lines)) from None
+
+    def _check_objectives(self) -> None:
+        names = [] if self.compute is None or self.compute.reference is None else [self.compute.reference]
+        _check_names("compute.reference", names, self.objectives, "objective")
+        if self.finetune is not None:
+            _check_names("finetune.objectives", self.finetune.objectives or [], self.objectives, "objective")
+        for name, objective in self.objectives.items():
+            teacher = objective.teacher
+            if teacher is None:
+                continue
+            key = f"objectives.{name}.teacher"
+            _check_names(f"{key}.objective", [teacher.objective], self.objectives, "objective")
+            if self.objectives[teacher.objective].teacher is not None:
+                raise ValueError(f"{key}.objective: '{teacher.objective}' has a teacher itself; take one that has none")
+            if (teacher.share is None) != (self.compute is None):
+                raise ValueError(f"{key}.share: with `compute` it is required, without it there is nothing to share")
+            if name in names:
+                raise ValueError(f"compute.reference: '{name}' has a teacher; take an objective that has none")
+
+    def _check_tasks(self) -> None:
+        used: dict[str, Iterable[str]] = {"headline": [self.main_task], "curves.task": [self.curve_task]}
+        for key, training in (("supervised", self.supervised), ("finetune", self.finetune)):
+            if training is not None:
+                used |= {f"{key}.tasks": training.tasks or [], f"{key}.per_task": training.per_task}
+        for key, names in used.items():
+            _check_names(key, names, self.tasks, "task")
+
+    def _check_heads(self) -> None:
+        _check_names("probe.per_head", self.probe.per_head, self.probe.heads, "head of `probe.heads`")
+        for name, task in self.tasks.items():
+            _check_names(f"tasks.{name}.heads", task.heads or [], self.probe.heads, "head of `probe.heads`")
+        if self.curves is not None:
+            heads = self.heads_of(self.curve_task)
+            _check_names("curves.head", [self.curves.head], heads, f"head that reads the task '{self.curve_task}'")
+
+
+def _check_names(key: str, names: Iterable[str], valid: Collection[str], what: str) -> None:
+    for name in names:
+        if name not in valid:
+            raise ValueError(f"{key}: '{name}' is no {what}. {config.nearest(name, valid)}")

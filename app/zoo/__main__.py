@@ -12,12 +12,14 @@ from typing import Any
 
 from pydantic import Field
 
-from app.study import plan as study_plan
 from app.study.options import Options as Study
+from app.study.plan import PROGRAMS
+from app.study.plan import plan as study_plan
+from app.study.plan.pretraining import clips_job
 from app.study.results import summarise
 from tubelet import config
 from tubelet.config import Config, ConfigError
-from tubelet.report import aggregate
+from tubelet.report import aggregate, layout
 from tubelet.runtime import command_line
 from tubelet.runtime.files import read_json, write_json
 from tubelet.runtime.jobs import Job, Pool
@@ -30,12 +32,13 @@ FACTS = {
     "bytes": ("MB kept", 1e6),
     "clips_per_second": ("clips/s", 1),
 }
+PRETRAINED = "pretrained"
 ACCURACIES = {
-    "labels": ("probe", "supervised"),
-    "random": ("probe", "random_best"),
-    "pretrained": ("probe", "pretrained"),
+    "labels": (aggregate.FINE_TUNED, "supervised"),
+    "random": ("attentive", "random_best"),
+    "pretrained": ("attentive", PRETRAINED),
     "random, linear": ("linear", "random_best"),
-    "pretrained, linear": ("linear", "pretrained"),
+    "pretrained, linear": ("linear", PRETRAINED),
 }
 LEGEND = """\
 Of one clip: parameters, FLOPs of a forward pass, bytes kept for the backward pass; clips/s of forward and backward
@@ -65,16 +68,16 @@ def run(options: Options) -> None:
     files = encoder_files(options)
     studies = {name: encoder_study(options, name, path) for name, path in files.items()}
     base = baselines_study(options)
-    task = base.headline or next(iter(base.tasks))
+    task = base.main_task
     jobs = plan(options, files, studies)
     print(f"{len(files)} encoders, {len(jobs)} jobs, {options.processes} at a time; logs in {folder}")
-    Pool(options.processes, options.threads, study_plan.PROGRAMS).run(jobs)
+    Pool(options.processes, options.threads, PROGRAMS).run(jobs)
     rows = {name: row(options, name, study, task) for name, study in studies.items()}
-    baselines = summarise(base)["probe"]
+    baselines = summarise(base, {})["accuracy"][aggregate.BASELINE]
     write_json(folder / "zoo.json", {"task": task, "encoders": rows, "baselines": baselines})
     print(f"\n{table(rows)}\n\n{LEGEND.format(task=task)}")
     for name, accuracies in baselines.items():
-        print(f"{aggregate.ROWS[name]}: {aggregate.text_cell(accuracies[task])}")
+        print(f"no network, {layout.BASELINES[name]}: {aggregate.text_cell(accuracies[task])}")
 
 
 def encoder_files(options: Options) -> dict[str, Path]:
@@ -95,7 +98,8 @@ def encoder_study(options: Options, name: str, path: Path) -> Study:
 
     from app.zoo.measure import build
 
-    fixed = {"folder": f"{options.folder}/{name}", "pretrain": {"fname": str(path)}, "baselines": None}
+    objectives = {PRETRAINED: {"fname": str(path)}}
+    fixed = {"folder": f"{options.folder}/{name}", "objectives": objectives, "baselines": None}
     raw = config.merge(config.merge(options.study, options.special.get(name, {})), fixed)
     with torch.device("meta"):  # without memory for the weights
         encoder = build(path)
@@ -107,8 +111,9 @@ def encoder_study(options: Options, name: str, path: Path) -> Study:
 def baselines_study(options: Options) -> Study:
     """The non-learned baselines, which are the same for all encoders."""
     path = next(iter(encoder_files(options).values()))
-    fixed = {"folder": f"{options.folder}/baselines", "pretrain": {"fname": str(path), "seeds": []}}
-    raw = config.merge(options.study, {**fixed, "random": {"seeds": []}, "supervised": None})
+    fixed = {"folder": f"{options.folder}/baselines", "objectives": {PRETRAINED: {"fname": str(path)}}}
+    none = {"pretrain": {"seeds": []}, "random": {"seeds": []}, "supervised": None}
+    raw = config.merge(options.study, {**fixed, **none})
     return config.check(_fill(raw, options.folder), Study, "baselines")
 
 
@@ -118,13 +123,11 @@ def _fill(raw: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def plan(options: Options, files: dict[str, Path], studies: dict[str, Study]) -> list[Job]:
     """All jobs: the clips, then the longest first. Names begin with the encoder's."""
-    clips = study_plan.clips_job(options.folder, options.clips, options.processes)
+    clips = clips_job(options.folder, options.clips, options.processes)
     jobs = [_measure_job(options, name, path) for name, path in files.items()]
-    for name, study in {**studies, "baselines": baselines_study(options)}.items():
-        for job in study_plan.plan(study):
-            after = tuple(f"{name}:{other}" for other in job.after) or (clips.name,)
-            settings = {**job.settings, "clips": options.clips}
-            jobs.append(replace(job, name=f"{name}:{job.name}", after=after, settings=settings))
+    for job in study_plan({**studies, "baselines": baselines_study(options)}, {}):
+        settings = {**job.settings, "clips": options.clips}
+        jobs.append(replace(job, after=job.after or (clips.name,), settings=settings))
     return [clips, *sorted(jobs, key=lambda job: -job.seconds)]
 
 
@@ -144,8 +147,8 @@ def _measure_job(options: Options, name: str, path: Path) -> Job:
 def row(options: Options, name: str, study: Study, task: str) -> dict[str, Any]:
     """The measurements of one encoder; accuracies on `task` are [mean, standard deviation] in percent."""
     facts = read_json(Path(options.folder) / name / "facts" / "facts.json")
-    report = summarise(study)
-    accuracies = {column: report[head].get(row, {}).get(task) for column, (head, row) in ACCURACIES.items()}
+    data = summarise(study, {})
+    accuracies = {column: layout.cell(data, head, row, task) for column, (head, row) in ACCURACIES.items()}
     return {**facts, **accuracies}
 
 

@@ -11,11 +11,13 @@ import yaml
 from app.study.__main__ import run
 from app.study.options import Options
 from app.study.plan import plan
-from app.study.results import collect
+from app.study.plan.compute import Cost
+from app.study.results import collect, summarise
 from tubelet import config
 from tubelet.config import ConfigError
 from tubelet.runtime.jobs import JobFailed
 
+REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -28,21 +30,31 @@ def record(text):
 
 overrides = [argument for argument in sys.argv[1:] if "=" in argument]
 raw = read(sys.argv[sys.argv.index("--fname") + 1], overrides)
+if "--folder" in sys.argv:
+    raw["folder"] = sys.argv[sys.argv.index("--folder") + 1]
 folder = Path(raw["folder"])
 folder.mkdir(parents=True, exist_ok=True)
-def result(folder, top1, count):
+def result(folder, top1, count, **more):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps({"top1": top1, "num_val": count}))
+    (folder / "results.json").write_text(json.dumps({"top1": top1, "num_val": count, **more}))
 """
 TRAIN = """
 if raw["app"] == "vjepa":
-    record(f"pretrain {folder} {raw['meta']['seed']} {raw['epochs']}")
+    record(f"pretrain {folder} {raw.get('meta', {}).get('seed')} {raw['objective']['name']}")
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {}, "data_aug": {}, "mask": [], "encoder": {}}))
     if raw.get("broken"):
         sys.exit("no space left on device")
 else:
-    record(f"supervised {raw['data']['dataset_train']} {raw['data']['labels_per_class']}")
-    result(folder, 80.0 + raw["meta"]["seed"], 40)
+    start = raw.get("pretrain", {}).get("folder", "scratch")
+    record(f"supervised {raw['data']['dataset_train']} {raw['data'].get('labels_per_class')} {start}")
+    result(folder, (80.0 if start == "scratch" else 88.0) + raw["meta"]["seed"], 40)
+"""
+COST = """
+record(f"cost {folder}")
+if raw.get("broken"):
+    sys.exit("no space left on device")
+flops = {"jepa": 2e9, "mae": 1e9, "salt": 1.6e9}[raw["objective"]["name"]]
+(folder / "cost.json").write_text(json.dumps({"flops": flops, "seconds": 0.5, "clips": 10}))
 """
 MEASURE = """
 if raw["eval_name"] == "baselines":
@@ -56,15 +68,27 @@ else:
             base = 60.0
             if raw["pretrain"].get("checkpoint") == "random":
                 base = 30.0 + 10 * raw["pretrain"]["encoder"]["init_std"]
+            elif raw["pretrain"].get("checkpoint"):
+                base = 40.0
             linear = 5.0 if task["head"]["name"] == "linear" else 0.0
-            few = 20.0 if task["data"]["labels_per_class"] else 0.0
-            fold = 10 if "fold1" in task["data"]["dataset_val"] else 40
-            result(folder / name / f"seed-{seed}", base - linear - few + seed, fold)
+            few = 20.0 if task["data"].get("labels_per_class") else 0.0
+            count = 10 if "fold1" in task["data"]["dataset_val"] else 40
+            shuffled = {"shuffled_top1": 12.0} if task["head"]["name"] == "linear" else {}
+            result(folder / name / f"seed-{seed}", base - linear - few + seed, count, **shuffled)
+            (folder / "features").mkdir(exist_ok=True)
 """
 
+PRETRAINING = {
+    "app": "vjepa",
+    "objective": {"name": "jepa"},
+    "encoder": {"name": "vit_x"},
+    "data": {"batch_size": 10},
+    "optimization": {"epochs": 4, "ipe": 25},
+}
 STUDY = {
     "folder": "runs/demo",
-    "pretrain": {"fname": "pretrain.yaml", "seeds": [0, 1], "later_overrides": ["epochs=2"]},
+    "objectives": {"jepa": {"fname": "pretrain.yaml"}},
+    "pretrain": {"seeds": [0, 1]},
     "random": {"init_stds": [0.1, 0.2], "seeds": [0]},
     "tasks": {
         "motion": {"train": "train{fold}.csv", "test": "test-fold{fold}.csv", "num_classes": 8},
@@ -78,10 +102,11 @@ STUDY = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for package, program in (("app", TRAIN), ("evals", MEASURE)):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "main.py").write_text(PROGRAM + program)
-    write(tmp_path / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "encoder": {"name": "vit_x"}, "data": {}})
+    for name, program in (("app/main", TRAIN), ("app/study/cost", COST), ("evals/main", MEASURE)):
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PROGRAM + program)
+    write(tmp_path / "pretrain.yaml", PRETRAINING)
     write(tmp_path / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 9})
     write(tmp_path / "supervised.yaml", {"app": "classification"})
     write(tmp_path / "study.yaml", STUDY)
@@ -97,6 +122,16 @@ def options(*overrides):
     return config.load("study.yaml", overrides, Options)
 
 
+def planned(*overrides, costs=None):
+    """The jobs by name, without running any."""
+    jobs = plan(options(*overrides).studies(), costs or {})
+    by_name = {job.name: job for job in jobs}
+    assert len(by_name) == len(jobs)
+    assert all(set(job.after) <= by_name.keys() for job in jobs)
+    assert len({job.folder for job in jobs}) == len(jobs)
+    return by_name
+
+
 def calls(folder):
     path = folder / "calls.txt"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -104,44 +139,53 @@ def calls(folder):
     return lines
 
 
+def report_of(folder, dataset="demo"):
+    return json.loads((folder / "runs/demo/report.json").read_text())["datasets"][dataset]
+
+
 def test_study_runs_all_jobs_once_and_reports_the_results(folder, capsys):
     run(options())
     made = calls(folder)
     assert sorted(call for call in made if call.startswith("pretrain")) == [
-        "pretrain runs/demo 0 5",
-        "pretrain runs/demo/seeds/1 1 2",
+        "pretrain runs/demo 0 jepa",
+        "pretrain runs/demo/seeds/1 1 jepa",
     ]
     assert sum(call.startswith("probe") for call in made) == 4  # two pretrained, two random; all tasks in each
     assert sum(call.startswith("supervised") for call in made) == 4  # two tasks, two seeds
     assert sum(call.startswith("baselines") for call in made) == 1
 
-    report = json.loads((folder / "runs/demo/report.json").read_text())
+    data = report_of(folder)
+    accuracy = data["accuracy"]
     # 60 + seed for read-out seeds 0 and 2, from two pretrainings: mean 61, sample deviation of 60, 62, 60, 62.
-    assert report["probe"]["pretrained"]["motion"] == [61.0, pytest.approx(1.1547, abs=1e-4)]
-    assert report["linear"]["pretrained"]["motion_few"][0] == 36.0
-    assert report["probe"]["random"]["motion"][0] == 32.0
-    assert report["probe"]["random_best"]["motion"][0] == 33.0
-    assert report["probe"]["supervised"]["motion"][0] == 81.0
-    assert report["probe"]["baseline_frame"]["motion"] == [20.0, 0.0]
-    assert report["standard_error"]["probe"]["pretrained"]["motion"] == pytest.approx((61 * 39 / 40) ** 0.5)
-    assert "in points: motion 7.7, motion_few" in report["notes"][-1]
-    assert report["margin"]["probe"]["motion"]["points"] == 28.0
-    assert report["seconds"].keys() == {"pretrain", "supervised", "probe", "baselines"}
+    assert accuracy["attentive"]["jepa"]["motion"] == [61.0, pytest.approx(1.1547, abs=1e-4)]
+    assert accuracy["linear"]["jepa"]["motion_few"][0] == 36.0
+    assert accuracy["linear_shuffled"]["jepa"]["motion"] == [12.0, 0.0]
+    assert accuracy["attentive"]["random"]["motion"][0] == 32.0
+    assert accuracy["attentive"]["random_best"]["motion"][0] == 33.0
+    assert accuracy["fine_tuned"]["supervised"]["motion"][0] == 81.0
+    assert accuracy["baseline"]["frame"]["motion"] == [20.0, 0.0]
+    assert data["standard_error"]["attentive"]["jepa"]["motion"] == pytest.approx((61 * 39 / 40) ** 0.5)
+    assert data["margin"]["attentive"]["jepa"]["motion"]["points"] == 28.0
+    seconds = json.loads((folder / "runs/demo/study.json").read_text())["seconds"]
+    assert seconds.keys() == {"pretrain", "supervised", "probe", "baselines"}
     printed = capsys.readouterr().out
     assert "61.0 ± 1.2" in printed
-    assert "beats the best random one" in printed
-    assert "The pretrainings of seeds 1 differ from the first one: epochs=2." in printed
+    assert "It beats the best random encoder by at least 10 points" in printed
+    assert "| jepa | **56.0 ± 1.2** | **61.0 ± 1.2** | - | **12.0 ± 0.0** |" in (
+        folder / "runs/demo/table.md"
+    ).read_text()
     assert (folder / "runs/demo/report.html").exists()
+    assert not list(folder.glob("runs/demo/probes/*/*/features"))
 
     run(options())
     assert calls(folder) == []
 
 
 def test_probe_of_a_pretrained_encoder_reads_its_run_and_of_a_random_one_the_architecture(folder):
-    jobs = {job.name: job for job in plan(options())}
-    pretrained = jobs["probe-fold0-pretrained-1"]
+    jobs = planned()
+    pretrained = jobs["probe-fold0-jepa-1"]
     assert pretrained.settings["pretrain"] == {"folder": "runs/demo/seeds/1"}
-    assert pretrained.after == ("pretrain-fold0-seed1",)
+    assert pretrained.after == ("pretrain-fold0-jepa-1",)
     random = jobs["probe-fold0-random-0.2-0"]
     assert random.settings["pretrain"] == {
         "folder": None, "checkpoint": "random", "init_seed": 0, "encoder": {"name": "vit_x", "init_std": 0.2},
@@ -155,9 +199,9 @@ def test_probe_of_a_pretrained_encoder_reads_its_run_and_of_a_random_one_the_arc
 
 def test_all_encoders_use_the_normalization_of_the_pretraining(folder):
     normalization = {"normalize_mean": [0.1, 0.1, 0.1], "normalize_std": [0.2, 0.2, 0.2]}
-    write(folder / "pretrain.yaml", {"app": "vjepa", "epochs": 5, "encoder": {}, "data": {}, "data_aug": normalization})
-    jobs = {job.name: job for job in plan(options())}
-    for name in ("probe-fold0-pretrained-0", "probe-fold0-random-0.2-0", "supervised-fold0-motion-0"):
+    write(folder / "pretrain.yaml", {**PRETRAINING, "data_aug": normalization})
+    jobs = planned()
+    for name in ("probe-fold0-jepa-0", "probe-fold0-random-0.2-0", "supervised-fold0-motion-0"):
         assert normalization.items() <= jobs[name].settings["data"].items()
 
 
@@ -173,64 +217,286 @@ def test_a_changed_probe_does_not_run_pretraining_again(folder):
 
 def test_other_pretraining_in_the_same_folder_is_refused(folder):
     run(options())
-    with pytest.raises(ConfigError, match="epochs: 5 before, 6 now"):
-        run(options("pretrain.overrides=['epochs=6']"))
+    with pytest.raises(ConfigError, match=r"optimization\.epochs: 4 before, 6 now"):
+        run(options("pretrain.overrides=['optimization.epochs=6']"))
 
 
-def test_failing_program_stops_the_study_with_its_output(folder):
+def test_failing_program_leaves_the_results_of_the_others(folder, capsys):
+    mae = "objectives.mae={fname: pretrain.yaml, overrides: ['objective.name=mae'%s]}"
     with pytest.raises(JobFailed) as failure:
-        run(options("pretrain.overrides=['broken=true']"))
+        run(options(mae % ", 'broken=true'"))
     assert "no space left on device" in str(failure.value)
-    assert "python -m app.main --fname pretrain.yaml --devices cpu broken=true folder=runs/demo" in str(failure.value)
-    assert not (folder / "runs/demo/report.json").exists()
+    assert "objective.name=mae broken=true meta.seed=0 folder=runs/demo/objectives/mae" in str(failure.value)
+    assert "probe-fold0-mae-0 was left out, as pretrain-fold0-mae-0 failed" in str(failure.value)
+    data = report_of(folder)
+    assert data["accuracy"]["attentive"].keys() == {"jepa", "random", "random_best"}
+    assert "pretrain-fold0-mae-0" in data["notes"][-1]
+    assert "mae, motion: there are no results" in capsys.readouterr().out
+    calls(folder)
+    run(options(mae % ""))
+    assert sorted(calls(folder)) == [
+        "pretrain runs/demo/objectives/mae 0 mae",
+        "pretrain runs/demo/objectives/mae/seeds/1 1 mae",
+        "probe runs/demo/probes/fold0/mae-0 9",
+        "probe runs/demo/probes/fold0/mae-1 9",
+    ]
 
 
 def test_each_fold_has_its_pretraining_and_accuracy_is_pooled(folder):
     chosen = options("folds=[0, 1]", "pretrain.seeds=[0]", "probe.seeds=[0, 2]", "supervised=null", "baselines=null")
     run(chosen)
     assert {call for call in calls(folder) if call.startswith("pretrain")} == {
-        "pretrain runs/demo 0 5",
-        "pretrain runs/demo/folds/1 0 5",
+        "pretrain runs/demo 0 jepa",
+        "pretrain runs/demo/folds/1 0 jepa",
     }
-    results = [r for r in collect(chosen) if (r.row, r.head, r.task) == ("pretrained", "probe", "motion")]
+    results = [r for r in collect(chosen) if (r.row, r.head, r.task) == ("jepa", "attentive", "motion")]
     assert {(r.fold, r.count) for r in results} == {(0, 40), (1, 10)}
 
 
 def test_clips_are_generated_first(folder):
-    jobs = plan(options("clips={clips: 100, seed: 3}"))
+    jobs = list(planned("clips={clips: 100, seed: 3}").values())
     assert jobs[0].command[:3] == ("tubelet.data.generated", "--folder", "runs/demo/clips")
     assert jobs[0].command[-4:] == ("--clips", "100", "--seed", "3")
-    assert all("clips" in job.after for job in jobs[1:] if "pretrained" not in job.name)
-    other = plan(options("clips={clips: 200, seed: 3}"))
+    assert all("clips" in job.after for job in jobs[1:] if "probe-fold0-jepa" not in job.name)
+    other = planned("clips={clips: 200, seed: 3}").values()
     assert all(a.settings != b.settings for a, b in zip(jobs, other, strict=True))
 
 
-def test_invalid_options_are_refused(folder):
-    with pytest.raises(ConfigError, match="headline: 'motoin' is no task. Did you mean 'motion'?"):
-        options("headline=motoin")
-    with pytest.raises(ConfigError, match="data and lists go together"):
-        options("data=/videos")
-    with pytest.raises(ConfigError, match="lists: 'kth': not in tubelet/data. Valid: ut_interaction"):
-        options("data=/videos", "lists=kth")
-    with pytest.raises(ConfigError, match="supervised.per_task: 'motoin' is no task"):
-        options("supervised.per_task={motoin: [a=1]}")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["headline=motoin"], "headline: 'motoin' is no task. Did you mean 'motion'?"),
+        (["data=/videos"], "data and lists go together"),
+        (["data=/videos", "lists=kth"], r"lists: 'kth': not in tubelet/data. .*ut_interaction"),
+        (["supervised.per_task={motoin: [a=1]}"], "supervised.per_task: 'motoin' is no task"),
+        (["probe.per_head={liner: {}}"], "probe.per_head: 'liner' is no head .* Did you mean 'linear'?"),
+        (["curves={head: knn}"], "curves.head: 'knn' is no head that reads the task 'motion'"),
+        (["curves={points: [1]}"], "fractions of a run lie between 0 and 1"),
+        (["compute={reference: jep}"], "compute.reference: 'jep' is no objective. Did you mean 'jepa'?"),
+        (["compute={}"], "give either `reference`, an objective, or `flops`"),
+        (["objectives.random={fname: x.yaml}"], "objectives.random: a row of the report has this name"),
+        (["objectives.a={fname: x.yaml, teacher: {objective: b}}"], "a.teacher.objective: 'b' is no objective"),
+        (
+            ["objectives.a={fname: x.yaml, teacher: {objective: jepa}}", "compute={flops: 1e9}"],
+            "a.teacher.share: with `compute` it is required",
+        ),
+        (["datasets={demo: {}, real: {headline: x}}"], "datasets.real.headline: 'x' is no task"),
+        (["datasets={real: {pretrian: {}}}"], "datasets.real.pretrian: Extra inputs are not permitted"),
+    ],
+)
+def test_invalid_options_are_refused(folder, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        options(*overrides)
 
 
 def test_overrides_of_probes_contain_their_fold(folder):
     changes = ["probe.overrides=['note=probe-{fold}']", "supervised.overrides=['note=supervised-{fold}']"]
-    jobs = {job.name: job.command for job in plan(options("folds=[3, 4]", *changes))}
+    jobs = planned("folds=[3, 4]", *changes)
     for fold in (3, 4):
-        assert f"note=probe-{fold}" in jobs[f"probe-fold{fold}-pretrained-0"]
-        assert f"note=supervised-{fold}" in jobs[f"supervised-fold{fold}-motion-0"]
+        assert f"note=probe-{fold}" in jobs[f"probe-fold{fold}-jepa-0"].command
+        assert f"note=supervised-{fold}" in jobs[f"supervised-fold{fold}-motion-0"].command
 
 
 def test_help_is_quick_and_errors_are_one_line(folder):
-    repository = Path(__file__).parents[2]
     command = [sys.executable, "-X", "importtime", "-m", "app.study", "--help"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "key.path=value" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "matplotlib", "numpy"}
     command = [sys.executable, "-m", "app.study", "--fname", "nowhere.yaml"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: nowhere.yaml: no such file\n")
+
+
+# ---------------------------------------------------------------- several objectives
+
+SALT = "objectives.salt={fname: pretrain.yaml, overrides: ['objective={name: salt, teacher: {teacher}}'], teacher: %s}"
+MAE = "objectives.mae={fname: pretrain.yaml, overrides: ['objective.name=mae']}"
+COSTS = {"jepa": Cost(flops=2e9, seconds=0.5, clips=10), "mae": Cost(1e9, 0.3, 10), "salt": Cost(1.6e9, 0.4, 10)}
+EQUAL = ("compute={reference: jepa}", MAE, SALT % "{objective: mae, share: 0.2}")
+
+
+def override(job, key):
+    """The value of an override in the command of a job."""
+    (value,) = (text.partition("=")[2] for text in job.command if text.startswith(f"{key}="))
+    return value
+
+
+def test_all_objectives_get_the_same_operations(folder):
+    jobs = planned(*EQUAL, costs={"demo": COSTS})
+    total = 100 * 2e9  # 4 epochs of 25 steps of the reference
+    for name in COSTS:
+        spent = 4 * int(override(jobs[f"pretrain-fold0-{name}-0"], "optimization.ipe")) * COSTS[name].flops
+        if name == "salt":
+            assert spent == pytest.approx(0.8 * total, rel=0.02)
+            teacher = jobs["pretrain-fold0-teacher-of-salt-0"]
+            spent += 4 * int(override(teacher, "optimization.ipe")) * COSTS["mae"].flops
+        assert 0.97 * total < spent <= total
+    assert jobs["pretrain-fold0-mae-0"].seconds == pytest.approx(200 * 0.3)
+    with pytest.raises(ConfigError, match="pretrain-fold0-teacher-of-salt-0: not enough for a step in each of 4 epoch"):
+        planned("compute={flops: 1.5e10}", *EQUAL[1:], costs={"demo": COSTS})
+
+
+def test_student_waits_for_its_teacher_of_the_same_fold_and_seed(folder):
+    jobs = planned(*EQUAL, "folds=[0, 1]", costs={"demo": COSTS})
+    for fold, place in ((0, ""), (1, "/folds/1")):
+        student, teacher = jobs[f"pretrain-fold{fold}-salt-1"], jobs[f"pretrain-fold{fold}-teacher-of-salt-1"]
+        assert student.after == (teacher.name,)
+        assert str(teacher.folder) == f"runs/demo/objectives/salt{place}/seeds/1/teacher"
+        assert student.settings["objective"] == {"name": "salt", "teacher": str(teacher.folder)}
+        assert teacher.settings["objective"] == {"name": "mae"}
+        assert teacher.settings["meta"] == {"seed": 1}
+
+
+def test_without_compute_the_teacher_is_the_run_of_the_other_objective(folder):
+    jobs = planned(MAE, SALT % "{objective: mae}")
+    student = jobs["pretrain-fold0-salt-0"]
+    assert student.after == ("pretrain-fold0-mae-0",)
+    assert student.settings["objective"]["teacher"] == "runs/demo/objectives/mae"
+    assert not any("teacher" in name for name in jobs)
+    assert not any("ipe=" in text for text in student.command)
+
+
+def test_steps_are_measured_alone_and_before_the_runs(folder):
+    jobs = planned(*EQUAL, "clips={clips: 100}", costs={"demo": COSTS})
+    cost = jobs["cost-salt"]
+    assert cost.slots == 2
+    assert cost.after == ("clips", "cost-teacher-of-salt")
+    assert "objective={name: salt, teacher: runs/demo/costs/salt/teacher}" in cost.command
+    assert {"optimization.epochs=1", "optimization.ipe=1"} < set(jobs["cost-teacher-of-salt"].command)
+    names = list(jobs)
+    assert max(map(names.index, ("cost-jepa", "cost-mae", "cost-salt"))) < names.index("pretrain-fold0-jepa-0")
+
+
+def test_objectives_without_a_measured_step_are_left_out(folder):
+    costs = {"demo": {"jepa": COSTS["jepa"], "salt": COSTS["salt"]}}
+    names = {name.rpartition("-")[0] for name in planned(*EQUAL, costs=costs) if name.startswith("pretrain")}
+    assert names == {"pretrain-fold0-jepa"}  # the teacher of salt is a mae
+    without_reference = planned(*EQUAL, costs={"demo": {"mae": COSTS["mae"]}})
+    assert not any(name.startswith("pretrain") for name in without_reference)
+    assert "probe-fold0-random-0.1-0" in without_reference
+
+
+def test_learning_curves_probe_the_milestones_of_the_first_seed(folder):
+    curves = "curves={task: motion_few, head: linear, points: [0.1, 0.5]}"
+    jobs = planned(*EQUAL, curves, costs={"demo": COSTS})
+    assert override(jobs["pretrain-fold0-mae-0"], "logging.milestones") == "[20, 100]"
+    assert not any("milestones" in text for text in jobs["pretrain-fold0-mae-1"].command)
+    probe = jobs["curve-fold0-mae-0-step20"]
+    assert probe.settings["pretrain"] == {
+        "folder": "runs/demo/objectives/mae", "checkpoint": "checkpoints/step-00000020",
+    }  # fmt: skip
+    assert list(probe.settings["tasks"]) == ["motion_few-linear"]
+    assert probe.after == ("pretrain-fold0-mae-0",)
+    assert sum(name.startswith("curve") for name in jobs) == 3 * 2
+
+
+def test_fine_tuning_starts_from_the_runs_of_the_chosen_objectives(folder):
+    chosen = "finetune={fname: supervised.yaml, seeds: [3], objectives: [mae], tasks: [motion_few]}"
+    tuned = {name: job for name, job in planned(MAE, chosen).items() if name.startswith("finetune")}
+    assert list(tuned) == ["finetune-fold0-mae-0-motion_few-3", "finetune-fold0-mae-1-motion_few-3"]
+    job = tuned["finetune-fold0-mae-1-motion_few-3"]
+    assert job.settings["pretrain"] == {"folder": "runs/demo/objectives/mae/seeds/1"}
+    assert "encoder" not in job.settings
+    assert (job.settings["data"]["labels_per_class"], job.settings["meta"]["seed"]) == (10, 3)
+    assert job.after == ("pretrain-fold0-mae-1",)
+
+
+def test_each_task_is_read_by_its_heads_with_their_options(folder):
+    heads = ["attentive", "linear_slots", "knn"]
+    jobs = planned(
+        f"probe.heads={heads}",
+        "probe.per_head={knn: {head: {k: 20}, data: {num_workers: 1}}}",
+        "tasks.motion_few={train: a, test: b, num_classes: 8, label_fraction: 0.01, heads: [knn]}",
+    )
+    probe = jobs["probe-fold0-jepa-0"].settings
+    assert list(probe["tasks"]) == [*(f"motion-{head}" for head in heads), "motion_few-knn"]
+    knn = probe["tasks"]["motion_few-knn"]
+    assert knn["head"] == {"k": 20, "name": "knn"}
+    assert knn["data"]["label_fraction"] == 0.01
+    assert knn["data"]["num_workers"] == 1
+    assert jobs["baselines-fold0"].settings["tasks"]["motion_few"]["label_fraction"] == 0.01
+
+
+def test_comparison_of_objectives_from_start_to_end(folder, capsys):
+    chosen = options(
+        *EQUAL,
+        "curves={head: linear, points: [0.25, 0.5]}",
+        "finetune={fname: supervised.yaml, seeds: [0], tasks: [motion]}",
+    )
+    run(chosen)
+    made = calls(folder)
+    assert [call for call in made if call.startswith("cost")] == [
+        f"cost runs/demo/costs/{name}" for name in ("jepa", "mae", "salt")
+    ]
+    data = report_of(folder)
+    assert data["objectives"] == ["jepa", "mae", "salt"]
+    assert data["margin"]["fine_tuned"]["mae"]["motion"]["points"] == 7.0  # 88 against 80 and 82
+    cost = data["cost"]
+    assert cost["mae"]["clips_per_second"] == 20.0
+    assert cost["mae"]["clips"] == 2 * cost["jepa"]["clips"] == 2000
+    assert all(0.97 * 200e9 < each["flops"] <= 200e9 for each in cost.values())
+    curve = data["curves"]["lines"]["salt"]  # 40 steps of the teacher, then 100 of its own
+    assert [point["clips"] for point in curve] == [400 + 250, 400 + 500, 400 + 1000]
+    assert [point["accuracy"][0] for point in curve] == [36.0, 36.0, 56.0]
+    printed = capsys.readouterr().out
+    assert "salt has a frozen teacher that was pretrained with mae, which got 20% of its compute" in printed
+    assert "Fine-tuned 88.0 % (over training from scratch: +7.0 points" in printed
+    run(chosen)
+    assert calls(folder) == []
+
+
+def test_objective_whose_step_cannot_be_measured_does_not_stop_the_others(folder):
+    with pytest.raises(JobFailed, match="cost-mae ended with exit status 1"):
+        run(options("compute={reference: jepa}", MAE.replace("mae']", "mae', 'broken=true']")))
+    data = report_of(folder)
+    assert "jepa" in data["accuracy"]["attentive"]
+    assert "mae" not in data["accuracy"]["attentive"]
+
+
+def test_results_of_unfinished_jobs_are_not_reported(folder):
+    run(options())
+    (folder / "runs/demo/probes/fold0/jepa-1/done.json").unlink()
+    data = summarise(options(), {})
+    assert data["accuracy"]["attentive"]["jepa"]["motion"] == [61.0, pytest.approx(2**0.5)]  # one pretraining
+
+
+# ---------------------------------------------------------------- several data sets
+
+DATASETS = """datasets={
+  demo: {clips: {clips: 10}},
+  thermal: {lists: ut_interaction, folds: [1, 2], pretrain: {seeds: [0]}, probe: {seeds: [5]}, supervised: null},
+  real: {lists: ut_interaction, data: /videos, tasks: {act: {train: a, test: b, num_classes: 2}}},
+}"""
+
+
+def test_data_sets_have_their_own_folders_and_options_and_are_left_out_without_data(folder):
+    assert options(DATASETS, "datasets.thermal.data=/thermal").left_out() == []
+    assert options(DATASETS).left_out() == ["datasets.thermal.data"]
+    studies = options(DATASETS).studies()
+    assert list(studies) == ["demo", "real"]
+    assert list(studies["real"].tasks) == ["motion", "motion_few", "act"]
+    jobs = planned(DATASETS, "datasets.thermal.data=/thermal")
+    assert jobs["demo:pretrain-fold0-jepa-1"].after == ("demo:clips",)
+    thermal = jobs["thermal:probe-fold2-jepa-0"]
+    assert str(thermal.folder) == "runs/demo/thermal/probes/fold2/jepa-0"
+    assert thermal.after == ("thermal:pretrain-fold2-jepa-0",)
+    assert (thermal.settings["meta"]["seed"], thermal.settings["epochs"]) == ([5], 9)
+    assert not any(name.startswith("thermal:supervised") for name in jobs)
+
+
+def test_report_of_several_data_sets(folder, capsys):
+    run(options("datasets={one: {}, two: {folds: [0, 1], supervised: null}, three: {lists: ut_interaction}}"))
+    assert "datasets.three.data is not given, so this data set is left out" in capsys.readouterr().out
+    assert report_of(folder, "one")["accuracy"]["fine_tuned"]["supervised"]["motion"][0] == 81.0
+    assert "fine_tuned" not in report_of(folder, "two")["accuracy"]
+    table = (folder / "runs/demo/table.md").read_text()
+    assert table.index("## one") < table.index("## two")
+    assert (folder / "runs/demo/report/two_table.png").exists()
+
+
+def test_study_without_any_data_says_what_to_give(folder):
+    with pytest.raises(ConfigError, match="give the folder of a data set, e.g. datasets.a.data=/path"):
+        run(options("datasets={a: {lists: ut_interaction}}"))
+    with pytest.raises(ConfigError, match="give the folder of a data set, e.g. data=/path"):
+        run(options("lists=ut_interaction"))

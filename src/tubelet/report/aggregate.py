@@ -6,10 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tubelet.runtime.text import text_table
-
 Cell = list  # [mean, standard deviation or None], in percent
-Table = dict[str, dict[str, Cell]]
+Rows = dict[str, dict[str, Cell]]
+"""Row -> task -> cell."""
+
+FINE_TUNED = "fine_tuned"
+"""In place of a head: all weights are trained with the labels, starting from a pretraining or from scratch."""
+BASELINE = "baseline"
+"""In place of a head: no network; the rows are the kinds of baselines."""
+SHUFFLED = "_shuffled"
+"""Appended to the name of a head: accuracy with the frames in random order."""
+REFERENCE = {FINE_TUNED: "supervised"}
+"""Head -> row that pretraining is compared with; for all others the best random encoder."""
 
 # The pretrained encoder is called better where it is at least this much above the best random one.
 MIN_POINTS = 10.0
@@ -21,8 +29,8 @@ class Result:
     """Accuracy of one head on one encoder, or of a baseline, on one task.
 
     Args:
-        row: `random`, `pretrained`, `supervised`, `baseline_frame`, …
-        head: `probe` (attentive) or `linear`.
+        row: Name of the objective, `random`, `supervised`, or the kind of a baseline.
+        head: Head of a probe, `FINE_TUNED` or `BASELINE`.
         task: Name of the task.
         seed: Seed of the encoder.
         head_seed: Seed of the head.
@@ -56,22 +64,24 @@ def tables(results: Sequence[Result], default_init_std: float | None) -> dict[st
             so favors the random encoder.
 
     Returns:
-        `probe` and `linear`: row -> task -> [mean, std]. `random_scales`: head -> scale -> task -> [mean, std].
+        `accuracy`: head -> row -> task -> [mean, std]. `random_scales`: head -> scale -> task -> [mean, std].
     """
-    report: dict[str, Any] = {"probe": {}, "linear": {}, "random_scales": {"probe": {}, "linear": {}}}
+    accuracy: dict[str, Rows] = {}
+    random_scales: dict[str, Rows] = {}
     for head, row, task in dict.fromkeys((r.head, r.row, r.task) for r in results):
         group = [r for r in results if (r.head, r.row, r.task) == (head, row, task)]
+        rows = accuracy.setdefault(head, {})
         if row != "random":
-            report[head].setdefault(row, {})[task] = mean_and_std(pooled_over_folds(group))
+            rows.setdefault(row, {})[task] = mean_and_std(pooled_over_folds(group))
             continue
         scales = {std: [r for r in group if r.init_std == std] for std in dict.fromkeys(r.init_std for r in group)}
         cells = {std: mean_and_std(pooled_over_folds(part)) for std, part in scales.items()}
         for std, cell in cells.items():
-            report["random_scales"][head].setdefault(str(std), {})[task] = cell
-        report[head].setdefault("random_best", {})[task] = max(cells.values(), key=lambda cell: cell[0])
+            random_scales.setdefault(head, {}).setdefault(str(std), {})[task] = cell
+        rows.setdefault("random_best", {})[task] = max(cells.values(), key=lambda cell: cell[0])
         if default_init_std in cells:
-            report[head].setdefault("random", {})[task] = cells[default_init_std]
-    return report
+            rows.setdefault("random", {})[task] = cells[default_init_std]
+    return {"accuracy": accuracy, "random_scales": random_scales}
 
 
 def pooled_over_folds(results: Iterable[Result]) -> list[float]:
@@ -103,7 +113,7 @@ def standard_errors(results: Sequence[Result]) -> dict[str, dict[str, dict[str, 
     return errors
 
 
-def margin(table: Table, task: str, row: str = "pretrained", reference: str = "random_best") -> dict[str, Any] | None:
+def margin(rows: Rows, task: str, row: str, reference: str = "random_best") -> dict[str, Any] | None:
     """Return by how much the accuracy of a row is above that of a reference row.
 
     Returns:
@@ -111,103 +121,100 @@ def margin(table: Table, task: str, row: str = "pretrained", reference: str = "r
         means: sqrt(std_row² + std_reference²). `deviations`: `points` / `std`. `std` is None where a standard deviation
         is unknown, `deviations` also where both are zero. None where a row is missing.
     """
-    if task not in table.get(row, {}) or task not in table.get(reference, {}):
+    if task not in rows.get(row, {}) or task not in rows.get(reference, {}):
         return None
-    (mean, row_std), (reference_mean, reference_std) = table[row][task], table[reference][task]
+    (mean, row_std), (reference_mean, reference_std) = rows[row][task], rows[reference][task]
     points = mean - reference_mean
     std = None if row_std is None or reference_std is None else math.hypot(row_std, reference_std)
     return {"points": points, "std": std, "deviations": points / std if std else None}
 
 
-def verdict(report: dict[str, Any], task: str) -> str:
-    """Describe whether the pretrained encoder is better than the best random one on `task`."""
-    table = report["probe"]
-    difference = margin(table, task)
-    if difference is None:
-        return f"{task}: there are no results of both a pretrained and a random encoder."
-    (pretrained, _), (random, _) = table["pretrained"][task], table["random_best"][task]
-    points, deviations = difference["points"], difference["deviations"]
-    better = points >= MIN_POINTS and deviations is not None and deviations >= MIN_DEVIATIONS
-    if deviations is None:
-        significance = "unknown standard deviation"
-    else:
-        significance = (
-            f"{deviations:.1f} standard deviations (sqrt(std² pretrained + std² random) of single runs = "
-            f"{difference['std']:.1f} points)"
-        )
-    return (
-        f"{task}, attentive probe: pretrained {pretrained:.1f} %, best random encoder {random:.1f} %: "
-        f"{points:+.1f} points, {significance}. The pretrained encoder {'beats' if better else 'does not beat'} the "
-        f"best random one by at least {MIN_POINTS:.0f} points and {MIN_DEVIATIONS:.0f} standard deviations."
-        f"{_further_comparisons(table, task)}"
-    )
+def margins(report: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return head -> objective -> task -> `margin`, over the best random encoder or over training from scratch.
+
+    Args:
+        report: Tables, see `tables`, with `objectives`, their names.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for head, rows in report["accuracy"].items():
+        for name in report["objectives"]:
+            for task in rows.get(name, {}):
+                difference = margin(rows, task, name, REFERENCE.get(head, "random_best"))
+                if difference is not None:
+                    found.setdefault(head, {}).setdefault(name, {})[task] = difference
+    return found
 
 
-def _further_comparisons(table: Table, task: str) -> str:
-    """Compare the pretrained encoder with the random one with few labels, and with frame differences."""
+def is_better(difference: dict[str, Any]) -> bool:
+    """Whether a margin is at least `MIN_POINTS` and `MIN_DEVIATIONS`."""
+    deviations = difference["deviations"]
+    return difference["points"] >= MIN_POINTS and deviations is not None and deviations >= MIN_DEVIATIONS
+
+
+def verdict(report: dict[str, Any], task: str, row: str) -> str:
+    """Describe whether the encoders of an objective are better than the best random one on `task`, with each head."""
+    accuracy = report["accuracy"]
+    better: list[str] = []
+    worse: list[str] = []
+    details = []
+    for head, rows in accuracy.items():
+        difference = None if head in REFERENCE or head.endswith(SHUFFLED) else margin(rows, task, row)
+        if difference is None:
+            continue
+        (better if is_better(difference) else worse).append(head_title(head))
+        details.append(f"{head_title(head)} {rows[row][task][0]:.1f} % ({describe(difference)})")
+    if not details:
+        return f"{row}, {task}: there are no results of both a pretrained and a random encoder."
+    claim = f"by at least {MIN_POINTS:.0f} points and {MIN_DEVIATIONS:.0f} standard deviations"
+    sentences = [f"{row}, {task}: {', '.join(details)}."]
+    if better:
+        sentences.append(f"It beats the best random encoder {claim} with: {', '.join(better)}.")
+    if worse:
+        sentences.append(f"It does not beat it {claim} with: {', '.join(worse)}.")
+    return " ".join([*sentences, *_further_comparisons(accuracy, task, row)])
+
+
+def describe(difference: dict[str, Any]) -> str:
+    """Format a margin as `+22.1 points, 9.8 deviations`."""
+    deviations = difference["deviations"]
+    return f"{difference['points']:+.1f} points" + ("" if deviations is None else f", {deviations:.1f} deviations")
+
+
+def _further_comparisons(accuracy: dict[str, Rows], task: str, row: str) -> list[str]:
+    """Compare fine-tuning with training from scratch, and the best probe with the baselines."""
     sentences = []
-    for name, reference, column in (
-        ("the best random encoder with few labels", "random_best", f"{task}_few"),
-        ("the frame-difference baseline", "baseline_difference", task),
-    ):
-        if (difference := margin(table, column, reference=reference)) is not None:
-            points = difference["points"]
-            relation = "above" if points > 0 else "below" if points < 0 else "equal to"
-            sentences.append(f" It is {relation} {name} ({points:+.1f} points).")
-    return "".join(sentences)
-
-
-ROWS = {
-    "random": "frozen random encoder, default initialization",
-    "random_best": "frozen random encoder, best initialization scale",
-    "pretrained": "frozen pretrained encoder",
-    "supervised": "same encoder, trained from scratch with labels",
-    "baseline_frame": "non-learned baseline: middle frame",
-    "baseline_difference": "non-learned baseline: absolute frame differences",
-    "baseline_metadata": "non-learned baseline: size and length of the video",
-}
-"""Title of each row of a table, in order."""
-
-
-def rows_of(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (head, row, title) of each line of the table."""
-    lines = []
-    for row, title in ROWS.items():
-        for head in ("probe", "linear"):
-            if row in report.get(head, {}):
-                lines.append((head, row, f"{title}, {HEADS[head]}" if row in FROZEN else title))
-    return lines
-
-
-HEADS = {"probe": "attentive probe", "linear": "linear probe"}
-FROZEN = ("random", "random_best", "pretrained")
-
-DESCRIPTIONS = {
-    "attentive probe": "a learned query attends to all tokens of the frozen encoder, then a linear layer",
-    "linear probe": "a linear layer on the mean of the frozen encoder's tokens",
-    "frozen random encoder": "not trained: what architecture and probe reach without pretraining",
-    "frozen pretrained encoder": "pretrained without labels, then frozen; only the probe is trained with labels",
-    "trained from scratch": "encoder and attentive head trained together, with these labels only",
-    "middle frame": "logistic regression on the colors of one frame in 16 × 16 cells: what needs no motion",
-    "absolute frame differences": "logistic regression on the absolute differences of frames in 8 × 8 cells: "
-    "where something moves, but not in which direction",
-    "size and length": "logistic regression on width, height and length of the video: what needs no content",
-}
-"""Explanation of each term in the titles of rows."""
-
-
-def results_table(report: dict[str, Any]) -> str:
-    """Return the table in plain text: a line for each row and head, a column for each task."""
-    tasks = tasks_of(report)
-    rows = [
-        [title, *(text_cell(report[head][row].get(task)) for task in tasks)] for head, row, title in rows_of(report)
+    fine_tuned = margin(accuracy.get(FINE_TUNED, {}), task, row, REFERENCE[FINE_TUNED])
+    if fine_tuned is not None:
+        mean = accuracy[FINE_TUNED][row][task][0]
+        sentences.append(f"Fine-tuned {mean:.1f} % (over training from scratch: {describe(fine_tuned)}).")
+    baselines = {kind: cells[task][0] for kind, cells in accuracy.get(BASELINE, {}).items() if task in cells}
+    frozen = [
+        rows[row][task][0]
+        for head, rows in accuracy.items()
+        if head not in (FINE_TUNED, BASELINE) and not head.endswith(SHUFFLED) and task in rows.get(row, {})
     ]
-    return text_table(rows, ["top-1 in %", *(task.replace("_", " ") for task in tasks)], align_right=True)
+    if baselines and frozen:
+        kind = max(baselines, key=lambda kind: baselines[kind])
+        points = max(frozen) - baselines[kind]
+        sentences.append(f"The best of its probes is {points:+.1f} points from the best baseline ({kind}).")
+    return sentences
 
 
-def tasks_of(report: dict[str, Any]) -> list[str]:
-    """Return the columns of the table."""
-    return list(dict.fromkeys(task for head in HEADS for row in report.get(head, {}).values() for task in row))
+HEADS = {
+    "linear": "linear",
+    "linear_slots": "linear, time slots",
+    "knn": "kNN",
+    "attentive": "attentive",
+    FINE_TUNED: "fine-tuned",
+}
+"""Title of each head, in the order of the columns; others follow by their names."""
+
+
+def head_title(head: str) -> str:
+    """Return the title of a column."""
+    plain = head.removesuffix(SHUFFLED)
+    title = HEADS.get(plain, plain.replace("_", " "))
+    return f"{title}, frames shuffled" if head.endswith(SHUFFLED) else title
 
 
 def text_cell(cell: Cell | None) -> str:

@@ -171,35 +171,6 @@ def stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
     return canvas
 
 
-def bars(report: dict[str, Any], lines: Sequence[tuple[str, str, str]], tasks: Sequence[str]) -> Figure:
-    """Draw the table as bars, one panel for each task: means, with the standard deviation as error bars.
-
-    Args:
-        report: Tables, see `aggregate.tables`.
-        lines: Head, row and title of each bar, see `aggregate.rows_of`.
-        tasks: Columns of the tables.
-    """
-    titles = [title for _, _, title in lines]
-    figure = Figure(figsize=(2.6 + 2.5 * len(tasks), 0.9 + 0.32 * len(lines)), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(tasks), sharey=True))
-    for axes, task in zip(panels, tasks, strict=True):
-        cells = [report[head][row].get(task) or [np.nan, None] for head, row, _ in lines]
-        means = [mean for mean, _ in cells]
-        stds = [0.0 if std is None else std for _, std in cells]
-        colors = ["#e0661c" if row == "pretrained" else "#9db8d2" for _, row, _ in lines]
-        axes.barh(titles, means, xerr=stds, color=colors, error_kw={"elinewidth": 1.2, "ecolor": "#333333"})
-        axes.set_title(task.replace("_", " "), loc="left", fontsize=10)
-        axes.set_xlabel("top-1 in %", fontsize=8)
-        axes.set_xlim(0, 100)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        for y, mean in enumerate(means):
-            if np.isfinite(mean):
-                axes.text(min(mean + stds[y] + 1.5, 86), y, f"{mean:.1f}", va="center", fontsize=7.5)
-    panels[0].invert_yaxis()
-    return figure
-
-
 def to_png(picture: Figure | Image.Image) -> bytes:
     """Encode a figure or an image as PNG."""
     buffer = io.BytesIO()

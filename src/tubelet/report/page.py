@@ -1,29 +1,22 @@
 """The report of a run folder: one self-contained HTML page, the same numbers as JSON, and the pictures as PNG."""
 
-import base64
-import html
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 from PIL import Image
 
 from tubelet.config import ConfigError
 from tubelet.data import VideoError
-from tubelet.report import aggregate, clips, figures
+from tubelet.report import clips, figures, study_file, study_page
 from tubelet.report.curves import Curves, figures_of, loss_curves
+from tubelet.report.html_parts import Picture, escape, figure, save
 from tubelet.report.run_config import has_masks, objective_curves, read_config
 from tubelet.runtime.checkpoint import CheckpointError
 from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.run_folder import read_log
-
-STUDY = "study.json"
-"""Tables of a study, written by the program that ran it."""
 
 MASKS_CAPTION = (
     "Frames of each clip (the first of each time slot), and the same frames under each mask of the configuration: "
@@ -37,27 +30,13 @@ FEATURES_CAPTION = (
     "clips. Colors that depend on the position in the frame only, or a single color, mean that the features encode "
     "little more than the position."
 )
-TABLE_CAPTION = (
-    "The values of the table; error bars are one standard deviation. Look for: the pretrained encoder (orange) above "
-    "the random one by more than the error bars, and above the baselines, which see no motion (a single frame) or no "
-    "content (frame differences)."
-)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG with its caption; `png` is None where it could not be made, and `caption` then says why."""
-
-    name: str
-    caption: str
-    png: bytes | None
 
 
 def write(folder: Path) -> Path:
     """See `tubelet.report.write`."""
-    report = _read_study(folder)
+    report = study_file.read(folder)
     title = report.get("title", folder.name)
-    sections = _study_sections(folder, report)
+    sections = study_page.sections(folder, report)
     if (config := read_config(folder)) is not None:
         log = read_log(folder)
         curves = objective_curves(config)
@@ -88,46 +67,31 @@ def summary(log: list[dict[str, Any]], curves: Sequence[Curves]) -> dict[str, An
     return {"steps": steps, "seconds": round(seconds, 1), "last": last, "events": events, "curves": rounded}
 
 
-def _read_study(folder: Path) -> dict[str, Any]:
-    path = folder / STUDY
-    if not path.is_file():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8").replace('"floor_', '"baseline_'))  # rows' names of version 0.1
-
-
 # Pictures -------------------------------------------------------------------------------------------------------
 
 
 def _curve_pictures(folder: Path, log: list[dict[str, Any]], curves: Sequence[Curves]) -> list[Picture]:
     pictures = []
     for each in curves:
-        figure = figures.draw_curves(log, each)
-        if figure is None:
+        drawn = figures.draw_curves(log, each)
+        if drawn is None:
             caption = f"{each.title}: no figure, as the log of this run has no {', '.join(each.names)}."
             pictures.append(Picture(each.key, caption, None))
         else:
-            pictures.append(_save(folder, each.key, each.caption, figure))
+            pictures.append(save(folder, each.key, each.caption, drawn))
     return pictures
 
 
 def _clip_picture(folder: Path, name: str, caption: str, draw: Callable[[], Image.Image]) -> Picture:
     """Draw clips of the run; where its data or its checkpoints are gone, use the picture of an earlier report."""
     try:
-        return _save(folder, name, caption, draw())
+        return save(folder, name, caption, draw())
     except (VideoError, ConfigError, CheckpointError) as error:
         reason = f"No new picture could be made: {error}."
     path = folder / "report" / f"{name}.png"
     if path.is_file():
         return Picture(name, f"{caption} (This is the picture of an earlier report. {reason})", path.read_bytes())
     return Picture(name, reason, None)
-
-
-def _save(folder: Path, name: str, caption: str, picture: Figure | Image.Image) -> Picture:
-    png = figures.to_png(picture)
-    path = folder / "report" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(png)
-    return Picture(name, caption, png)
 
 
 # Sections -------------------------------------------------------------------------------------------------------
@@ -139,18 +103,18 @@ def _training_sections(
     pictures = _curve_pictures(folder, log, curves)
     sections = [
         "<h2>Training</h2>",
-        f"<p>{_escape(_training_summary(numbers))}</p>",
-        *(f'<p class="verdict">{_escape(event["message"])}</p>' for event in numbers.get("events", [])),
-        '<div class="grid">' + "".join(_figure(p) for p in pictures if p.png) + "</div>",
-        "".join(_figure(p) for p in pictures if not p.png),
+        f"<p>{escape(_training_summary(numbers))}</p>",
+        *(f'<p class="verdict">{escape(event["message"])}</p>' for event in numbers.get("events", [])),
+        '<div class="grid">' + "".join(figure(p) for p in pictures if p.png) + "</div>",
+        "".join(figure(p) for p in pictures if not p.png),
     ]
     if has_masks(config):
         picture = _clip_picture(folder, "masks", MASKS_CAPTION, lambda: clips.draw_masks(clips.read(folder, config)))
-        sections += ["<h2>Masks</h2>", _figure(picture)]
+        sections += ["<h2>Masks</h2>", figure(picture)]
     picture = _clip_picture(
         folder, "features", FEATURES_CAPTION, lambda: clips.draw_features(*clips.read_features(folder, config))
     )
-    return [*sections, "<h2>Features</h2>", _figure(picture)]
+    return [*sections, "<h2>Features</h2>", figure(picture)]
 
 
 def _training_summary(numbers: dict[str, Any]) -> str:
@@ -162,75 +126,12 @@ def _training_summary(numbers: dict[str, Any]) -> str:
     return f"{text}." if loss is None else f"{text}; mean loss at the end: {loss:.4f}."
 
 
-def _study_sections(folder: Path, study: dict[str, Any]) -> list[str]:
-    lines = aggregate.rows_of(study)
-    if not lines:
-        return []
-    figure = figures.bars(study, lines, aggregate.tasks_of(study))
-    return [
-        "<h2>Does pretraining help?</h2>",
-        *(f'<p class="verdict">{_escape(sentence)}</p>' for sentence in study.get("verdict", [])),
-        _results_table(study, lines),
-        _descriptions([title for _, _, title in lines]),
-        "<ul>" + "".join(f"<li>{_escape(note)}</li>" for note in study.get("notes", [])) + "</ul>",
-        _figure(_save(folder, "table", TABLE_CAPTION, figure)),
-        *_scales_table(study),
-    ]
-
-
-def _results_table(study: dict[str, Any], lines: list[tuple[str, str, str]]) -> str:
-    """Return the table of rows and tasks; the best of the frozen encoders is bold in each column."""
-    tasks = aggregate.tasks_of(study)
-    frozen = [study[head][row] for head, row, _ in lines if row in aggregate.FROZEN]
-    best = {task: max((cells[task][0] for cells in frozen if task in cells), default=None) for task in tasks}
-    rows = []
-    for head, row, title in lines:
-        cells = []
-        for task in tasks:
-            cell = study[head][row].get(task)
-            bold = ' class="best"' if row in aggregate.FROZEN and cell and cell[0] == best[task] else ""
-            cells.append(f"<td{bold}>{_escape(aggregate.text_cell(cell))}</td>")
-        kind = "pretrained" if row == "pretrained" else "baseline" if row.startswith("baseline") else ""
-        rows.append(f'<tr class="{kind}"><th scope="row">{_escape(title)}</th>{"".join(cells)}</tr>')
-    return _html_table("top-1 accuracy in %, mean ± standard deviation", tasks, rows)
-
-
-def _scales_table(study: dict[str, Any]) -> list[str]:
-    """Return the results of random encoders at each initialization scale."""
-    tasks = aggregate.tasks_of(study)
-    rows = []
-    for head, scales in study.get("random_scales", {}).items():
-        for std, cells in scales.items():
-            numbers = "".join(f"<td>{_escape(aggregate.text_cell(cells.get(task)))}</td>" for task in tasks)
-            title = f"{aggregate.HEADS[head]}, weights of standard deviation {std}"
-            rows.append(f'<tr><th scope="row">{_escape(title)}</th>{numbers}</tr>')
-    if not rows:
-        return []
-    table = _html_table("random encoder", tasks, rows)
-    return [f"<details><summary>Random encoder at each initialization scale</summary>{table}</details>"]
-
-
-def _html_table(corner: str, tasks: list[str], rows: list[str]) -> str:
-    titles = "".join(f'<th scope="col">{_escape(task.replace("_", " "))}</th>' for task in tasks)
-    return (
-        f'<div class="scroll"><table><thead><tr><th scope="col">{_escape(corner)}</th>{titles}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _descriptions(titles: list[str]) -> str:
-    """Explain the terms in the titles of rows."""
-    used = {term: text for term, text in aggregate.DESCRIPTIONS.items() if any(term in title for title in titles)}
-    items = "".join(f"<li><b>{_escape(term)}</b>: {_escape(text)}.</li>" for term, text in used.items())
-    return f"<details open><summary>Rows of the table</summary><ul>{items}</ul></details>"
-
-
 def _time_section(seconds: dict[str, float]) -> list[str]:
     """Return the time of each stage of a study."""
     if not seconds:
         return []
     rows = "".join(
-        f'<tr><th scope="row">{_escape(stage)}</th><td>{value / 60:.1f} min</td></tr>'
+        f'<tr><th scope="row">{escape(stage)}</th><td>{value / 60:.1f} min</td></tr>'
         for stage, value in seconds.items()
     )
     caption = (
@@ -247,34 +148,20 @@ def _settings(report: dict[str, Any]) -> list[str]:
         for title, value in {**training, **report.get("settings", {})}.items()
     }
     return [
-        f"<details><summary>{_escape(title)}</summary><pre>{_escape(text)}</pre></details>"
+        f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
         for title, text in texts.items()
     ]
 
 
 def _html(title: str, sections: list[str]) -> str:
     """Return the page as HTML that refers to no other file."""
-    name = _escape(title)
+    name = escape(title)
     body = "\n".join(sections)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Tubelet: {name}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body><main>\n<h1>{name}</h1>\n{body}\n</main></body></html>\n"
     )
-
-
-def _figure(picture: Picture) -> str:
-    if picture.png is None:
-        return f'<p class="missing">{_escape(picture.caption)}</p>'
-    data = base64.b64encode(picture.png).decode()
-    return (
-        f'<figure><img alt="{_escape(picture.name)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_escape(picture.caption)}</figcaption></figure>"
-    )
-
-
-def _escape(text: str) -> str:
-    return html.escape(str(text))
 
 
 STYLE = """
@@ -286,6 +173,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .38rem .8rem; border-bottom: 1px solid #e4e6e8; text-align: right; white-space: nowrap; }
 th[scope=row], th:first-child { text-align: left; font-weight: normal; white-space: normal; }
 thead th { border-bottom: 2px solid #444; font-weight: 600; }
+th[scope=colgroup] { text-align: center; border-bottom: 1px solid #444; }
 tr.pretrained { background: #fff3e8; } tr.baseline { color: #666; } td.best { font-weight: 700; }
 .scroll { overflow-x: auto; } .verdict { border-left: 4px solid #e0661c; padding-left: .9rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem 2rem; }

@@ -1,0 +1,150 @@
+"""Sections of a study's YAML."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tubelet.config import Config
+
+
+class Task(Config):
+    """Labelled clips, and how many of the labels are used. `{folder}` and `{fold}` in the paths are replaced."""
+
+    train: str
+    test: str
+    num_classes: int = Field(ge=2)
+    labels_per_class: int | None = Field(None, ge=1)
+    """Labelled clips per class, sampled again for each seed of a probe; by default all."""
+    label_fraction: float | None = Field(None, gt=0, le=1)
+    """Fraction of the labelled clips of each class, sampled likewise."""
+    heads: list[str] | None = None
+    """Those of `probe.heads` that read this task; by default all."""
+
+    @model_validator(mode="after")
+    def _one_number_of_labels(self) -> "Task":
+        if self.labels_per_class is not None and self.label_fraction is not None:
+            raise ValueError("labels_per_class and label_fraction: give one of them")
+        return self
+
+    @property
+    def labels(self) -> dict[str, int | float]:
+        """The options of `data` that select the labelled clips."""
+        given = {"labels_per_class": self.labels_per_class, "label_fraction": self.label_fraction}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class Program(Config):
+    """A YAML file of a program, the seeds to run it with, and overrides (`key.path=value`)."""
+
+    fname: str
+    seeds: list[int] = Field([0], min_length=1)
+    overrides: list[str] = []
+
+
+class Teacher(Config):
+    """The frozen teacher of an objective: the encoder of another objective of the study, of the same fold and seed."""
+
+    objective: str
+    share: float | None = Field(None, gt=0, lt=1)
+    """Fraction of the compute that a shorter run for the teacher alone gets; the student gets the rest. null, only
+    without `compute`: the teacher is the other objective's own run."""
+
+
+class Objective(Config):
+    """A pretraining. Its name is its row in the report."""
+
+    fname: str
+    overrides: list[str] = []
+    """`{teacher}` in them is replaced by the run folder of the teacher."""
+    teacher: Teacher | None = None
+
+
+class Pretrain(Config):
+    """What the pretrainings of all objectives have in common."""
+
+    seeds: list[int] = [0]
+    """Empty: only random encoders, supervised training and baselines."""
+    overrides: list[str] = []
+    """Applied before those of the objective, e.g. the videos, and the size of the encoder."""
+
+
+class Compute(Config):
+    """Floating-point operations of each pretraining, its teacher's included.
+
+    `optimization.ipe` follows from them and from a measured step; the number of epochs is that of the YAML.
+    """
+
+    reference: str | None = None
+    """Objective that has the number of steps of its YAML; the others get as many operations."""
+    flops: float | None = Field(None, gt=0)
+    """The number of operations itself."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Compute":
+        if (self.reference is None) == (self.flops is None):
+            raise ValueError("compute: give either `reference`, an objective, or `flops`, a number")
+        return self
+
+
+class Curves(Config):
+    """Accuracy over the clips seen: probes of checkpoints from the runs of the first pretraining seed."""
+
+    task: str | None = None
+    """By default the headline."""
+    head: str = "linear_slots"
+    points: list[float] = Field([0.125, 0.25, 0.5], min_length=1)
+    """Fractions of a run after which its encoder is probed; its end always is."""
+
+    @model_validator(mode="after")
+    def _within_the_run(self) -> "Curves":
+        if not all(0 < point < 1 for point in self.points):
+            raise ValueError(f"points: fractions of a run lie between 0 and 1, got {self.points}")
+        return self
+
+
+class Random(Config):
+    init_stds: list[float] = Field([0.02, 0.06, 0.12], min_length=1)
+    """Standard deviations of the initial weights; the first is the default of the encoder."""
+    seeds: list[int] = [0]
+
+
+class Probe(Program):
+    heads: list[str] = Field(["attentive", "linear"], min_length=1)
+    """Read-outs of a frozen encoder: heads of tubelet/probing/heads."""
+    per_head: dict[str, dict[str, Any]] = {}
+    """Options of the probe that differ for single heads."""
+
+
+class Supervised(Program):
+    """Training of the encoder and a head with labels, from scratch."""
+
+    tasks: list[str] | None = None
+    """By default all."""
+    per_task: dict[str, list[str]] = {}
+    """Further overrides for single tasks, e.g. more epochs if there are few labels."""
+
+
+class FineTuning(Supervised):
+    """The same from each pretrained encoder."""
+
+    objectives: list[str] | None = None
+    """By default all."""
+
+
+class Baselines(Config):
+    """Baselines that need no network."""
+
+    kinds: list[Literal["frame", "difference", "metadata"]] = Field(["frame", "difference"], min_length=1)
+    num_frames: int = Field(16, ge=2)
+    average: bool = True
+
+
+class Seconds(Config):
+    """Estimates for the progress bar: seconds of one job of each stage; corrected by measured times."""
+
+    pretrain: float = 300
+    probe: float = 60
+    curve: float = 15
+    supervised: float = 60
+    finetune: float = 60
+    baselines: float = 20
