@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo real zoo test test-all test-slurm lint bench
+.PHONY: help install demo real objectives zoo test test-all test-slurm lint bench
 
 help:
 	@echo "make demo        pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       speed against peers: masks, training step, loader, attention; two processes against one"
 	@echo "make real DATA=/path/to/ut_interaction   the experiment of the demo on real video"
+	@echo "make objectives  every objective with equal compute on the demo's clips (CPU, an hour); THERMAL=/path UT=/path add real video"
 	@echo "make zoo         every encoder trained with labels, pretrained, probed: one table (CPU, an hour)"
 
 install: $(INSTALLED)
@@ -35,6 +36,10 @@ demo: install
 real: install
 	@test -n "$(DATA)" || { echo "make real DATA=/path/to/ut_interaction (the folder with labels.csv)"; exit 1; }
 	$(PYTHON) -m app.study --fname configs/study/real.yaml data=$(DATA)
+
+objectives: install
+	$(PYTHON) -m app.study --fname configs/study/objectives.yaml \
+	  $(if $(THERMAL),datasets.thermal.data=$(THERMAL)) $(if $(UT),datasets.ut_interaction.data=$(UT))
 
 zoo: install
 	$(PYTHON) -m app.zoo --fname configs/study/zoo.yaml

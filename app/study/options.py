@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from app.study.sections import (
     Baselines,
@@ -43,7 +43,8 @@ class Options(Config):
     cache: str | None = None
     """Folder of decoded clips that all programs share, for small data sets; by default as in their YAML files."""
     objectives: dict[str, Objective] = Field(min_length=1)
-    """Name -> pretraining. Random encoders and supervised training have the encoder of the first one."""
+    """Name -> pretraining; null drops one of a base file or of all data sets. Random encoders and supervised training
+    have the encoder of the first one."""
     pretrain: Pretrain = Pretrain()
     compute: Compute | None = None
     """Equal compute for all objectives; by default each has the number of steps of its YAML."""
@@ -62,6 +63,13 @@ class Options(Config):
     threads: int = Field(1, ge=1)
     """Threads of each program."""
     seconds: Seconds = Seconds()
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _drop_null(cls, objectives: Any) -> Any:
+        if not isinstance(objectives, dict):
+            return objectives
+        return {name: objective for name, objective in objectives.items() if objective is not None}
 
     @model_validator(mode="after")
     def _check(self) -> "Options":

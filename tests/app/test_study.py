@@ -171,9 +171,9 @@ def test_study_runs_all_jobs_once_and_reports_the_results(folder, capsys):
     printed = capsys.readouterr().out
     assert "61.0 ± 1.2" in printed
     assert "It beats the best random encoder by at least 10 points" in printed
-    assert "| jepa | **56.0 ± 1.2** | **61.0 ± 1.2** | - | **12.0 ± 0.0** |" in (
-        folder / "runs/demo/table.md"
-    ).read_text()
+    assert (
+        "| jepa | **56.0 ± 1.2** | **61.0 ± 1.2** | - | **12.0 ± 0.0** |" in (folder / "runs/demo/table.md").read_text()
+    )
     assert (folder / "runs/demo/report.html").exists()
     assert not list(folder.glob("runs/demo/probes/*/*/features"))
 

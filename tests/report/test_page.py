@@ -19,12 +19,21 @@ from tubelet.grid import Grid
 from tubelet.report import clips, figures, run_config
 from tubelet.report.curves import Curves
 
-STUDY = {
-    "probe": {"pretrained": {"motion": [70.0, 1.0]}, "random_best": {"motion": [50.0, 1.0]}},
-    "linear": {"pretrained": {"motion": [66.6, 2.0]}},
-    "random_scales": {"probe": {"0.02": {"motion": [50.0, 1.0]}}, "linear": {}},
+RESULTS = {
+    "objectives": ["jepa"],
+    "tasks": ["motion", "shape"],
+    "accuracy": {
+        "attentive": {"jepa": {"motion": [70.0, 1.0]}, "random_best": {"motion": [50.0, 1.0]}},
+        "linear": {"jepa": {"motion": [66.6, 2.0], "shape": [44.4, None]}},
+        "baseline": {"frame": {"motion": [13.1, 0.0]}},
+    },
+    "random_scales": {"attentive": {"0.02": {"motion": [50.0, 1.0]}}},
+    "margin": {"attentive": {"jepa": {"motion": {"points": 20.0, "std": 1.4, "deviations": 14.3}}}},
     "verdict": ["It <beats> & wins."],
     "notes": ["a note"],
+}
+STUDY = {
+    "datasets": {"demo": RESULTS},
     "settings": {"Study": {"folder": "runs/x"}},
     "seconds": {"pretrain": 90.0},
 }
@@ -81,6 +90,8 @@ def test_page_of_a_study_is_self_contained_and_complete(study_folder):
     for expected in (
         "70.0 ± 1.0",
         "66.6 ± 2.0",
+        "middle frame 13.1 ± 0.0",
+        "+20.0 points, 14.3 deviations",
         "It <beats> & wins.",
         "a note",
         "1.5 min",
@@ -91,7 +102,7 @@ def test_page_of_a_study_is_self_contained_and_complete(study_folder):
 def test_json_has_the_tables_and_the_curves(study_folder):
     report.write(study_folder)
     numbers = json.loads((study_folder / "report.json").read_text())
-    assert numbers["probe"] == STUDY["probe"]
+    assert numbers["datasets"] == STUDY["datasets"]
     assert numbers["pretraining"]["steps"] == 40
     assert numbers["pretraining"]["curves"]["rank_uncentered"] == [[10, 20, 30, 40], [6, 7, 8, 9]]
     assert numbers["pretraining_settings"]["encoder"]["name"] == "vit_tiny"
@@ -150,6 +161,21 @@ def test_masks_are_drawn_on_the_frames_of_their_tokens():
     assert len(starts) == 1
     width = (picture.shape[1] - 100) / 3
     assert 100 + width - 3 <= starts[0] <= 100 + width + 3
+
+
+def test_several_data_sets_have_sections_and_figures_of_their_own(tmp_path):
+    curve = {
+        "task": "shape",
+        "head": "linear",
+        "lines": {"jepa": [{"clips": 9, "flops": None, "accuracy": [44, None]}]},
+    }
+    study = {"datasets": {"demo": RESULTS, "real": {**RESULTS, "curves": curve, "notes": ["another note"]}}}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    report.write(tmp_path)
+    _, page, words = read_page(tmp_path)
+    assert words.index("Data set demo") < words.index("Data set real") < words.index("another note")
+    assert len(page.sources) == 3
+    assert figure_names(tmp_path) == ["demo_table", "real_curves", "real_table"]
 
 
 def test_report_of_a_study_without_pretraining(tmp_path):
