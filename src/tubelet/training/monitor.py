@@ -162,7 +162,7 @@ class FeatureMonitor:
         return dataclasses.replace(local, clips=table)
 
     def _moments(self, encoder: nn.Module, clips: Tensor, count: int) -> TokenMoments:
-        """Reduce a batch, whose first `count` clips are not padding. Its tokens are freed before the next is encoded."""
+        """Reduce a batch, whose first `count` clips are no padding. Its tokens are freed before the next is encoded."""
         device = self.world.device
         video = to_float(clips.to(device), self.mean, self.std)
         with autocast(device, self.dtype):
