@@ -124,6 +124,16 @@ def test_gradients_reach_both_sides(batch):
     assert (features["all"].grad.abs().amax(dim=(1, 2)) > 0).all()  # of each of the five views
 
 
+def test_half_precision_is_near_to_single(batch):
+    objective = make_levjepa({"block_causal": True}, slot_coeff=0.5)
+    expected = objective(batch, RNG)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective(batch, RNG)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=5e-2, atol=1e-2)
+        assert found[name].dtype == torch.float32
+
+
 @pytest.mark.parametrize(("by_slot", "count"), [(False, 13), (True, 12)])
 def test_kept_tokens(by_slot, count):
     grid = Grid(3, 3, 7)
