@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.study.options import Options
 from app.study.plan import PROGRAMS, Costs, plan, preparation
+from app.study.plan.checks import check_configurations
 from app.study.plan.compute import read_costs
 from app.study.results import summarise
 from tubelet import report as pages
@@ -26,7 +27,7 @@ def run(options: Options) -> None:
     """Run the jobs that are not done yet, write the report, print the tables.
 
     Raises:
-        ConfigError: No data set has its folder.
+        ConfigError: No data set has its folder, or a YAML file has an error.
         JobFailed: Some jobs failed; the report has the results of the others.
     """
     folder, studies = Path(options.folder), options.studies()
@@ -40,6 +41,7 @@ def run(options: Options) -> None:
     pool = Pool(options.processes, options.threads, PROGRAMS, keep_going=True)
     costs = prepare(pool, studies)
     jobs = plan(studies, costs)
+    check_configurations(jobs)
     print(f"{len(jobs)} jobs, {options.processes} at a time with {options.threads} thread(s) each; logs in {folder}")
     seconds = pool.run(jobs)
     report = summary(options, studies, costs, seconds, pool.failed)

@@ -11,6 +11,7 @@ import yaml
 from app.study.__main__ import run
 from app.study.options import Options
 from app.study.plan import plan
+from app.study.plan.checks import check_configurations
 from app.study.plan.compute import Cost
 from app.study.results import collect, summarise
 from tubelet import config
@@ -111,6 +112,7 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path / "supervised.yaml", {"app": "classification"})
     write(tmp_path / "study.yaml", STUDY)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("app.study.__main__.check_configurations", lambda jobs: None)  # theirs are no programs
     return tmp_path
 
 
@@ -500,3 +502,76 @@ def test_study_without_any_data_says_what_to_give(folder):
         run(options("datasets={a: {lists: ut_interaction}}"))
     with pytest.raises(ConfigError, match="give the folder of a data set, e.g. data=/path"):
         run(options("lists=ut_interaction"))
+
+
+# ---------------------------------------------------------------- the programs themselves
+
+
+def small_study(folder, **changes):
+    """Two objectives, learning curves, fine-tuning: the demo with few and short jobs."""
+    lists = {"train": "{folder}/clips/motion_train.csv", "test": "{folder}/clips/motion_test.csv", "num_classes": 8}
+    few_steps = ["optimization.num_epochs=1", "optimization.warmup=0"]
+    study = {
+        "folder": str(folder / "study"),
+        "clips": {"clips": 64, "train": 32, "test": 16},
+        "objectives": {
+            "vjepa": {"fname": "configs/pretrain/demo.yaml"},
+            "videomae": {"fname": "configs/pretrain/videomae_demo.yaml"},
+        },
+        "compute": {"reference": "vjepa"},
+        "pretrain": {
+            "overrides": [
+                "data.datasets=['{folder}/clips/pretrain']", "data.batch_size=8", "optimization.epochs=2",
+                "optimization.ipe=4", "logging.monitor_clips=8",
+            ],
+        },
+        "curves": {"head": "linear", "points": [0.5]},
+        "random": {"init_stds": [0.12]},
+        "tasks": {"motion": lists},
+        "probe": {"fname": "configs/evals/demo.yaml", "overrides": ["optimization.min_steps=4", *few_steps]},
+        "supervised": {"fname": "configs/supervised/demo.yaml", "overrides": few_steps},
+        "finetune": {"fname": "configs/supervised/demo.yaml", "overrides": few_steps},
+    }  # fmt: skip
+    write(folder / "study.yaml", {**study, **changes})
+    return folder / "study.yaml"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe": {"fname": "configs/evals/demo.yaml", "heads": ["liner"]}}, "Did you mean 'linear'"),
+        ({"finetune": {"fname": "configs/supervised/finetune.yaml", "overrides": ["optimization.epochs=3"]}}, "epochs"),
+    ],
+)
+def test_errors_of_later_programs_are_found_before_anything_runs(tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(REPOSITORY)
+    study = config.load(small_study(tmp_path, curves=None, compute=None, **changes), (), Options)
+    jobs = plan(study.studies(), {})
+    with pytest.raises(ConfigError, match=message):
+        check_configurations(jobs)
+
+
+def test_configurations_of_the_repository_are_complete(monkeypatch, tmp_path):
+    monkeypatch.chdir(REPOSITORY)
+    demo = config.load("configs/study/demo.yaml", [f"folder={tmp_path / 'demo'}"], Options)
+    check_configurations(plan(demo.studies(), {}))
+    real = config.load("configs/study/real.yaml", [f"folder={tmp_path / 'real'}", "data=/videos"], Options)
+    check_configurations(plan(real.studies(), {}))
+
+
+@pytest.mark.slow
+def test_comparison_of_two_objectives_with_the_programs_themselves(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    run(config.load(small_study(tmp_path), (), Options))
+    data = json.loads((tmp_path / "study/study.json").read_text())["datasets"]["study"]
+    for name in ("vjepa", "videomae"):
+        assert data["accuracy"]["attentive"][name]["motion"][0] >= 0
+        assert "motion" in data["accuracy"]["fine_tuned"][name]
+        assert len(data["curves"]["lines"][name]) == 2
+        assert data["cost"][name]["seconds"] > 0
+    costs = data["cost"]
+    assert costs["videomae"]["gflop_per_clip"] < 0.7 * costs["vjepa"]["gflop_per_clip"]
+    assert costs["videomae"]["steps"] > 1.4 * costs["vjepa"]["steps"]
+    assert 0.7 < costs["videomae"]["flops"] / costs["vjepa"]["flops"] <= 1
+    assert (tmp_path / "study/report/curves.png").exists()
+    assert "vjepa, motion: linear" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def test_jobs_of_all_encoders_have_unique_names(zoo, tmp_path):
     assert len(set(names)) == len(names)
     assert names[0] == "clips"
     assert all(set(job.after) <= set(names) for job in jobs)
-    assert {"timesformer:pretrain-fold0-seed0", "s3d:supervised-fold0-motion-0", "baselines:baselines-fold0"} < set(
+    assert {"timesformer:pretrain-fold0-pretrained-0", "s3d:supervised-fold0-motion-0", "baselines:baselines-fold0"} < set(
         names
     )
     assert not any(name.startswith(("s3d:pretrain", "s3d:probe", "baselines:probe")) for name in names)
@@ -103,7 +103,7 @@ def test_encoders_are_compared_on_the_headline_or_the_first_task(zoo, tmp_path, 
     zoo = rename_task(zoo, tmp_path, "speed", **changes)
     monkeypatch.setattr(Pool, "run", lambda self, jobs: write_facts(tmp_path))
     accuracies = {"speed": [40.0, 1.0], "other": [60.0, 1.0]}
-    monkeypatch.setattr(main, "summarise", lambda study: report_of(study, accuracies))
+    monkeypatch.setattr(main, "summarise", lambda study, costs: report_of(study, accuracies))
     main.run(zoo)
     written = json.loads((tmp_path / "zoo.json").read_text())
     assert written["task"] == task
@@ -118,8 +118,9 @@ def write_facts(folder):
 
 
 def report_of(study, accuracies):
-    row = "supervised" if study.supervised else "baseline_frame"
-    return {"probe": {row: accuracies}, "linear": {}}
+    if study.supervised is None:
+        return {"accuracy": {"baseline": {"frame": accuracies}}}
+    return {"accuracy": {"fine_tuned": {"supervised": accuracies}}}
 
 
 def test_an_unknown_headline_is_refused_before_anything_runs(zoo, tmp_path, monkeypatch):

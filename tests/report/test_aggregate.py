@@ -113,9 +113,9 @@ def test_verdict_names_each_head_and_further_comparisons():
         }
     }
     text = aggregate.verdict(report, "motion", "jepa")
-    assert "attentive 70.0 % (+20.0 points, 14.1 deviations), linear 52.0 % (+2.0 points, 1.4 deviations)." in text
+    assert "linear 52.0 % (+2.0 points, 1.4 deviations), attentive 70.0 % (+20.0 points, 14.1 deviations)." in text
     assert "beats the best random encoder by at least 10 points and 3 standard deviations with: attentive." in text
     assert "does not beat it by at least 10 points and 3 standard deviations with: linear." in text
     assert "Fine-tuned 80.0 % (over training from scratch: +4.0 points)." in text
-    assert "The best of its probes is -5.0 points from the best baseline (difference)." in text
+    assert "Its best probe is 5.0 points below the best baseline (difference)." in text
     assert "there are no results" in aggregate.verdict(report, "motion", "mae")

@@ -157,7 +157,8 @@ def verdict(report: dict[str, Any], task: str, row: str) -> str:
     better: list[str] = []
     worse: list[str] = []
     details = []
-    for head, rows in accuracy.items():
+    for head in in_order(accuracy):
+        rows = accuracy[head]
         difference = None if head in REFERENCE or head.endswith(SHUFFLED) else margin(rows, task, row)
         if difference is None:
             continue
@@ -196,13 +197,14 @@ def _further_comparisons(accuracy: dict[str, Rows], task: str, row: str) -> list
     if baselines and frozen:
         kind = max(baselines, key=lambda kind: baselines[kind])
         points = max(frozen) - baselines[kind]
-        sentences.append(f"The best of its probes is {points:+.1f} points from the best baseline ({kind}).")
+        relation = "above" if points >= 0 else "below"
+        sentences.append(f"Its best probe is {abs(points):.1f} points {relation} the best baseline ({kind}).")
     return sentences
 
 
 HEADS = {
     "linear": "linear",
-    "linear_slots": "linear, time slots",
+    "linear_slots": "linear (time slots)",
     "knn": "kNN",
     "attentive": "attentive",
     FINE_TUNED: "fine-tuned",
@@ -214,7 +216,18 @@ def head_title(head: str) -> str:
     """Return the title of a column."""
     plain = head.removesuffix(SHUFFLED)
     title = HEADS.get(plain, plain.replace("_", " "))
-    return f"{title}, frames shuffled" if head.endswith(SHUFFLED) else title
+    return f"{title}, shuffled" if head.endswith(SHUFFLED) else title
+
+
+def in_order(heads: Iterable[str]) -> list[str]:
+    """Return heads in the order of `HEADS`, those with shuffled frames last."""
+    order = list(HEADS)
+
+    def position(head: str) -> tuple[bool, int]:
+        plain = head.removesuffix(SHUFFLED)
+        return head.endswith(SHUFFLED), order.index(plain) if plain in order else len(order)
+
+    return sorted(heads, key=position)
 
 
 def text_cell(cell: Cell | None) -> str:

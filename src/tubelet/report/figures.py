@@ -16,7 +16,7 @@ TARGET_COLOR = np.array([255, 122, 26])
 TARGET_OPACITY = 0.72
 DROPPED_BRIGHTNESS = 0.25
 
-COLORS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b")
+COLORS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b", "#c2407d", "#2aa5a0")
 EVENT_COLOR = "#b00020"
 MAX_POINTS = 600
 """Maximum number of points of a curve; more are not visible and make the page larger."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tubelet.report import aggregate
-from tubelet.report.aggregate import BASELINE, FINE_TUNED, HEADS, SHUFFLED
+from tubelet.report.aggregate import BASELINE, FINE_TUNED
 from tubelet.runtime.text import text_table
 
 REFERENCES = {
@@ -45,24 +45,17 @@ UNITS = {"flops": 1e12, "seconds": 60.0}
 def rows_of(data: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (row, title) of each line of a data set's table: the objectives, then what they are compared with."""
     found = {row for head, rows in data["accuracy"].items() if head != BASELINE for row in rows}
-    titled = {**{name: name.replace("_", " ") for name in data["objectives"]}, **REFERENCES}
+    titled = {name: name for name in data["objectives"]} | REFERENCES
     return [(row, title) for row, title in titled.items() if row in found]
 
 
 def heads_of(data: dict[str, Any], task: str) -> list[str]:
     """Return the heads with results on a task, in the order of the columns."""
-    heads = [
+    return aggregate.in_order(
         head
         for head, rows in data["accuracy"].items()
         if head != BASELINE and any(task in cells for cells in rows.values())
-    ]
-    order = list(HEADS)
-
-    def position(head: str) -> tuple[bool, int]:
-        plain = head.removesuffix(SHUFFLED)
-        return head.endswith(SHUFFLED), order.index(plain) if plain in order else len(order)
-
-    return sorted(heads, key=position)
+    )
 
 
 def cell(data: dict[str, Any], head: str, row: str, task: str) -> list | None:
@@ -103,7 +96,7 @@ def cost_table(data: dict[str, Any]) -> list[list[str]]:
         return []
     lines = [
         [
-            name.replace("_", " "),
+            name,
             *(
                 "-" if values[key] is None else form.format(values[key] / UNITS.get(key, 1.0))
                 for key, (_, form) in COSTS.items()

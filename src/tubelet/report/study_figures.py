@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from tubelet.report import aggregate, layout
 from tubelet.report.aggregate import REFERENCE
 from tubelet.report.figures import COLORS
 
 ORANGE, BLUE = "#e0661c", "#9db8d2"
-LINES = {"random_best": ("#333333", "--"), "supervised": ("#3a9a5b", ":"), "baseline": ("#8c5bb0", "-.")}
+LINES = {"random_best": ("#111111", "--"), "supervised": ("#555555", ":"), "baseline": ("#555555", "-.")}
 """Color and style of the line of each reference."""
 
 
@@ -40,8 +41,8 @@ def bars(data: dict[str, Any]) -> Figure:
 
 
 def _panel(axes: Axes, data: dict[str, Any], head: str, task: str) -> None:
-    names = [name.replace("_", " ") for name in data["objectives"]]
-    cells = [layout.cell(data, head, name, task) or [np.nan, None] for name in data["objectives"]]
+    names = data["objectives"]
+    cells = [layout.cell(data, head, name, task) or [np.nan, None] for name in names]
     means, stds = [mean for mean, _ in cells], [std or 0.0 for _, std in cells]
     reference = layout.cell(data, head, REFERENCE.get(head, "random_best"), task)
     colors = [BLUE if reference is not None and mean <= reference[0] else ORANGE for mean in means]
@@ -84,13 +85,15 @@ def curves(data: dict[str, Any]) -> Figure | None:
             x = [point[key] / unit for point in points]
             y = [point["accuracy"][0] for point in points]
             errors = [point["accuracy"][1] or 0.0 for point in points]
-            title = name.replace("_", " ")
-            axes.errorbar(x, y, errors, color=color, label=title, linewidth=1.6, marker="o", markersize=3.5, capsize=2)
+            axes.errorbar(x, y, errors, color=color, label=name, linewidth=1.6, marker="o", markersize=3.5, capsize=2)
         for row, mean in _references(data, found["head"], found["task"]).items():
             color, style = LINES[row]
             title = {"random_best": "best random encoder", "supervised": "from scratch", "baseline": "best baseline"}
             axes.axhline(mean, color=color, linestyle=style, linewidth=1.2, label=title[row])
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(label, fontsize=9)
         axes.grid(True, color="#e6e6e6")
         _plain(axes)
@@ -105,7 +108,7 @@ def costs(data: dict[str, Any]) -> Figure | None:
     measured = data.get("cost", {})
     if not measured:
         return None
-    names = [name.replace("_", " ") for name in measured]
+    names = list(measured)
     figure = Figure(figsize=(8.0, 0.9 + 0.32 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key in zip(panels, ("clips_per_second", "gflop_per_clip"), strict=True):

@@ -100,7 +100,7 @@ def _margins(data: dict[str, Any]) -> list[str]:
     for task in data["tasks"]:
         heads = [head for head in layout.heads_of(data, task) if head in margins]
         rows = [
-            [name.replace("_", " "), *(_margin_text(margins[head].get(name, {}).get(task)) for head in heads)]
+            [name, *(_margin_text(margins[head].get(name, {}).get(task)) for head in heads)]
             for name in data["objectives"]
         ]
         if heads:
