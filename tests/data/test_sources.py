@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from tubelet.config import ConfigError
-from tubelet.data.sources import VIDEO_SUFFIXES, parse_line, read_source
+from tubelet.data.sources import VIDEO_SUFFIXES, parse_line, read_list, read_source, write_list
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,16 @@ def test_missing_folders_and_files_are_an_error(tmp_path):
         read(tmp_path / "gone")
     with pytest.raises(ConfigError, match="neither a folder, nor a list"):
         read(tmp_path / "notes.md")
+
+
+def test_a_written_list_is_read_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    videos = [Path(name) for name in ("a b.mp4", 'the "best", 2.mp4', "take 3.mp4", "ü.mp4")]
+    for video in videos:
+        video.touch()
+    write_list(Path("labelled.csv"), videos, [3, 0, 1, 1])
+    write_list(Path("unlabelled.csv"), videos)
+    absolute = [str(tmp_path / video) for video in videos]
+    monkeypatch.chdir("/")
+    assert read_list(tmp_path / "labelled.csv") == (absolute, [3, 0, 1, 1])
+    assert read_list(tmp_path / "unlabelled.csv") == (absolute, [-1] * 4)

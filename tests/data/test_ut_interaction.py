@@ -6,8 +6,6 @@ from tubelet.config import ConfigError
 from tubelet.data.sources import read_list
 from tubelet.data.ut_interaction import NUM_FOLDS, sequence_of, write_lists
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "ut_interaction"
-
 
 @pytest.fixture
 def copy_of_the_set(tmp_path):
@@ -58,9 +56,11 @@ def test_other_folders_and_names_are_an_error(tmp_path):
         sequence_of(Path("set2_1_1_6.mp4"))
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} does not exist")
-def test_lists_of_the_real_set(tmp_path):
-    write_lists(REAL, tmp_path)
+def test_lists_of_the_real_set(shared_data, tmp_path):
+    source = shared_data / "ut_interaction"
+    if not source.is_dir():
+        pytest.skip(f"{source} does not exist")
+    write_lists(source, tmp_path)
     tests = [read_list(tmp_path / f"fold{fold}_test.csv") for fold in range(NUM_FOLDS)]
     assert sum(len(test.paths) for test in tests) == 120
     for fold, test in enumerate(tests):

@@ -1,8 +1,9 @@
-"""Read the folders, lists and files of `data.datasets` as paths and labels; invalid entries are errors."""
+"""The folders, lists and files of `data.datasets`: read them as paths and labels, and write lists."""
 
+import csv
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,34 @@ def read_list(path: Path) -> Source:
     paths = [_resolved(Path(name).expanduser(), path.parent) for name, _ in entries]
     _check_files_exist(path, paths, [number for number, _ in numbered])
     return Source(paths, labels)
+
+
+def write_list(path: Path, videos: Iterable[Path], labels: Sequence[int] | None = None) -> None:
+    """Write a list that `read_list` reads, with absolute paths, and the label of each video unless `labels` is None."""
+    quoted = ['"{}"'.format(str(video.absolute()).replace('"', '""')) for video in videos]
+    if labels is not None:
+        quoted = [f"{video}\t{label}" for video, label in zip(quoted, labels, strict=True)]
+    path.write_text("".join(f"{line}\n" for line in quoted), encoding="utf-8", errors="surrogateescape")
+
+
+def read_table(path: Path, columns: Iterable[str], dataset: str) -> list[dict[str, str]]:
+    """Read the rows of a CSV file by column.
+
+    Args:
+        path: The file.
+        columns: Columns that it needs to have.
+        dataset: Name of the data set, for messages.
+
+    Raises:
+        ConfigError: There is no such file, or a column is missing.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; give the folder of {dataset} that contains {path.name}")
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := set(columns) - set(reader.fieldnames or ()):
+            raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}; it is not the table of {dataset}")
+        return list(reader)
 
 
 def parse_line(line: str) -> tuple[str, int]:

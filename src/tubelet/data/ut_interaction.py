@@ -8,14 +8,12 @@ The clips in `unlabelled/` were cut from set 1, too: `set1_<number>_<sequence>_6
 the same actors and background as the test clips, so the pretraining list of the fold excludes them as well.
 """
 
-import csv
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from tubelet.config import ConfigError
+from tubelet.data.sources import read_table, write_list
 
-NUM_CLASSES = 6
 NUM_FOLDS = 10
 
 
@@ -29,16 +27,7 @@ def write_lists(source: Path, target: Path) -> None:
     Raises:
         ConfigError: `source` is not the folder of UT-Interaction.
     """
-    table = source / "labels.csv"
-    if not table.is_file():
-        raise ConfigError(f"{table} does not exist; give the folder of UT-Interaction that contains labels.csv")
-    with open(table, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := {"path", "label", "sequence", "fold10"} - set(reader.fieldnames or ()):
-            raise ConfigError(
-                f"{table} has no column {', '.join(sorted(missing))}; it is not the table of UT-Interaction"
-            )
-        rows = list(reader)
+    rows = read_table(source / "labels.csv", ("path", "label", "sequence", "fold10"), "UT-Interaction")
     unlabelled = sorted((source / "unlabelled").glob("*.mp4"))
     target.mkdir(parents=True, exist_ok=True)
     for fold in range(NUM_FOLDS):
@@ -46,10 +35,10 @@ def write_lists(source: Path, target: Path) -> None:
         train = [row for row in rows if int(row["fold10"]) != fold]
         held_out = {row["sequence"] for row in test}
         extra = [path for path in unlabelled if sequence_of(path) not in held_out]
-        _write(target / f"fold{fold}_test.csv", [(source / row["path"], row["label"]) for row in test])
-        _write(target / f"fold{fold}_train.csv", [(source / row["path"], row["label"]) for row in train])
-        without_labels = [(source / row["path"], None) for row in train] + [(path, None) for path in extra]
-        _write(target / f"fold{fold}_pretrain.csv", without_labels)
+        for part, chosen in (("test", test), ("train", train)):
+            videos = [source / row["path"] for row in chosen]
+            write_list(target / f"fold{fold}_{part}.csv", videos, [int(row["label"]) for row in chosen])
+        write_list(target / f"fold{fold}_pretrain.csv", [*(source / row["path"] for row in train), *extra])
 
 
 def sequence_of(unlabelled: Path) -> str:
@@ -62,8 +51,3 @@ def sequence_of(unlabelled: Path) -> str:
     if match is None:
         raise ConfigError(f"{unlabelled}: expected a name like set1_100_4_6.mp4, whose third part is the sequence")
     return match[1]
-
-
-def _write(path: Path, entries: Sequence[tuple[Path, str | None]]) -> None:
-    lines = [f'"{video.absolute()}"' + ("" if label is None else f"\t{label}") for video, label in entries]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
