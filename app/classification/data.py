@@ -11,7 +11,7 @@ from app.classification.options import Options
 from tubelet.config import ConfigError
 from tubelet.data import Batch
 from tubelet.probing import split
-from tubelet.probing.clips import train_and_val
+from tubelet.probing.clips import LabelledClips, labelled_sets
 from tubelet.probing.features import IGNORED
 from tubelet.runtime.distributed import World
 from tubelet.runtime.seeds import torch_generator
@@ -28,6 +28,7 @@ class Videos:
         world: The processes of the run.
 
     Attributes:
+        shuffled: The validation videos with the frames of each clip in random order; None if they are not needed.
         excluded: path -> reason of the files that no process could read so far.
         lists: Hash of all paths and labels.
     """
@@ -35,11 +36,18 @@ class Videos:
     def __init__(self, options: Options, world: World):
         self.options, self.world, self.seed = options, world, options.meta.seed
         data, o = options.data, options.optimization
-        self.train, self.val = train_and_val(
-            data, options.data_aug, resolution=o.resolution, seed=self.seed, world=world
+        self.train, self.val, self.shuffled = labelled_sets(
+            data,
+            options.data_aug,
+            resolution=o.resolution,
+            seed=self.seed,
+            shuffle_frames=options.evaluation.shuffle_frames,
+            world=world,
         )
         self.lists = split.fingerprint(self.train.paths, self.train.labels, self.val.paths, self.val.labels)
-        self.chosen = torch.tensor(split.few_per_class(self.train.labels, data.labels_per_class, self.seed))
+        self.chosen = torch.tensor(
+            split.labelled_subset(self.train.labels, data.labels_per_class, data.label_fraction, self.seed)
+        )
         self.global_batch = o.batch_size * world.world_size
         self.steps_per_epoch = -(-len(self.chosen) // self.global_batch)
         self.last_step = o.num_epochs * self.steps_per_epoch
@@ -84,12 +92,15 @@ class Videos:
             else:
                 yield self._placeholder(batch, num_global)
 
-    def validation(self, indices: Tensor, watchdog: Watchdog) -> Iterator[Batch]:
-        """Yield this process's part of the validation videos `indices`; all processes take the same number of steps."""
+    def validation(self, clips: LabelledClips, indices: Tensor, watchdog: Watchdog) -> Iterator[Batch]:
+        """Yield this process's part of the samples `indices` of `clips`, `val` or `shuffled`.
+
+        All processes take the same number of steps.
+        """
         batches = indices.split(self.global_batch)
         local = [part.tensor_split(self.world.world_size)[self.world.rank] for part in batches]
-        for number, batch in enumerate(self.val.batches(local)):
-            watchdog.note(f"batch {number + 1} of {len(local)} of {self.val.source}")
+        for number, batch in enumerate(clips.batches(local)):
+            watchdog.note(f"batch {number + 1} of {len(local)} of {clips.source}")
             self._count(batch)
             if len(batch):
                 yield batch

@@ -26,7 +26,10 @@ def build_classifier(options: Options) -> Supervised:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "supervised"))
         encoder = initial_encoder(options)
-        head = heads.build_head(options.head, encoder, data.num_classes)
+        num_slots = encoder.grid_size(data.frames_per_clip, o.resolution, o.resolution).t
+        if o.attend_across_segments:
+            num_slots *= data.num_segments
+        head = heads.build_head(options.head, encoder, data.num_classes, num_slots=num_slots)
     return Supervised(
         encoder,
         head,

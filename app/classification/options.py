@@ -8,8 +8,8 @@ from tubelet.config import RESUME_IGNORED, Config
 from tubelet.data import AugConfig
 from tubelet.models import EncoderOptions, check_returns_tokens
 from tubelet.models.inflatable import TubeletInit
-from tubelet.probing.heads import HeadOptions
-from tubelet.probing.options import LabelledDataConfig, PretrainConfig, check_one_normalization
+from tubelet.probing.heads import TrainedHeadOptions
+from tubelet.probing.options import EvaluationConfig, LabelledDataConfig, PretrainConfig, check_one_normalization
 from tubelet.training import options as training
 from tubelet.training import schedules
 from tubelet.training.options import LoggingConfig, TrainingOptions
@@ -84,8 +84,9 @@ class Options(TrainingOptions):
     image_vit: ImageViTConfig | None = None
     pretrain: PretrainConfig | None = None
     """Encoder that is fine-tuned: that of a run, or released weights, as for a probe."""
-    head: HeadOptions = Field({}, validate_default=True)
+    head: TrainedHeadOptions = Field({}, validate_default=True)
     optimization: OptimizationConfig = OptimizationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     meta: MetaConfig = MetaConfig()
     logging: Annotated[LoggingConfig, RESUME_IGNORED] = LoggingConfig(keep_checkpoints=1)
     """`monitor_every`, `monitor_clips`: how often the accuracy on how many validation videos is logged."""
@@ -102,6 +103,7 @@ class Options(TrainingOptions):
         if self.encoder is not None:
             check_returns_tokens(self.encoder, "encoder")
         check_one_normalization(self.data, self.data_aug)
+        self.evaluation.check(self.data)
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind} is not supported for supervised training; take ddp")
         return self

@@ -16,6 +16,7 @@ from tubelet.config import ConfigError
 from tubelet.data import evenly_spaced, to_float
 from tubelet.data.bad_files import BadFiles
 from tubelet.probing import heads, results
+from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import with_normalization
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import read_json, write_json
@@ -40,10 +41,12 @@ def main(options: Options, world: World) -> None:
     trainer.resume()
     trainer.fit(videos.steps(trainer.step), callbacks(trainer, videos))
 
+    indices = torch.arange(len(videos.val))
     with Watchdog(world, options.distributed.timeout) as watchdog:
-        validated = validate(trainer, videos, torch.arange(len(videos.val)), watchdog)
+        validated = validate(trainer, videos, videos.val, indices, watchdog)
+        shuffled = videos.shuffled and validate(trainer, videos, videos.shuffled, indices, watchdog)
     if world.is_main:
-        write(folder, options, videos, validated)
+        write(folder, options, videos, validated, shuffled)
 
 
 def make_trainer(options: Options, videos: Videos, world: World) -> Trainer:
@@ -75,31 +78,37 @@ def callbacks(trainer: Trainer, videos: Videos) -> list[Callback]:
     if len(monitored):
         result.append(
             Evaluation(
-                "val_top1", lambda: validate(trainer, videos, monitored, trainer.watchdog).top1[0], at_last_step=False
+                "val_top1",
+                lambda: validate(trainer, videos, videos.val, monitored, trainer.watchdog).top1[0],
+                at_last_step=False,
             )
         )
     return result
 
 
 @torch.no_grad()
-def validate(trainer: Trainer, videos: Videos, indices: Tensor, watchdog: Watchdog) -> results.Validated:
-    """Classify the validation videos `indices`; each of them is read by one process."""
+def validate(
+    trainer: Trainer, videos: Videos, clips: LabelledClips, indices: Tensor, watchdog: Watchdog
+) -> results.Validated:
+    """Classify the samples `indices` of `clips`; each of them is read by one process."""
     classifier, data = trainer.objective, trainer.options.data
 
     def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in videos.validation(indices, watchdog):
-            clips = to_float(batch.clips.to(trainer.world.device), data.normalize_mean, data.normalize_std)
+        for batch in videos.validation(clips, indices, watchdog):
+            x = to_float(batch.clips.to(trainer.world.device), data.normalize_mean, data.normalize_std)
             with trainer.autocast():
-                logits = classifier.logits(clips, len(batch))
+                logits = classifier.logits(x, len(batch))
             yield heads.probabilities(logits[None]), batch.labels, batch.indices
 
     classifier.eval()
-    validated = results.validate(predictions(), data.num_classes, trainer.world, videos.val.source)
+    validated = results.validate(predictions(), data.num_classes, trainer.world, clips.source)
     classifier.train()
     return validated
 
 
-def write(folder: Path, options: Options, videos: Videos, validated: results.Validated) -> None:
+def write(
+    folder: Path, options: Options, videos: Videos, validated: results.Validated, shuffled: results.Validated | None
+) -> None:
     """Write `predictions.csv`, `confusion.png` and `results.json`."""
     num_classes = options.data.num_classes
     results.write_predictions(folder / "predictions.csv", validated, 0, videos.val.paths)
@@ -107,6 +116,7 @@ def write(folder: Path, options: Options, videos: Videos, validated: results.Val
     measured = {
         "top1": validated.top1[0],
         "top5": validated.top5[0],
+        **({} if shuffled is None else {"shuffled_top1": shuffled.top1[0]}),
         **last_epoch(folder, videos),
         "num_train": videos.num_train(),
         "num_val": len(validated.labels),

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tubelet.config import Config, dump
 from tubelet.data import Decoder
 from tubelet.data.sources import Source, read_list
 from tubelet.probing import baselines
-from tubelet.probing.split import check_labels, few_per_class
+from tubelet.probing.split import check_labels, check_one_number_of_labels, labelled_subset
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.parallelize import DistributedConfig
@@ -27,6 +27,13 @@ class Task(Config):
     num_classes: int = Field(ge=2)
     labels_per_class: int | None = Field(None, ge=1)
     """Train on that many videos of each class, the same ones as a probe of the same seed."""
+    label_fraction: float | None = Field(None, gt=0, le=1)
+    """Train on that fraction of the videos of each class, likewise."""
+
+    @model_validator(mode="after")
+    def _one_number_of_labels(self) -> "Task":
+        check_one_number_of_labels(self.labels_per_class, self.label_fraction)
+        return self
 
 
 class Options(Config):
@@ -61,7 +68,10 @@ def main(options: Options, world: World) -> None:
     jobs = [(kind, name, seed) for kind in options.kinds for name in options.tasks for seed in options.seeds]
     for kind, name, seed in progress(jobs, desc="baselines: fitting", unit="fit"):
         task, of_task = options.tasks[name], results[kind][name]
-        if of_task and task.labels_per_class is None:  # without a subset to draw, nothing depends on the seed
+        if of_task and (task.labels_per_class, task.label_fraction) == (
+            None,
+            None,
+        ):  # without a subset to draw, nothing depends on the seed
             of_task[str(seed)] = next(iter(of_task.values()))
         else:
             of_task[str(seed)] = _measure(kind, name, task, seed, lists[task.train], lists[task.test], described)
@@ -73,7 +83,7 @@ def _measure(
 ) -> dict[str, float]:
     for source, key in ((train, "train"), (val, "test")):
         check_labels(source.labels, source.paths, task.num_classes, f"tasks.{name}.{key}")
-    chosen = few_per_class(train.labels, task.labels_per_class, seed)
+    chosen = labelled_subset(train.labels, task.labels_per_class, task.label_fraction, seed)
     top1 = baselines.accuracy(
         baselines.stack([described[path] for path in train.paths], kind)[chosen],
         torch.tensor(train.labels)[chosen],

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchmetrics.classification  # noqa: F401
 from PIL import Image
 
 from app.classification import train as program

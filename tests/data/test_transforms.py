@@ -5,7 +5,15 @@ from torchvision.transforms.v2 import functional
 
 from tubelet.config import ConfigError
 from tubelet.data import AugConfig, ViewOptions, to_float
-from tubelet.data.transforms import EvalTransform, MultiViewTransform, TrainTransform, crop, erase, random_window
+from tubelet.data.transforms import (
+    EvalTransform,
+    MultiViewTransform,
+    ShuffledFrames,
+    TrainTransform,
+    crop,
+    erase,
+    random_window,
+)
 
 PLAIN = {"horizontal_flip": False}
 
@@ -219,3 +227,17 @@ def test_crops_may_be_rectangles(frames):
         32,
         48,
     )
+
+
+def test_shuffled_frames_are_the_same_frames_in_an_order_drawn_from_the_generator(frames):
+    transform = EvalTransform(64, views=2)
+    expected = transform(frames)
+    orders = set()
+    for seed in range(20):
+        clip = ShuffledFrames(transform)(frames, np.random.default_rng(seed))
+        assert torch.equal(clip, ShuffledFrames(transform)(frames, np.random.default_rng(seed)))
+        order = tuple(next(s for s in range(5) if torch.equal(expected[0, :, s], clip[0, :, t])) for t in range(5))
+        assert torch.equal(clip, expected[:, :, list(order)])  # in all views
+        assert sorted(order) == list(range(5))
+        orders.add(order)
+    assert len(orders) > 10

@@ -8,7 +8,6 @@ from pathlib import Path
 import matplotlib.figure  # noqa: F401 - imported once for all processes, which are forked
 import pytest
 import torch
-import torchmetrics.classification  # noqa: F401
 
 from evals.baselines import eval as baselines
 from evals.image_classification_frozen import eval as of_images
@@ -82,6 +81,22 @@ def test_a_linear_head_chosen_on_held_out_videos_too(uneven, tmp_path):
     assert len(files) == 4  # of training and validation, one of each process
     assert probe(uneven, tmp_path / "3", 3, **choice, **shared) == expected
     assert set((tmp_path / "features").iterdir()) == files  # nothing is computed again
+
+
+@pytest.mark.parametrize(
+    "head", ["linear_slots", {"name": "knn", "k": [1, 2, 5], "temperature": 0.5}], ids=["linear_slots", "knn"]
+)
+@pytest.mark.parametrize("across", [True, False])
+def test_other_heads_and_shuffled_frames_too(uneven, head, across, tmp_path):
+    choice = {
+        "head": head,
+        "optimization": {"select": "holdout", "attend_across_segments": across},
+        "evaluation": {"shuffle_frames": True},
+        "data": {"cache_features": across},
+    }
+    expected = probe(uneven, tmp_path / "1", 1, **choice)
+    assert 0 <= expected[0]["shuffled_top1"] <= 100
+    assert probe(uneven, tmp_path / "3", 3, **choice) == expected
 
 
 def test_a_stopped_probe_goes_on_with_another_number_of_processes(uneven, tmp_path, monkeypatch):

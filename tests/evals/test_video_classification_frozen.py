@@ -24,6 +24,7 @@ from tubelet.probing.results import validate
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
 from tubelet.runtime.run_folder import read_log
+from tubelet.runtime.seeds import Purpose, numpy_generator
 
 
 def options(raw, **sections):
@@ -78,7 +79,7 @@ def test_the_head_in_the_folder_is_the_one_that_predicted(raw):
         assert float(row["probability"]) == pytest.approx(float(probability), abs=1e-3)
 
 
-@pytest.mark.parametrize("head", ["attentive", "linear"])
+@pytest.mark.parametrize("head", ["attentive", "linear", "linear_slots", "knn"])
 def test_cached_features_change_nothing(raw, head, tmp_path):
     live = run(raw, head=head, data={"num_workers": 2})
     cached = run(raw, head=head, folder=str(tmp_path / "cached"), data={"cache_features": str(tmp_path / "features")})
@@ -89,12 +90,12 @@ def test_cached_features_change_nothing(raw, head, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("head", ["attentive", "linear"])
+@pytest.mark.parametrize("head", ["attentive", "linear_slots"])
 def test_features_read_from_disk_for_each_batch_give_the_same_results(raw, head, tmp_path, caplog):
     in_memory = run(raw, head=head, folder=str(tmp_path / "1"), data={"cache_features": True})
     assert "do not fit" not in caplog.text
     streamed = run(raw, head=head, folder=str(tmp_path / "2"), data={"cache_features": True, "feature_memory": 0.0})
-    assert ("do not fit" in caplog.text) == (head == "attentive")  # mean tokens are small
+    assert ("do not fit" in caplog.text) == (head == "attentive")  # means are small
     assert streamed["heads"] == in_memory["heads"]
     ours, theirs = (hub.load_probe(tmp_path / name).state_dict() for name in "12")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -121,6 +122,100 @@ def test_features_of_another_normalization_are_not_reused(raw, monkeypatch, tmp_
         data = {**colours, "cache_features": str(tmp_path / "features")}
         run(raw, folder=str(tmp_path / str(number)), data=data)
         assert sum(encoded) == min(number + 1, 3) * (18 + 12)
+
+
+def test_the_number_of_neighbors_is_selected_on_held_out_videos(raw):
+    head = {"name": "knn", "k": [1, 3, 15], "temperature": 0.1}
+    results = run(raw, head=head, optimization={"select": "holdout", "holdout_folds": 5}, data={"cache_features": True})
+    assert [row["k"] for row in results["heads"]] == [1, 3, 15]
+    best = results["best_head"]
+    assert best["k"] == results["heads"][best["index"]]["k"]
+    assert results["heads"][best["index"]]["holdout_top1"] == max(row["holdout_top1"] for row in results["heads"])
+    assert [row for row in results["heads"] if "val_top1" in row] == [results["heads"][best["index"]]]
+    assert "train_loss" not in results
+
+    chosen = options(raw)
+    encoder = frozen(chosen)
+    bank, queries = (
+        torch.cat([encoder(b.clips[None]).mean((1, 2)) for b in clips.batches(torch.arange(len(clips)).split(1))])
+        for clips in (LabelledClips(chosen.data, f"dataset_{part}", resolution=32) for part in ("train", "val"))
+    )
+    mean, labels = bank.mean(0), [i % 3 for i in range(18)]
+    for query, row in zip(queries, predictions(raw["folder"]), strict=True):
+        similarity = torch.cosine_similarity(query - mean, bank - mean)
+        votes = torch.zeros(3)
+        for neighbor in similarity.argsort(descending=True)[: best["k"]].tolist():
+            votes[labels[neighbor]] += (similarity[neighbor] / 0.1).exp()
+        assert int(row["predicted"]) == int(votes.argmax())
+        assert float(row["probability"]) == pytest.approx(float(votes.max() / votes.sum()), abs=1e-3)
+
+
+def test_linear_slots_is_standardized_with_the_training_set(raw):
+    run(raw, head="linear_slots", data={"num_views_per_segment": 2})
+    chosen = options(raw)
+    encoder, head = frozen(chosen), hub.load_probe(raw["folder"])
+    train = LabelledClips(chosen.data, "dataset_train", resolution=32)
+    slots = []  # of 2 segments with 2 time slots of 16 tokens each
+    for batch in train.batches(torch.arange(18).split(1)):
+        slots.append(
+            torch.cat([clip[16 * t : 16 * t + 16].mean(0) for clip in encoder(batch.clips[None])[0] for t in (0, 1)])
+        )
+    torch.testing.assert_close(head.mean, torch.stack(slots).mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(head.std, torch.stack(slots).std(0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_head_is_validated_on_shuffled_frames_too(raw, cached, monkeypatch, tmp_path):
+    """The order of the frames is all that tells the three classes apart."""
+    learned = {"optimization": {"min_steps": 200, "heads": None, "lr": 3e-3}}
+    sections = {"data": {"cache_features": cached}, **learned}
+    plain = run(raw, folder=str(tmp_path / "plain"), **sections)
+    results = run(raw, evaluation={"shuffle_frames": True}, **sections)
+    assert results["top1"] == plain["top1"]
+    assert "shuffled_top1" not in plain
+
+    chosen = options(raw)
+    encoder, head = frozen(chosen), hub.load_probe(raw["folder"])
+    val = LabelledClips(chosen.data, "dataset_val", resolution=32)
+    right = 0
+    for index, batch in enumerate(val.batches(torch.arange(12).split(1))):
+        rng = numpy_generator(0, Purpose.CLIP, 0, index)
+        clips = torch.stack([clip[:, torch.from_numpy(rng.permutation(4))] for clip in batch.clips])
+        right += int(head(encoder(clips[None]).flatten(1, 2)).argmax()) == index % 3
+    assert results["shuffled_top1"] == pytest.approx(100 * right / 12, abs=1e-3)
+
+
+def test_shuffled_frames_are_encoded_once_for_all_heads_and_seeds(raw, monkeypatch):
+    encoded = []
+    encode = FrozenEncoder.__call__
+    monkeypatch.setattr(FrozenEncoder, "__call__", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    tasks = {"linear": {"head": "linear"}, "slots": {"head": "linear_slots"}, "knn": {"head": "knn"}}
+    sections = {"data": {"cache_features": True}, "evaluation": {"shuffle_frames": True}}
+    results = run(raw, tasks=tasks, meta={"seed": [0, 1]}, **sections)
+    assert sum(encoded) == 18 + 12 + 12
+    for task in results["tasks"].values():
+        each = [task["seeds"][seed]["shuffled_top1"] for seed in "01"]
+        assert task["shuffled_top1"] == pytest.approx(sum(each) / 2)
+
+
+def test_a_fraction_of_the_labels(raw):
+    assert run(raw, head="linear", data={"label_fraction": 0.5})["num_train"] == 9
+
+
+def test_an_encoder_whose_tokens_are_no_grid_is_refused_by_name(raw, tmp_path, monkeypatch):
+    (tmp_path / "with_cls.py").write_text(
+        "import functools, torch\n"
+        "from tubelet.models.vision_transformer import VisionTransformer\n"
+        "class WithCLS(VisionTransformer):\n"
+        "    def forward(self, x, masks=None):\n"
+        "        return torch.cat([x.new_zeros(len(x), 2, self.embed_dim), super().forward(x)], 1)\n"
+        "tiny = functools.partial(WithCLS, embed_dim=24, depth=1, num_heads=2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    raw["pretrain"] = {"checkpoint": "random", "encoder": {"name": "with_cls.tiny"}, "patch_size": 8}
+    with pytest.raises(ConfigError, match="WithCLS returns 34 tokens for a clip with a grid of 2 × 4 × 4"):
+        run(raw, head="linear_slots")
+    assert run(raw, folder=str(tmp_path / "linear"), head="linear")["num_val"] == 12
 
 
 def test_holdout_evaluates_the_selected_head_only(raw):
@@ -347,6 +442,13 @@ def test_a_simple_task_is_learned(raw):
         ({"data": {"dataset_train": "nowhere.csv"}}, "nowhere.csv.*no such"),
         ({"data": {"num_classes": 2}}, "train2.mp4 has label 2; with num_classes 2"),
         ({"data": {"labels_per_class": 7}}, "labels_per_class is 7, but class 0 has only 6"),
+        (
+            {"data": {"labels_per_class": 2, "label_fraction": 0.5}},
+            "labels_per_class and label_fraction given; keep one",
+        ),
+        ({"data": {"label_fraction": 1.5}}, "data.label_fraction"),
+        ({"data": {"frames_per_clip": 1}, "evaluation": {"shuffle_frames": True}}, "an image has no order of frames"),
+        ({"head": {"name": "knn", "lr": 1e-3}}, "head.lr: unknown key"),
         ({"data": {"frames_per_clip": 3}}, "frames_per_clip 3.*tubelet"),
         ({"data": {"cache_features": True}, "data_aug": {}}, "cache_features stores one version"),
         ({"optimization": {"resolution": 36}}, "resolution 36.*patch"),

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,13 @@ from safetensors.torch import save_file
 from tubelet import hub
 from tubelet.probing import head_file, heads
 from tubelet.probing.heads.attentive import AttentiveHead
+from tubelet.probing.heads.knn import NearestNeighborsHead
 from tubelet.probing.heads.linear import LinearHead
+from tubelet.probing.heads.linear_slots import LinearSlotsHead
 from tubelet.runtime.checkpoint import CheckpointError
 from tubelet.training.optimizer import adamw
 
-WIDTH, CLASSES = 24, 5
+WIDTH, CLASSES, SLOTS = 24, 5, 3
 ENCODER = SimpleNamespace(embed_dim=WIDTH, num_heads=3)
 
 
@@ -27,6 +30,12 @@ def linear():
     return head
 
 
+def linear_slots():
+    head = LinearSlotsHead(WIDTH, CLASSES, SLOTS)
+    head.set_statistics(torch.linspace(-1, 1, SLOTS * WIDTH), torch.linspace(0.5, 2, SLOTS * WIDTH))
+    return head
+
+
 KINDS = {
     "one block": attentive,
     "one block, no projection": lambda: attentive(use_proj=False),
@@ -34,6 +43,7 @@ KINDS = {
     "attention only": lambda: attentive(complete_block=False),
     "two blocks": lambda: attentive(depth=2),
     "linear": linear,
+    "linear slots": linear_slots,
 }
 
 
@@ -49,7 +59,7 @@ def perturbed(module):
 def test_heads_side_by_side_have_the_logits_and_gradients_of_each(kind):
     torch.manual_seed(0)
     together = heads.Heads([perturbed(KINDS[kind]()) for _ in range(3)])
-    tokens = torch.randn(2, 7, WIDTH)
+    tokens = torch.randn(2, 2 * SLOTS, WIDTH)
     weights = torch.randn(3, 2, CLASSES)
 
     (together(tokens) * weights).sum().backward()
@@ -124,11 +134,87 @@ def test_the_linear_head_reads_the_standardized_mean_token():
     torch.testing.assert_close(head(tokens), torch.stack(by_hand))
 
 
-@pytest.mark.parametrize("kind", [{"name": "attentive", "num_probe_blocks": 2, "num_heads": 4}, "attentive", "linear"])
-def test_a_head_in_a_file_is_built_again_from_its_options(kind, tmp_path):
-    head = perturbed(heads.build_head(kind, ENCODER, CLASSES))
+def test_linear_slots_reads_the_standardized_means_of_the_time_slots_in_their_order():
+    tokens = torch.randn(2, SLOTS * 4, WIDTH)  # time-major: the first 4 tokens are those of the first slot
+    head = linear_slots()
+    expected = []
+    for clip in tokens:
+        means = torch.cat([clip[4 * slot : 4 * slot + 4].mean(0) for slot in range(SLOTS)])
+        expected.append(head.linear((means - head.mean) / head.std))
+    torch.testing.assert_close(head(tokens), torch.stack(expected))
+    reversed_time = tokens.unflatten(1, (SLOTS, 4)).flip(1).flatten(1, 2)
+    assert not torch.allclose(head(reversed_time), head(tokens), atol=1e-2)
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_the_slots_of_all_segments_of_a_prediction_are_concatenated(across):
+    tokens = torch.randn(2, 4, 2, SLOTS * 5, WIDTH)  # 2 videos, 4 segments, 2 views
+    head = LinearSlotsHead(WIDTH, CLASSES, SLOTS * (4 if across else 1))
+    logits = heads.read_out(heads.Heads([head]), tokens, across)[0]
+    for video, predictions in zip(tokens, logits, strict=True):
+        means = video.unflatten(2, (SLOTS, 5)).mean(3)  # [segments, views, slots, D]
+        if across:
+            inputs = [torch.cat([means[segment, view].flatten() for segment in range(4)]) for view in range(2)]
+        else:
+            inputs = [means[segment, view].flatten() for segment in range(4) for view in range(2)]
+        torch.testing.assert_close(predictions, torch.stack([head.linear(x) for x in inputs]))
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("linear", 1), ("linear slots", SLOTS)])
+def test_heads_that_read_means_give_the_same_for_tokens_and_for_means(kind, kept):
+    tokens = torch.randn(3, 2, 1, 5 * SLOTS, WIDTH)
+    together = heads.Heads([perturbed(KINDS[kind]())])
+    expected = heads.read_out(together, tokens, False)
+    torch.testing.assert_close(heads.read_out(together, heads.pool(tokens, kept), False), expected)
+
+
+def vote(bank, labels, query, k, temperature):
+    """Votes of the k nearest neighbors as fractions, by loops."""
+    mean = sum(bank) / len(bank)
+
+    def cosine(a, b):
+        return float(a @ b / (a @ a).sqrt() / (b @ b).sqrt())
+
+    neighbors = sorted(((cosine(x - mean, query - mean), y) for x, y in zip(bank, labels, strict=True)), reverse=True)
+    votes = [0.0] * CLASSES
+    for similarity, label in neighbors[:k]:
+        votes[label] += math.exp(similarity / temperature)
+    return torch.tensor(votes) / sum(votes)
+
+
+@pytest.mark.parametrize("k", [1, 4, 100])
+def test_nearest_neighbors_vote_as_in_dino(k):
+    tokens, queries = torch.randn(30, 7, WIDTH) + 3, torch.randn(6, 7, WIDTH) + 3
+    labels = torch.randint(0, CLASSES, (30,))
+    head = NearestNeighborsHead(WIDTH, CLASSES, k=[k], temperature=0.2)
+    head.fit(tokens, labels)
+    expected = [vote(tokens.mean(1), labels.tolist(), query.mean(0), k, 0.2) for query in queries]
+    torch.testing.assert_close(head(queries).exp(), torch.stack(expected), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(heads.probabilities(head(queries)[None, :, None])[0], torch.stack(expected))
+
+
+def test_nearest_neighbors_in_a_file(tmp_path):
+    head = heads.build_head({"name": "knn", "k": [3], "temperature": 0.1}, ENCODER, CLASSES)
+    head.fit(torch.randn(9, 1, WIDTH), torch.arange(9) % CLASSES)
+    head.built_from["num_samples"] = 9
     head_file.write(tmp_path / head_file.NAME, head, {})
     tokens = torch.randn(2, 7, WIDTH)
+    assert torch.equal(hub.load_probe(tmp_path)(tokens), head(tokens))
+
+
+@pytest.mark.parametrize("options", [{"k": []}, {"k": [0]}, {"temperature": 0.0}, {"num_samples": 3}])
+def test_impossible_neighbors_are_an_error(options):
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        heads.HEADS.parse({"name": "knn", **options})
+
+
+@pytest.mark.parametrize(
+    "kind", [{"name": "attentive", "num_probe_blocks": 2, "num_heads": 4}, "attentive", "linear", "linear_slots"]
+)
+def test_a_head_in_a_file_is_built_again_from_its_options(kind, tmp_path):
+    head = perturbed(heads.build_head(kind, ENCODER, CLASSES, num_slots=SLOTS))
+    head_file.write(tmp_path / head_file.NAME, head, {})
+    tokens = torch.randn(2, 2 * SLOTS, WIDTH)
     assert torch.equal(hub.load_probe(tmp_path)(tokens), head(tokens))
     assert torch.equal(hub.load_probe(tmp_path / head_file.NAME)(tokens), head(tokens))
 

@@ -8,18 +8,36 @@ from tubelet.probing import split
 LABELS = [0] * 20 + [1] * 9 + [2] * 14
 
 
+def per_class(count, seed=0):
+    return split.labelled_subset(LABELS, count, None, seed)
+
+
+def fraction(share, seed=0):
+    return split.labelled_subset(LABELS, None, share, seed)
+
+
 def test_few_per_class_is_balanced_seeded_and_nested():
-    chosen = split.few_per_class(LABELS, 5, seed=0)
+    chosen = per_class(5)
     assert Counter(LABELS[i] for i in chosen) == {0: 5, 1: 5, 2: 5}
-    assert chosen == sorted(set(chosen)) == split.few_per_class(LABELS, 5, seed=0)
-    assert chosen != split.few_per_class(LABELS, 5, seed=1)
-    assert set(chosen) < set(split.few_per_class(LABELS, 8, seed=0))
-    assert split.few_per_class(LABELS, None, seed=0) == list(range(43))
+    assert chosen == sorted(set(chosen)) == per_class(5)
+    assert chosen != per_class(5, seed=1)
+    assert set(chosen) < set(per_class(8))
+    assert split.labelled_subset(LABELS, None, None, 0) == list(range(43))
+
+
+def test_a_fraction_is_stratified_seeded_and_nested():
+    chosen = fraction(0.3)
+    assert Counter(LABELS[i] for i in chosen) == {0: 6, 1: 3, 2: 4}
+    assert chosen == sorted(set(chosen)) == fraction(0.3)
+    assert chosen != fraction(0.3, seed=1)
+    assert set(fraction(0.001)) < set(fraction(0.1)) < set(chosen) < set(fraction(0.8)) < set(fraction(1.0))
+    assert Counter(LABELS[i] for i in fraction(0.001)) == {0: 1, 1: 1, 2: 1}
+    assert fraction(1.0) == list(range(43))
 
 
 def test_too_few_of_a_class_is_an_error_that_names_it():
     with pytest.raises(ConfigError, match="class 1 has only 9"):
-        split.few_per_class(LABELS, 10, seed=0)
+        per_class(10)
 
 
 def test_held_out_parts_are_about_equal_in_size_and_classes():

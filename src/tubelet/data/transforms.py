@@ -4,7 +4,7 @@ A transform takes (frames uint8 [T, H, W, 3], rng) and returns the view `clip`, 
 views, for example `{"global": …, "local": …}` for multi-crop objectives. It draws from `rng` only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tubelet.data.options import AugConfig, ViewOptions
 from tubelet.grid import as_pair
 
 Window = tuple[int, int, int, int]  # top, left, height, width
+Clips = torch.Tensor | dict[str, torch.Tensor]
 
 # Area as a fraction of the frame's, and aspect ratio, as in timm's random erasing.
 ERASED_AREA = (0.02, 1 / 3)
@@ -131,6 +132,16 @@ class EvalTransform:
         starts = [slack // 2] if self.views == 1 else np.linspace(0, slack, self.views).round().astype(int).tolist()
         windows = [(start, 0, h, w) if height > h else (0, start, h, w) for start in starts]
         return torch.stack([crop(frames, window, self.crop_size).permute(1, 0, 2, 3) for window in windows])
+
+
+class ShuffledFrames:
+    """`transform` of the frames in random order. What remains of a clip is the set of its frames."""
+
+    def __init__(self, transform: Callable[[np.ndarray, np.random.Generator], Clips]):
+        self.transform = transform
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Clips:
+        return self.transform(frames[rng.permutation(len(frames))], rng)
 
 
 def crop(frames: np.ndarray, window: Window, size: int | tuple[int, int]) -> torch.Tensor:

@@ -23,7 +23,7 @@ class Options(ObjectiveOptions):
 
     name: str = "supervised"
     num_classes: int = Field(ge=2)
-    head: heads.HeadOptions = Field({}, validate_default=True)
+    head: heads.TrainedHeadOptions = Field({}, validate_default=True)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate from each block of the encoder to the one below it; see `optimizer.layer_decay`."""
@@ -138,9 +138,10 @@ def build(options: Options, setup: Setup) -> Supervised:
     """Build encoder and head. Raises ValueError where they do not fit the clips, or where there are masks."""
     setup.num_masks(at_most=0)
     encoder = setup.build_encoder(drop_tokens=False)
+    grid = encoder.grid_size(setup.clip.num_frames, setup.clip.height, setup.clip.width)
     return Supervised(
         encoder,
-        heads.build_head(options.head, encoder, options.num_classes),
+        heads.build_head(options.head, encoder, options.num_classes, num_slots=grid.t),
         mean=setup.mean,
         std=setup.std,
         label_smoothing=options.label_smoothing,

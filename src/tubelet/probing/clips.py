@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,18 +11,34 @@ from tubelet.config import ConfigError, check
 from tubelet.config.registry import find
 from tubelet.data import AugConfig, Batch, DataConfig, Draw
 from tubelet.data.loader import Loader, collate
-from tubelet.data.transforms import EvalTransform, TrainTransform
+from tubelet.data.transforms import EvalTransform, ShuffledFrames, TrainTransform
+from tubelet.data.video_dataset import Transform
 from tubelet.probing.options import LabelledDataConfig
-from tubelet.probing.split import check_labels
+from tubelet.probing.split import check_labels, fingerprint
 from tubelet.runtime.distributed import World
 
 logger = logging.getLogger(__name__)
 
 
-def train_and_val(
-    data: LabelledDataConfig, augmentation: AugConfig | None, *, resolution: int, seed: int, world: World
-) -> tuple["LabelledClips", "LabelledClips"]:
-    """The samples of `data.dataset_train`, augmented, and those of `data.dataset_val`.
+class LabelledSets(NamedTuple):
+    """The videos of a probe or of supervised training: of `data.dataset_train`, augmented, and `data.dataset_val`."""
+
+    train: "LabelledClips"
+    val: "LabelledClips"
+    shuffled: "LabelledClips | None"
+    """`val` with the frames of each clip in random order; None if it is not needed."""
+
+
+def labelled_sets(
+    data: LabelledDataConfig,
+    augmentation: AugConfig | None,
+    *,
+    resolution: int,
+    seed: int,
+    shuffle_frames: bool,
+    world: World,
+) -> LabelledSets:
+    """Read the lists of the training and validation videos.
 
     Raises ConfigError where one of them cannot be used, their classes differ, or no validation video can be read.
     """
@@ -41,7 +58,11 @@ def train_and_val(
         )
     if data.on_bad_video == "exclude":  # otherwise the first unreadable one is an error itself
         world.broadcast_from_rank0(val.check_any_readable)
-    return train, val
+    shuffled = None
+    if shuffle_frames:
+        views = data.num_views_per_segment
+        shuffled = LabelledClips(data, "dataset_val", resolution=resolution, views=views, shuffle_frames=True)
+    return LabelledSets(train, val, shuffled)
 
 
 class LabelledClips:
@@ -53,6 +74,8 @@ class LabelledClips:
         resolution: Height and width of the clips.
         augmentation: Augmentation of the clips; None for the middle clip of each segment, always the same.
         views: Spatial crops of a clip, without augmentation.
+        shuffle_frames: Permute the frames of each clip at random, a function of the sample's index; without
+            augmentation.
         seed: Seed of the augmentation.
 
     Attributes:
@@ -72,6 +95,7 @@ class LabelledClips:
         resolution: int,
         augmentation: AugConfig | None = None,
         views: int = 1,
+        shuffle_frames: bool = False,
         seed: int = 0,
     ):
         self.source = f"data.{key}: {getattr(data, key)}"
@@ -93,16 +117,20 @@ class LabelledClips:
             "patch_size": 1,
             "tubelet_size": 1,
         }
-        self.description = f"{data.format} {raw | {'datasets': None, 'cache': None}} views {views}"
-        transform = (
-            EvalTransform(resolution, views) if augmentation is None else TrainTransform(augmentation, resolution)
-        )
+        transform: Transform = EvalTransform(resolution, views)
+        if augmentation is not None:
+            transform = TrainTransform(augmentation, resolution)
+        elif shuffle_frames:
+            transform = ShuffledFrames(transform)
         self._dataset = find("data", data.format.name).Dataset(
             check(raw, DataConfig, self.source), transform, seed=seed, on_error=data.on_bad_video
         )
         self.paths: list[str] = self._dataset.paths
         self.labels: list[int] = self._dataset.labels
         self.classes: list[str] = getattr(self._dataset, "classes", [])
+        self.description = f"{data.format} {raw | {'datasets': None, 'cache': None}} views {views}"
+        if shuffle_frames:  # in another list, a file has another index
+            self.description += f" shuffled {fingerprint(self.paths)}"
         check_labels(self.labels, self.paths, data.num_classes, self.source)
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,9 +12,11 @@ from einops import rearrange
 from torch import Tensor
 
 from tubelet.config import ConfigError
+from tubelet.grid import Grid
 from tubelet.probing.cache import FeatureCache, StoredTokens
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import FrozenEncoder
+from tubelet.probing.heads import Reads, pool
 from tubelet.probing.memory import available_bytes
 from tubelet.runtime.progress import progress
 from tubelet.runtime.watchdog import Watchdog
@@ -58,7 +60,8 @@ class Features:
         encoder: Frozen encoder.
         watchdog: Receives notes on the progress.
         segments: Clips of a video, one from each of as many equal parts of it.
-        only_mean: Keep only the mean token of each clip (N = 1).
+        reads: What is kept of a clip: all tokens, their mean (N = 1), or the mean of each time slot (N = t).
+        grid: Token grid of a clip.
 
     Attributes:
         excluded: Path -> reason, of the files that no process could read so far.
@@ -71,11 +74,12 @@ class Features:
         watchdog: Watchdog,
         *,
         segments: int,
-        only_mean: bool = False,
+        reads: Reads,
+        grid: Grid,
     ):
         self.clips, self.encoder, self.watchdog, self.world = clips, encoder, watchdog, watchdog.world
         self.excluded: dict[str, str] = {}
-        self._segments, self._only_mean = segments, only_mean
+        self._segments, self._reads, self._grid = segments, reads, grid
         self._labels = torch.tensor(clips.labels)
         self._stored: Tensor | StoredTokens | None = None
         self._rows = torch.full((len(clips),), -1)  # of each sample in `_stored`
@@ -124,19 +128,32 @@ class Features:
             parts = [indices[self._rows[indices] >= 0] for indices in batches]
             yield from self._in_step((self._read(stored, indices) for indices in parts), len(parts))
 
-    def mean_and_std(self, batches: Sequence[Tensor], attend_across_segments: bool) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [D] of the mean tokens of videos, or of single clips."""
-        dims = (1, 2, 3) if attend_across_segments else 3
-        part = [(batch.indices, batch.tokens.float().mean(dims).cpu()) for batch in self.batches(batches) if len(batch)]
-        parts = self.world.all_gather_object(part)
-        indices, batch_means = zip(*(batch for part in parts for batch in part), strict=True)
-        # Sorted, as the sum of floats depends on their order: the same for any number of processes.
-        means = torch.cat(batch_means)[torch.cat(indices).argsort()].flatten(0, -2)
-        return means.mean(0), means.std(0)
+    def gather(self, batches: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Apply `function` to the tokens of the samples of all processes.
+
+        Args:
+            batches: Sample indices of each batch.
+            function: Maps tokens [B, segments, views, N, D] to a tensor [B, …].
+
+        Returns:
+            The results [n, …] and the labels [n], on the CPU and sorted by sample. So they, and sums over them, do not
+            depend on the number of processes.
+        """
+        part = [
+            (batch.indices, function(batch.tokens).cpu(), batch.labels.cpu())
+            for batch in self.batches(batches)
+            if len(batch)
+        ]
+        parts = [batch for part in self.world.all_gather_object(part) for batch in part]
+        if not parts:
+            raise ConfigError(f"{self.clips.source}: none of the videos can be read: {self.excluded}")
+        indices, values, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        order = indices.argsort()
+        return values[order], labels[order]
 
     def _open(self, cache: FeatureCache, paths: list[str], budget: int) -> Tensor | StoredTokens:
         stored = cache.open(paths)
-        if self._only_mean or stored.nbytes <= budget:  # mean tokens are N times smaller
+        if self._reads != "tokens" or stored.nbytes <= budget:  # means are much smaller
             return stored.load(self._reduce)
         logger.warning(
             "%s: %.1f GiB of features do not fit into %.1f GiB of memory (data.feature_memory); they are read from %s "
@@ -166,9 +183,10 @@ class Features:
             yield dataclasses.replace(batch, num_global=sum(sizes))
 
     def _read(self, stored: Tensor | StoredTokens, indices: Tensor) -> TokenBatch:
-        if len(indices) == 0:
-            return self._empty()
         device = self.encoder.device
+        if len(indices) == 0:
+            empty = self._empty()
+            return dataclasses.replace(empty, tokens=self._reduce(empty.tokens))
         return TokenBatch(stored[self._rows[indices]].to(device), self._labels[indices].to(device), indices)
 
     def _encoded(self, batches: Sequence[Tensor], epoch: int) -> Iterator[TokenBatch]:
@@ -186,11 +204,23 @@ class Features:
 
     def _empty(self) -> TokenBatch:
         device, embed_dim = self.encoder.device, self.encoder.module.embed_dim
-        tokens = torch.zeros(1, self._segments, 1, 1, embed_dim, dtype=self.encoder.dtype, device=device)
+        shape = (1, self._segments, 1, self._grid.num_tokens, embed_dim)
+        tokens = torch.zeros(shape, dtype=self.encoder.dtype, device=device)
         return TokenBatch(tokens, torch.tensor([IGNORED], device=device), torch.empty(0, dtype=torch.int64))
 
     def _reduce(self, tokens: Tensor) -> Tensor:
-        return tokens.float().mean(3, keepdim=True) if self._only_mean else tokens
+        """Tokens [B, segments, views, N, D] -> what is kept of them."""
+        if self._reads == "tokens":
+            return tokens
+        if self._reads == "mean":
+            return pool(tokens, 1)
+        if tokens.shape[3] != self._grid.num_tokens:
+            raise ConfigError(
+                f"head: it reads time slots, but {type(self.encoder.module).__name__} returns {tokens.shape[3]} tokens "
+                f"for a clip with a grid of {' × '.join(map(str, self._grid))}; use a head that reads all tokens or "
+                "their mean"
+            )
+        return pool(tokens, self._grid.t)
 
     def _compute_missing(self, cache: FeatureCache, missing: list[int], batch_size: int) -> None:
         """Compute the features of the samples `missing` of this process; all processes keep in step."""

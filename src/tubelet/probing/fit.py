@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,12 @@ from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import torch_generator
 from tubelet.training.optimizer import adamw, set_hyperparameters
 
+Settings = dict[str, Any]
+"""What tells one head of a grid from another: `lr` and `weight_decay`, or an option of the head."""
+
+OnEpoch = Callable[[int, list[float]], None]
+"""Called with the number of epochs done and the heads' losses."""
+
 
 class HeadsDiverged(UserError):
     """No head has a finite loss. The message says what to do."""
@@ -34,11 +41,16 @@ class HeadsDiverged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Trained heads, with the mean loss and accuracy (percent) of each [G] over the last epoch of training."""
+    """Trained heads.
+
+    Attributes:
+        heads: G heads.
+        figures: Of each head, the means over the last epoch of training: `train_loss` and `train_top1`, in percent.
+            Empty for heads that are not trained by gradient descent.
+    """
 
     heads: ensemble.Heads
-    train_loss: list[float]
-    train_top1: list[float]
+    figures: list[dict[str, float]]
 
 
 @dataclasses.dataclass
@@ -87,17 +99,17 @@ class Fitter:
     def fit(
         self,
         stage: str,
-        grid: list[tuple[float, float]],
+        grid: list[Settings],
         indices: Tensor,
-        on_epoch: Callable[[int, list[float]], None] = lambda epoch, losses: None,
+        on_epoch: OnEpoch = lambda epoch, losses: None,
     ) -> Fitted:
-        """Train a head for each (lr, weight_decay) of `grid` on the samples `indices`.
+        """Train a head for each `lr` and `weight_decay` of `grid` on the samples `indices`.
 
         Args:
             stage: Name of the fit, for its checkpoints and its progress bar.
             grid: Settings of each head.
             indices: int64 [n].
-            on_epoch: Called with the number of epochs done and the heads' losses.
+            on_epoch: Called after each epoch.
 
         Raises:
             HeadsDiverged: The losses of all heads are not finite.
@@ -106,10 +118,7 @@ class Fitter:
         device = self.features.encoder.device
         heads = ensemble.build(self.make_head, len(grid), self.seed).to(device)
         model = parallelize(heads, [], DistributedConfig(), world, torch.float32)
-        optimizers = [
-            adamw([head], lr=lr, weight_decay=weight_decay)
-            for head, (lr, weight_decay) in zip(heads.heads, grid, strict=True)
-        ]
+        optimizers = [adamw([head], **settings) for head, settings in zip(heads.heads, grid, strict=True)]
         now = self._resume(stage, heads, optimizers)
         steps, epochs = self._steps_per_epoch(len(indices)), self.epochs(len(indices))
         saved = time.monotonic()
@@ -123,7 +132,7 @@ class Fitter:
             for batch in self.features.batches(batches, epoch):
                 _set_rates(optimizers, grid, o.learning_rate(now.step + 1, steps, epochs * steps) / o.lr)
                 if batch.num_global:
-                    logits = self.read_out(model, batch.tokens)
+                    logits = read_out(model, batch.tokens, self.features.encoder.dtype, o.attend_across_segments)
                     loss = ensemble.loss(logits, batch.labels)
                     # Gradients are averaged over processes: each counts by its fraction of the samples.
                     (loss.sum() * (len(batch) * world.world_size / batch.num_global)).backward()
@@ -145,7 +154,10 @@ class Fitter:
                     saved = time.monotonic()
         bar.close()
         losses, correct = (now.sums / max(1, now.seen)).tolist()
-        return Fitted(heads.eval(), losses, [100 * fraction for fraction in correct])
+        figures = [
+            {"train_loss": loss, "train_top1": 100 * fraction} for loss, fraction in zip(losses, correct, strict=True)
+        ]
+        return Fitted(heads.eval(), figures)
 
     def epochs_done(self, stage: str, num_samples: int) -> int:
         """Number of epochs of `stage`, on so many samples, that an earlier run has saved."""
@@ -155,12 +167,6 @@ class Fitter:
     def epochs(self, num_samples: int) -> int:
         """Number of epochs of a fit on so many samples."""
         return self.options.epochs_of(self._steps_per_epoch(num_samples))
-
-    def read_out(self, heads: nn.Module, tokens: Tensor) -> Tensor:
-        """Logits [G, B, P, num_classes] of tokens [B, segments, views, N, D]."""
-        dtype = self.features.encoder.dtype
-        with autocast(tokens.device, dtype):
-            return ensemble.read_out(heads, tokens, self.options.attend_across_segments)
 
     def _check_any_finite(self, losses: list[float], when: str) -> None:
         if not any(math.isfinite(loss) for loss in losses):
@@ -208,6 +214,12 @@ class Fitter:
         return _Progress(metadata["step"], torch.tensor(metadata["sums"], device=device), metadata["seen"])
 
 
+def read_out(heads: nn.Module, tokens: Tensor, dtype: torch.dtype, attend_across_segments: bool) -> Tensor:
+    """Return the logits of `heads.read_out`, computed in `dtype`."""
+    with autocast(tokens.device, dtype):
+        return ensemble.read_out(heads, tokens, attend_across_segments)
+
+
 def other_inputs(folder: Path) -> ConfigError:
     return ConfigError(
         f"{folder} holds a probe of other weights or labels, or of another version of Tubelet; choose another "
@@ -215,7 +227,7 @@ def other_inputs(folder: Path) -> ConfigError:
     )
 
 
-def _set_rates(optimizers: Sequence[torch.optim.Optimizer], grid: list[tuple[float, float]], factor: float) -> None:
+def _set_rates(optimizers: Sequence[torch.optim.Optimizer], grid: list[Settings], factor: float) -> None:
     """Scale the learning rate of each head: `start_lr` and `final_lr` keep their ratio to `lr`."""
-    for optimizer, (lr, weight_decay) in zip(optimizers, grid, strict=True):
-        set_hyperparameters(optimizer, lr=lr * factor, weight_decay=weight_decay)
+    for optimizer, settings in zip(optimizers, grid, strict=True):
+        set_hyperparameters(optimizer, lr=settings["lr"] * factor, weight_decay=settings["weight_decay"])

@@ -8,6 +8,7 @@ from tubelet.config import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, Triple, 
 from tubelet.data import NORMALIZATION, AugConfig, DataFormat, Decoder
 from tubelet.models import ENCODERS, check_returns_tokens, drop_lacking_defaults
 from tubelet.probing.heads import HeadOptions
+from tubelet.probing.split import check_one_number_of_labels
 from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
@@ -37,6 +38,8 @@ class LabelledDataConfig(Config):
     decoder: Decoder = "pyav"
     labels_per_class: int | None = Field(None, ge=1)
     """Train on this number of videos of each class, drawn with `meta.seed`; by default on all."""
+    label_fraction: float | None = Field(None, gt=0, le=1)
+    """Train on this fraction of the videos of each class, at least one, drawn likewise."""
     on_bad_video: Literal["raise", "exclude"] = "raise"
     """Whether a file that cannot be read is an error, or excluded and listed in results.json."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
@@ -66,6 +69,24 @@ class LabelledDataConfig(Config):
             raise ValueError(f"{' and '.join(given)} given; keep one of {', '.join(FRAME_RATES)}, the others null")
         return self
 
+    @model_validator(mode="after")
+    def _one_number_of_labels(self) -> "LabelledDataConfig":
+        check_one_number_of_labels(self.labels_per_class, self.label_fraction)
+        return self
+
+
+class EvaluationConfig(Config):
+    """YAML section `evaluation`: further measurements of the head that is selected."""
+
+    shuffle_frames: bool = False
+    """Also classify the validation clips with the frames of each in random order: `shuffled_top1` in results.json. As
+    much as it is below `top1` is due to the order of the frames."""
+
+    def check(self, data: LabelledDataConfig) -> None:
+        """Raise ValueError where the clips are images."""
+        if self.shuffle_frames and (data.frames_per_clip == 1 or data.format.name == "image_dataset"):
+            raise ValueError("evaluation.shuffle_frames: an image has no order of frames; remove it")
+
 
 def check_one_normalization(data: LabelledDataConfig, augmentation: AugConfig | None) -> None:
     """Raises ValueError where `data_aug` gives another normalization than `data`."""
@@ -87,7 +108,10 @@ class ProbeDataConfig(LabelledDataConfig):
 
 
 class HeadsConfig(Config):
-    """A grid of heads, one for each learning rate and weight decay, trained side by side on the same features."""
+    """A grid of heads, one for each learning rate and weight decay, trained side by side on the same features.
+
+    Heads that are not trained by gradient descent have another grid: `knn` that of its option `k`.
+    """
 
     lr: list[float] = Field(min_length=1)
     weight_decay: list[float] = Field(min_length=1)
@@ -199,6 +223,7 @@ class ProbeOptions(Config):
     data_aug: AugConfig | None = None
     """Augmentation of the training videos; by default none."""
     optimization: ProbeOptimizationConfig = ProbeOptimizationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     pretrain: PretrainConfig
     distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
     meta: MetaConfig = MetaConfig()
@@ -210,6 +235,7 @@ class ProbeOptions(Config):
         if self.data.cache_features and self.data_aug is not None:
             raise ValueError("data.cache_features stores one version of each clip; remove it or data_aug")
         check_one_normalization(self.data, self.data_aug)
+        self.evaluation.check(self.data)
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind}: the encoder of a probe is not sharded; remove it")
         for name in self.tasks or {}:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,12 +76,12 @@ def validate(
     )
 
 
-def best_head(top1: Sequence[float], loss: Sequence[float], train_loss: Sequence[float]) -> int | None:
+def best_head(top1: Sequence[float], loss: Sequence[float], finite: Sequence[bool]) -> int | None:
     """Index of the head with the highest accuracy, and the lowest loss among equals; None where all have diverged.
 
     A head whose losses are not finite is not a candidate: what it predicts is arbitrary.
     """
-    candidates = [g for g in range(len(top1)) if math.isfinite(loss[g]) and math.isfinite(train_loss[g])]
+    candidates = [g for g in range(len(top1)) if finite[g]]
     return max(candidates, key=lambda g: (top1[g], -loss[g]), default=None)
 
 
@@ -115,10 +114,10 @@ def write_predictions(path: Path, validated: Validated, head: int, paths: Sequen
 
 def draw_confusion(path: Path, validated: Validated, head: int, num_classes: int) -> None:
     """Draw the confusion matrix: rows are true classes, columns predicted ones, each row in percent of its class."""
-    from matplotlib.figure import Figure  # these imports take seconds, so only a finished probe pays for them
-    from torchmetrics.classification import MulticlassConfusionMatrix
+    from matplotlib.figure import Figure  # a slow import, so only a finished probe pays for it
 
-    counts = MulticlassConfusionMatrix(num_classes)(validated.classes[head, :, 0], validated.labels)
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    counts.index_put_((validated.labels, validated.classes[head, :, 0]), torch.tensor(1), accumulate=True)
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
     side = min(12.0, 3 + 0.3 * num_classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -141,8 +140,8 @@ def draw_confusion(path: Path, validated: Validated, head: int, num_classes: int
 def over_seeds(seeds: Sequence[int], measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and sample standard deviation over seeds, with the results of each seed."""
     summary: dict[str, Any] = {}
-    for key in ("top1", "top5", "train_loss", "train_top1"):
-        values = [result[key] for result in measured]
+    for key in ("top1", "top5", "shuffled_top1", "train_loss", "train_top1"):
+        values = [result.get(key) for result in measured]
         if None in values:
             continue
         numbers = torch.tensor(values, dtype=torch.float64)

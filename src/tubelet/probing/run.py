@@ -5,8 +5,9 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 from tubelet.config import ConfigError
 from tubelet.probing import head_file, results, split
 from tubelet.probing import heads as ensemble
-from tubelet.probing.clips import LabelledClips, train_and_val
+from tubelet.probing.clips import LabelledClips, LabelledSets, labelled_sets
 from tubelet.probing.encoder import FrozenEncoder, check_clip_size, with_normalization
 from tubelet.probing.features import Features
-from tubelet.probing.fit import Fitted, Fitter, HeadsDiverged, other_inputs
-from tubelet.probing.heads import Head, build_head
+from tubelet.probing.fit import Fitter, HeadsDiverged, Settings, other_inputs, read_out
+from tubelet.probing.fit_at_once import AtOnceFitter
+from tubelet.probing.heads import FittedHead, Head, Heads, build_head
 from tubelet.probing.options import ProbeOptions
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
@@ -36,10 +38,8 @@ VERSION = 2
 FINAL_STAGE = "all"
 """Name of the fit on all training videos."""
 MAX_STATISTICS = 2048
-"""Training videos from which the mean and standard deviation for a linear head are computed."""
+"""Training videos from which the mean and standard deviation for linear heads are computed."""
 
-Grid = list[tuple[float, float]]
-"""(lr, weight_decay) of each head."""
 Rows = list[dict[str, Any]]
 """What results.json says of each head."""
 
@@ -57,7 +57,7 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
     tasks = {"": options}
     if options.tasks:
         tasks = {name: with_normalization(options.task(name)) for name in options.tasks}
-    data_by_task = {name: _labelled(task, world) for name, task in tasks.items()}
+    sets_by_task = {name: _labelled(task, world) for name, task in tasks.items()}
     with Watchdog(world, options.distributed.timeout) as watchdog:
         encoder = FrozenEncoder(options, world.device)
         if len(set(world.all_gather_object(encoder.fingerprint))) > 1:
@@ -66,7 +66,7 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
             )
         for name, task in tasks.items():
             check_clip_size(encoder.module, task.data.frames_per_clip, task.optimization.resolution, name)
-        measured = {name: _all_seeds(task, encoder, *data_by_task[name], watchdog) for name, task in tasks.items()}
+        measured = {name: _all_seeds(task, encoder, sets_by_task[name], watchdog) for name, task in tasks.items()}
     if not options.tasks:
         return measured[""]
     if world.is_main:
@@ -74,21 +74,25 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
     return {"tasks": measured}
 
 
-def _labelled(options: ProbeOptions, world: World) -> tuple[LabelledClips, LabelledClips]:
+def _labelled(options: ProbeOptions, world: World) -> LabelledSets:
     """The training and validation videos. A problem in any list is an error before anything is computed."""
-    resolution, seed = options.optimization.resolution, options.seeds[0]
-    train, val = train_and_val(options.data, options.data_aug, resolution=resolution, seed=seed, world=world)
+    sets = labelled_sets(
+        options.data,
+        options.data_aug,
+        resolution=options.optimization.resolution,
+        seed=options.seeds[0],
+        shuffle_frames=options.evaluation.shuffle_frames,
+        world=world,
+    )
     for seed in options.seeds:
-        split.few_per_class(train.labels, options.data.labels_per_class, seed)
-    return train, val
+        split.labelled_subset(sets.train.labels, options.data.labels_per_class, options.data.label_fraction, seed)
+    return sets
 
 
-def _all_seeds(
-    options: ProbeOptions, encoder: FrozenEncoder, train: LabelledClips, val: LabelledClips, watchdog: Watchdog
-) -> dict[str, Any]:
+def _all_seeds(options: ProbeOptions, encoder: FrozenEncoder, sets: LabelledSets, watchdog: Watchdog) -> dict[str, Any]:
     if isinstance(options.meta.seed, int):
-        return Probe(options, encoder, train, val, watchdog).run()
-    measured = [Probe(options.with_seed(seed), encoder, train, val, watchdog).run() for seed in options.seeds]
+        return Probe(options, encoder, sets, watchdog).run()
+    measured = [Probe(options.with_seed(seed), encoder, sets, watchdog).run() for seed in options.seeds]
     summary = results.over_seeds(options.seeds, measured)
     if watchdog.world.is_main:
         write_json(Path(options.folder) / "results.json", summary)
@@ -102,23 +106,29 @@ class Probe:
         self,
         options: ProbeOptions,
         encoder: FrozenEncoder,
-        train: LabelledClips,
-        val: LabelledClips,
+        sets: LabelledSets,
         watchdog: Watchdog,
     ):
         self.options, self.encoder, self.world = options, encoder, watchdog.world
         (self.seed,) = options.seeds
         self.folder = Path(options.folder)
         self.global_batch = options.optimization.batch_size * self.world.world_size
-        self._uses_mean_token = ensemble.uses_mean_token(options.head)
-        self.train, self.val = (
-            Features(clips, encoder, watchdog, segments=options.data.num_segments, only_mean=self._uses_mean_token)
-            for clips in (train, val)
+        data, side = options.data, options.optimization.resolution
+        self.head_class = ensemble.head_class(options.head)
+        self.grid = encoder.module.grid_size(data.frames_per_clip, side, side)
+        train, val = sets.train, sets.val
+        self.train, self.val = self._features(train, watchdog), self._features(val, watchdog)
+        self.shuffled = None if sets.shuffled is None else self._features(sets.shuffled, watchdog)
+        self.chosen = torch.tensor(
+            split.labelled_subset(train.labels, data.labels_per_class, data.label_fraction, self.seed)
         )
-        self.chosen = torch.tensor(split.few_per_class(train.labels, options.data.labels_per_class, self.seed))
         lists = (train.paths, train.labels, val.paths, val.labels)
         normalization = (encoder.mean, encoder.std)
         self.inputs = split.fingerprint(VERSION, self.global_batch, encoder.fingerprint, normalization, *lists)
+
+    def _features(self, clips: LabelledClips, watchdog: Watchdog) -> Features:
+        segments, reads = self.options.data.num_segments, self.head_class.reads
+        return Features(clips, self.encoder, watchdog, segments=segments, reads=reads, grid=self.grid)
 
     def run(self) -> dict[str, Any]:
         """The content of `results.json`: measured now, or read where the folder's probe is finished.
@@ -142,7 +152,8 @@ class Probe:
         measured["seconds"] = {"features": extracted - started, "heads": time.perf_counter() - extracted}
         if self.world.is_main:
             write_json(file, measured)
-            shutil.rmtree(self.folder / "checkpoints")  # the trained head is kept; a study makes hundreds of these
+            if (checkpoints := self.folder / "checkpoints").is_dir():
+                shutil.rmtree(checkpoints)  # the trained head is kept; a study makes hundreds of these
         return measured
 
     def _check_same_options(self) -> None:
@@ -154,12 +165,14 @@ class Probe:
         if data.cache_features:
             folder = self.folder / "features" if data.cache_features is True else Path(data.cache_features)
             self.train.extract(self.chosen, folder, batch_size, data.feature_memory)
-            self.val.extract(torch.arange(len(self.val.clips)), folder, batch_size, data.feature_memory)
+            for features in (self.val, self.shuffled):
+                if features is not None:
+                    features.extract(torch.arange(len(features.clips)), folder, batch_size, data.feature_memory)
 
     def _measure(self) -> dict[str, Any]:
         """Train the heads, select one, and write its files."""
-        grid = self.options.optimization.grid()
-        rows: Rows = [{"lr": lr, "weight_decay": weight_decay} for lr, weight_decay in grid]
+        grid = self._grid_of_heads()
+        rows: Rows = [dict(settings) for settings in grid]
         fitter = self._fitter()
         with contextlib.closing(_Log(self, fitter)) as log:
             finalists = self._finalists(fitter, grid, rows)
@@ -171,17 +184,14 @@ class Probe:
                 samples,
                 lambda epoch, losses: log.write(epoch, last_epoch, finalists, losses),
             )
-        validated = self._validate(fitter, fitted, self.val, torch.arange(len(self.val.clips)))
+        validated = self._validate(fitted.heads, self.val, torch.arange(len(self.val.clips)))
+        finite = []
         for column, g in enumerate(finalists):
-            rows[g] |= {
-                "train_loss": fitted.train_loss[column],
-                "train_top1": fitted.train_top1[column],
-                "val_top1": validated.top1[column],
-                "val_top5": validated.top5[column],
-            }
-            if not math.isfinite(fitted.train_loss[column] + validated.loss[column]):
-                rows[g] |= dict.fromkeys(("train_loss", "train_top1", "val_top1", "val_top5"))
-        best = results.best_head(validated.top1, validated.loss, fitted.train_loss)
+            figures = fitted.figures[column]
+            finite.append(all(map(math.isfinite, [*figures.values(), validated.loss[column]])))
+            measured = {**figures, "val_top1": validated.top1[column], "val_top5": validated.top5[column]}
+            rows[g] |= measured if finite[-1] else dict.fromkeys(measured)
+        best = results.best_head(validated.top1, validated.loss, finite)
         if best is None:
             raise HeadsDiverged(self.folder, "in validation")
         if self.world.is_main:
@@ -190,9 +200,9 @@ class Probe:
         return {
             "top1": validated.top1[best],
             "top5": validated.top5[best],
-            "train_loss": fitted.train_loss[best],
-            "train_top1": fitted.train_top1[best],
-            "best_head": {"index": index, "lr": grid[index][0], "weight_decay": grid[index][1]},
+            **self._without_order(fitted.heads.members[best]),
+            **fitted.figures[best],
+            "best_head": {"index": index, **grid[index]},
             "select": self.options.optimization.select if len(grid) > 1 else None,
             "heads": rows,
             "head": self.options.head.name,
@@ -206,11 +216,28 @@ class Probe:
             "inputs": self.inputs,
         }
 
-    def _fitter(self) -> Fitter:
+    def _grid_of_heads(self) -> list[Settings]:
+        if issubclass(self.head_class, FittedHead):
+            option = self.head_class.grid_option
+            return [{option: value} for value in getattr(self.options.head, option)]
+        return [{"lr": lr, "weight_decay": weight_decay} for lr, weight_decay in self.options.optimization.grid()]
+
+    def _fitter(self) -> Fitter | AtOnceFitter:
+        o = self.options.optimization
+        if issubclass(self.head_class, FittedHead):
+            return AtOnceFitter(self.train, self._make_head, o.attend_across_segments, self.global_batch)
+        statistics = self._statistics()
+
+        def make_head() -> Head:
+            head = self._make_head()
+            if statistics is not None:
+                head.set_statistics(*statistics)
+            return head
+
         return Fitter(
-            options=self.options.optimization,
+            options=o,
             features=self.train,
-            make_head=self._head_maker(),
+            make_head=make_head,
             seed=self.seed,
             folder=self.folder,
             global_batch=self.global_batch,
@@ -218,42 +245,52 @@ class Probe:
             save_every_minutes=self.options.meta.save_every_minutes,
         )
 
-    def _head_maker(self) -> Callable[[], Head]:
-        """A function that makes a new head."""
-        statistics = None
-        if self._uses_mean_token:
-            sample = self.chosen[:: -(-len(self.chosen) // MAX_STATISTICS)]
-            across = self.options.optimization.attend_across_segments
-            statistics = self.train.mean_and_std(sample.split(self.global_batch), across)
+    def _make_head(self, **changes: Any) -> Head:
+        """A new head; `changes`: of its options."""
+        options = self.options.head.model_copy(update=changes)
+        return build_head(options, self.encoder.module, self.options.data.num_classes, num_slots=self._num_slots)
 
-        def make() -> Head:
-            head = build_head(self.options.head, self.encoder.module, self.options.data.num_classes)
-            if statistics is not None:
-                head.set_statistics(*statistics)
-            return head
+    @property
+    def _num_slots(self) -> int:
+        """Time slots of a prediction."""
+        across = self.options.optimization.attend_across_segments
+        return self.grid.t * (self.options.data.num_segments if across else 1)
 
-        return make
+    def _statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of the means that a head reads; None for a head that reads all tokens."""
+        if self.head_class.reads == "tokens":
+            return None
+        num_slots = self._num_slots if self.head_class.reads == "slots" else 1
+        across = self.options.optimization.attend_across_segments
+        sample = self.chosen[:: -(-len(self.chosen) // MAX_STATISTICS)]
+        means, _ = self.train.gather(
+            sample.split(self.global_batch),
+            lambda tokens: ensemble.pool(ensemble.per_prediction(tokens, across), num_slots).flatten(2),
+        )
+        means = means.flatten(0, 1)
+        return means.mean(0), means.std(0)
 
     def _readable(self) -> Tensor:
         """The samples to train on, without those known to be unreadable."""
         return self.chosen[self.train.readable(self.chosen)]
 
-    def _finalists(self, fitter: Fitter, grid: Grid, rows: Rows) -> list[int]:
+    def _finalists(self, fitter: Fitter | AtOnceFitter, grid: list[Settings], rows: Rows) -> list[int]:
         """The heads that are trained on all training videos: the best one of held-out videos, or all of them."""
         if self.options.optimization.select != "holdout" or len(grid) == 1:
             return list(range(len(grid)))
-        top1, loss, train_loss = self._holdout(fitter, grid)
-        for row, *figures in zip(rows, top1, loss, train_loss, strict=True):
-            finite = all(map(math.isfinite, figures))
-            names = ("holdout_top1", "holdout_loss", "holdout_train_loss")
-            row |= dict(zip(names, figures if finite else [None] * 3, strict=True))
-        best = results.best_head(top1, loss, train_loss)
+        measured = self._holdout(fitter, grid)
+        finite = [all(map(math.isfinite, figures.values())) for figures in measured]
+        for row, figures, is_finite in zip(rows, measured, finite, strict=True):
+            row |= figures if is_finite else dict.fromkeys(figures)
+        top1, loss = ([figures[f"holdout_{name}"] for figures in measured] for name in ("top1", "loss"))
+        best = results.best_head(top1, loss, finite)
         if best is None:
             raise HeadsDiverged(self.folder, "on held-out videos")
         return [best]
 
-    def _holdout(self, fitter: Fitter, grid: Grid) -> tuple[list[float], list[float], list[float]]:
-        """Accuracy (percent) and loss of each head on held-out training videos, and training loss; means over folds."""
+    def _holdout(self, fitter: Fitter | AtOnceFitter, grid: list[Settings]) -> list[dict[str, float]]:
+        """Of each head, `holdout_top1` (percent) and `holdout_loss` on held-out training videos, and
+        `holdout_train_loss` where it has a training loss; means over folds."""
         o = self.options.optimization
         readable = self._readable()
         labels = [self.train.clips.labels[i] for i in readable.tolist()]
@@ -266,13 +303,27 @@ class Probe:
                     "val"
                 )
             fitted = fitter.fit(f"fold-{fold}", grid, readable[part != fold])
-            held_out = self._validate(fitter, fitted, self.train, readable[part == fold])
-            folds.append([held_out.top1, held_out.loss, fitted.train_loss])
-        top1, loss, train_loss = torch.tensor(folds, dtype=torch.float64).mean(0).tolist()
-        return top1, loss, train_loss
+            held_out = self._validate(fitted.heads, self.train, readable[part == fold])
+            folds.append(
+                [
+                    {"top1": top1, "loss": loss, **{k: v for k, v in figures.items() if k == "train_loss"}}
+                    for top1, loss, figures in zip(held_out.top1, held_out.loss, fitted.figures, strict=True)
+                ]
+            )
+        return [
+            {f"holdout_{name}": fmean(figures[name] for figures in of_head) for name in of_head[0]}
+            for of_head in zip(*folds, strict=True)
+        ]
+
+    def _without_order(self, head: Head) -> dict[str, float]:
+        """`shuffled_top1` of a trained head, if it is wanted."""
+        if self.shuffled is None:
+            return {}
+        samples = torch.arange(len(self.shuffled.clips))
+        return {"shuffled_top1": self._validate(ensemble.Heads([head]), self.shuffled, samples).top1[0]}
 
     @torch.no_grad()
-    def _validate(self, fitter: Fitter, fitted: Fitted, features: Features, indices: Tensor) -> results.Validated:
+    def _validate(self, heads: Heads, features: Features, indices: Tensor) -> results.Validated:
         """Evaluate the heads on the samples `indices`; held-out training videos are augmented where training is."""
         parts = indices.split(self.global_batch)
         batches = features.batches(parts)
@@ -282,8 +333,9 @@ class Probe:
                 batches, desc="validation", total=len(parts), unit="batch", off=not self.world.is_main
             ):
                 if len(batch):
-                    probabilities = ensemble.probabilities(fitter.read_out(fitted.heads, batch.tokens))
-                    yield probabilities, batch.labels, batch.indices
+                    across = self.options.optimization.attend_across_segments
+                    logits = read_out(heads, batch.tokens, self.encoder.dtype, across)
+                    yield ensemble.probabilities(logits), batch.labels, batch.indices
 
         return results.validate(predictions(), self.options.data.num_classes, self.world, features.clips.source)
 
@@ -306,7 +358,7 @@ class Probe:
 class _Log:
     """The log of the final fit in the folder of `probe`, written by rank 0."""
 
-    def __init__(self, probe: Probe, fitter: Fitter):
+    def __init__(self, probe: Probe, fitter: Fitter | AtOnceFitter):
         self.folder: RunFolder | None = None
         if probe.world.is_main:
             done = fitter.epochs_done(FINAL_STAGE, len(probe._readable()))

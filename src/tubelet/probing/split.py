@@ -9,15 +9,36 @@ from tubelet.config import ConfigError
 from tubelet.runtime.seeds import torch_generator
 
 
-def few_per_class(labels: Sequence[int], count: int | None, seed: int) -> list[int]:
-    """Sorted indices of `count` samples of each class, drawn from `seed`; of all samples for None.
+def check_one_number_of_labels(labels_per_class: int | None, label_fraction: float | None) -> None:
+    """Raise ValueError where both are given."""
+    if labels_per_class is not None and label_fraction is not None:
+        raise ValueError("labels_per_class and label_fraction given; keep one of them, the other null")
 
-    The samples of a smaller count are among those of a larger one. Raises ConfigError where a class has fewer samples.
+
+def labelled_subset(
+    labels: Sequence[int], labels_per_class: int | None, label_fraction: float | None, seed: int
+) -> list[int]:
+    """Draw the samples that a probe trains on from `seed`.
+
+    Args:
+        labels: Label of each sample.
+        labels_per_class: Samples of each class.
+        label_fraction: Fraction of the samples of each class, at least one of them. Where both are None, all are taken.
+        seed: Seed of the draw. The samples of a smaller number are among those of a larger one.
+
+    Returns:
+        Their indices, sorted.
+
+    Raises:
+        ConfigError: A class has too few samples.
     """
-    if count is None:
-        return list(range(len(labels)))
     chosen = []
     for label, members in _members(labels).items():
+        count = len(members)
+        if label_fraction is not None:
+            count = max(1, round(label_fraction * count))
+        if labels_per_class is not None:
+            count = labels_per_class
         if len(members) < count:
             raise ConfigError(
                 f"data.labels_per_class is {count}, but class {label} has only {len(members)} training samples"

@@ -1,17 +1,19 @@
 """Linear probe: a linear layer on the standardized mean token."""
 
 import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tubelet.probing.heads import Head
+from tubelet.probing.heads import Head, Reads, pool
 
 
 class LinearHead(Head):
     """Linear classifier of the mean token, standardized with the statistics of the training set."""
 
-    uses_mean_token = True
+    reads: ClassVar[Reads] = "mean"
+    num_slots = 1
     mean: Tensor
     std: Tensor
 
@@ -26,7 +28,7 @@ class LinearHead(Head):
         self.std.copy_(std.clamp_min(1e-6))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear((tokens.mean(1) - self.mean) / self.std)
+        return self.linear((pool(tokens, self.num_slots).flatten(1) - self.mean) / self.std)
 
 
 linear = functools.partial(LinearHead)
