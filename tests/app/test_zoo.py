@@ -51,9 +51,8 @@ def test_jobs_of_all_encoders_have_unique_names(zoo, tmp_path):
     assert len(set(names)) == len(names)
     assert names[0] == "clips"
     assert all(set(job.after) <= set(names) for job in jobs)
-    assert {"timesformer:pretrain-fold0-pretrained-0", "s3d:supervised-fold0-motion-0", "baselines:baselines-fold0"} < set(
-        names
-    )
+    expected = {"timesformer:pretrain-fold0-pretrained-0", "s3d:supervised-fold0-motion-0", "baselines:baselines-fold0"}
+    assert expected < set(names)
     assert not any(name.startswith(("s3d:pretrain", "s3d:probe", "baselines:probe")) for name in names)
     assert baselines_study(zoo).supervised is None
 

@@ -193,9 +193,10 @@ class FeatureMonitor:
 
 def _time_slots(encoder: nn.Module, video: Tensor, tokens: Tensor) -> int:
     """Return the number of time slots of `tokens`; 1 where the encoder does not say how they are arranged."""
-    if not hasattr(encoder, "grid_size"):
+    grid_size = getattr(encoder, "grid_size", None)
+    if grid_size is None:
         return 1
-    grid = encoder.grid_size(*video.shape[2:])
+    grid = grid_size(*video.shape[2:])
     return grid.t if grid.num_tokens == tokens.shape[1] else 1
 
 
