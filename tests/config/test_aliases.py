@@ -20,13 +20,15 @@ PROGRAMS = {
     "video_classification_frozen": "evals.video_classification_frozen.eval",
     "image_classification_frozen": "evals.image_classification_frozen.eval",
 }
+# Pretrained encoders of torchvision, and programs without old keys.
+NO_OLD_KEYS = ("image_vit", "mvit_v2", "r3d_18", "s3d", "video_swin", "predictor_calibration_demo")
 # What files that are bases of others leave out.
 MISSING = ["folder=x"]
 SHIPPED = [
     path
     for folder in ("pretrain", "generation", "supervised", "zoo", "evals")
     for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))
-    if path.name != "base.yaml" and path.stem not in ("image_vit", "mvit_v2", "r3d_18", "s3d", "video_swin")
+    if path.name != "base.yaml" and path.stem not in NO_OLD_KEYS
 ]
 
 
