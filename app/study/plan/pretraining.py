@@ -60,7 +60,7 @@ def _job(study: Options, run: Run, costs: Costs, after: tuple[str, ...]) -> Job:
         stage="pretrain",
         command=("app.main", "--fname", fname, "--devices", *study.devices, *overrides, f"folder={folder}"),
         folder=folder,
-        settings={"clips": study.clips, **settings},
+        settings={"clips": study.clips, **settings, "folder": str(folder)},
         seconds=seconds,
         after=after,
         keep=True,
