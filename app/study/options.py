@@ -32,7 +32,7 @@ class Options(Config):
     title: str = "Tubelet study"
     datasets: dict[str, dict[str, Any]] | None = None
     """Several data sets: name -> the keys below that differ for it. Each has the folder `<folder>/<name>`. One that has
-    `lists`, but no `data`, is left out."""
+    `lists`, but no `data`, is left out; null drops one of a base file."""
     data: str | None = None
     """Folder of an external data set; `lists` names the module in tubelet/data that writes its lists."""
     lists: name_of("data", "write_lists") | None = None
@@ -64,12 +64,12 @@ class Options(Config):
     """Threads of each program."""
     seconds: Seconds = Seconds()
 
-    @field_validator("objectives", mode="before")
+    @field_validator("datasets", "objectives", mode="before")
     @classmethod
-    def _drop_null(cls, objectives: Any) -> Any:
-        if not isinstance(objectives, dict):
-            return objectives
-        return {name: objective for name, objective in objectives.items() if objective is not None}
+    def _drop_null(cls, entries: Any) -> Any:
+        if not isinstance(entries, dict):
+            return entries
+        return {name: entry for name, entry in entries.items() if entry is not None}
 
     @model_validator(mode="after")
     def _check(self) -> "Options":

@@ -475,6 +475,7 @@ DATASETS = """datasets={
 def test_data_sets_have_their_own_folders_and_options_and_are_left_out_without_data(folder):
     assert options(DATASETS, "datasets.thermal.data=/thermal").left_out() == []
     assert options(DATASETS).left_out() == ["datasets.thermal.data"]
+    assert options(DATASETS, "datasets.thermal=null").left_out() == []
     studies = options(DATASETS).studies()
     assert list(studies) == ["demo", "real"]
     assert list(studies["real"].tasks) == ["motion", "motion_few", "act"]
