@@ -70,12 +70,15 @@ def test_second_stage(stage2, teacher, tmp_path):
 
 
 def test_two_processes_learn_what_one_does(stage2, tmp_path):
+    """With the loss on visible tokens, too, whose weight is 0 in the first steps."""
     without_dropout = "encoder.drop_rate=0.0"  # which depends on the process
+    dense = "objective.context_coeff=0.5", "objective.context_ramp=[1, 4]"
     for count, kind in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
         batch, folder = f"data.batch_size={4 // count}", tmp_path / f"{count}-{kind}"
-        options = stage2(folder, batch, without_dropout, f"distributed={kind}", "optimization.epochs=3")
+        options = stage2(folder, batch, without_dropout, *dense, f"distributed={kind}", "optimization.epochs=3")
         run_on_processes(main, options, count)
         assert losses(folder) == pytest.approx(losses(tmp_path / "1-ddp"), rel=1e-4)
+    assert hub.load_predictor(tmp_path / "2-fsdp").predict_context
     average, one = (hub.load_encoder(tmp_path / folder).state_dict() for folder in ("2-fsdp", "1-ddp"))
     for name, tensor in one.items():
         torch.testing.assert_close(average[name], tensor, rtol=0, atol=1e-4)

@@ -121,13 +121,13 @@ def test_weight_of_the_visible_tokens_is_a_function_of_the_step_alone(clips):
     jepa = make(context_coeff=0.5, context_ramp=(4, 8))
     expected = {0: 0, 3: 0, 4: 0, 5: 0.125, 6: 0.25, 8: 0.5, 1000: 0.5}
     for step in (1000, *expected, 0):
-        assert jepa.context_coeff(step) == pytest.approx(expected[step])
-    assert make(context_ramp=None).context_coeff(0) == 0.5
-    assert [make(context_ramp=(3, 3)).context_coeff(step) for step in (2, 3)] == [0, 0.5]
+        assert jepa.options.context_weight(step) == pytest.approx(expected[step])
+    assert make(context_ramp=None).options.context_weight(0) == 0.5
+    assert [make(context_ramp=(3, 3)).options.context_weight(step) for step in (2, 3)] == [0, 0.5]
     assert jepa.on_update(5)["context_coeff"] == 0.125
     for step in (2, 7):
         losses = jepa(make_batch(clips), rng(step))
-        total = losses["loss_jepa"] + jepa.context_coeff(step) * losses["loss_context"]
+        total = losses["loss_jepa"] + jepa.options.context_weight(step) * losses["loss_context"]
         torch.testing.assert_close(losses["loss"].detach(), total)
 
 

@@ -1,4 +1,7 @@
-"""SALT: predict a frozen teacher's features at hidden positions (Li et al. 2025, arXiv:2509.24317), or distill it."""
+"""SALT: predict a frozen teacher's features at hidden positions (Li et al. 2025, arXiv:2509.24317), or distill it.
+
+With `context_coeff`, at visible positions, too: the distillation of V-JEPA 2.1 (arXiv:2603.14482).
+"""
 
 import copy
 import functools
@@ -16,12 +19,19 @@ from tubelet.grid import ClipShape, Grid
 from tubelet.models import PredictorOptions, build_predictor
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
-from tubelet.objectives.losses.hidden_features import hidden_features, predict, prediction_error
+from tubelet.objectives.losses.dense import DenseOptions, context_loss
+from tubelet.objectives.losses.hidden_features import (
+    hidden_features,
+    normed_features,
+    predict,
+    prediction_error,
+    take_tokens,
+)
 from tubelet.probing.encoder import fingerprint, normalization, read_encoder
 from tubelet.probing.options import PretrainConfig
 from tubelet.report.curves import Curves
 from tubelet.runtime.checkpoint import CheckpointError
-from tubelet.training.objective import Objective, ObjectiveOptions, StepRng, ema_update
+from tubelet.training.objective import Objective, StepRng, ema_update
 
 TEACHER = "objective.teacher"
 
@@ -30,16 +40,18 @@ CURVES = (
         "loss",
         "Loss",
         "",
-        {"loss": "prediction"},
-        "Error of the predicted teacher features. Look for: a loss that falls. The targets are fixed, so the values of "
-        "all steps, and of runs with the same teacher, can be compared, and the loss cannot fall by collapse.",
+        {"loss": "total", "loss_jepa": "prediction of hidden tokens", "loss_context": "prediction of visible tokens"},
+        "Error of the predicted teacher features; with `context_coeff`, the total contains that of the visible tokens "
+        "times its coefficient, and rises with it during the ramp. Look for: errors that fall. The targets are fixed, "
+        "so the errors of all steps, and of runs with the same teacher, can be compared, and they cannot fall by "
+        "collapse.",
         smooth=True,
     ),
 )
 REMEDIES = ("probe the teacher: objective.teacher may itself have collapsed",)
 
 
-class Options(ObjectiveOptions):
+class Options(DenseOptions):
     """YAML section `objective` with `name: salt`."""
 
     name: str = "salt"
@@ -47,8 +59,8 @@ class Options(ObjectiveOptions):
     """Frozen encoder whose features are predicted, as the section `pretrain` of a probe: `{folder: runs/stage1}`."""
     predictor: PredictorOptions = Field({}, validate_default=True)
     """Predictor: mask tokens, or with `use_mask_tokens: false` diffusion-noised targets."""
-    loss_exp: float = Field(1.0, gt=0)
-    """p of the prediction loss mean(|prediction - target|^p) / p."""
+    context_coeff: float = Field(0.0, ge=0)
+    """Weight lambda of a loss on visible tokens, as in the distillation of V-JEPA 2.1; 0: hidden tokens only."""
     ema: float | None = Field(None, ge=0, lt=1)
     """Momentum of a moving average of the student's weights, which is then the encoder to evaluate, as in the
     distillation of V-JEPA 2.1 (Polyak average); null for none."""
@@ -61,7 +73,8 @@ class SALT(Objective):
 
     Args:
         encoder: The student: any encoder that accepts masks.
-        predictor: Maps `(context, target, masks_context, masks_target, mask_index)` to features of the teacher's width.
+        predictor: Maps `(context, target, masks_context, masks_target, mask_index)` to features of the teacher's width;
+            with `predict_context` where `options.context_coeff` is not 0.
         teacher: Encoder with the student's token grid.
         options: Loss and moving average.
         mean: Mean of each color channel in [0, 1].
@@ -92,12 +105,24 @@ class SALT(Objective):
         return self
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
-        """Prediction error at the hidden positions of each mask, averaged over the masks."""
+        """Compute `loss`: the prediction error at the hidden positions of each mask, averaged over the masks.
+
+        With a loss on visible tokens, that error is `loss_jepa`, and `loss` its sum with the weighted `loss_context`.
+        """
+        o = self.options
         clips = to_float(batch.clips, self.mean, self.std)
-        targets = self.targets(clips, batch.masks_target)
+        features = normed_features(self.teacher, clips)
+        targets = [take_tokens(features, mask) for mask in batch.masks_target]
         contexts = self.encoder(clips, list(batch.masks_context))
-        predictions = predict(self.predictor, contexts, targets, batch, rng)
-        return {"loss": prediction_error(predictions, targets, self.options.loss_exp)}
+        if o.context_coeff == 0:
+            predictions = predict(self.predictor, contexts, targets, batch, rng)
+            return {"loss": prediction_error(predictions, targets, o.loss_exp)}
+        predictions = predict(self.predictor, contexts, targets, batch, rng, return_context=True)
+        hidden, visible = ([pair[which] for pair in predictions] for which in (0, 1))
+        loss_jepa = prediction_error(hidden, targets, o.loss_exp)
+        loss_context = context_loss(visible, features, batch, self.encoder.grid_size(*clips.shape[2:]), o)
+        loss = loss_jepa + o.context_weight(rng.step) * loss_context
+        return {"loss": loss, "loss_jepa": loss_jepa.detach(), "loss_context": loss_context.detach()}
 
     def targets(self, clips: Tensor, masks_target: Sequence[Tensor]) -> list[Tensor]:
         """Return the layer-normed features of the teacher at the positions of each mask [B, Kt, D of the teacher]."""
@@ -107,7 +132,7 @@ class SALT(Objective):
         """Move the average of the student's weights, if there is one."""
         if self.ema_encoder is not None and self.options.ema is not None:
             ema_update(self.ema_encoder, self.encoder, self.options.ema)
-        return {}
+        return {"context_coeff": self.options.context_weight(step)} if self.options.context_coeff > 0 else {}
 
     def parts(self) -> dict[str, nn.Module]:
         return {**self.encoders(), "predictor": self.predictor}
@@ -148,7 +173,14 @@ def build(options: Options, setup: Setup) -> SALT:
         teacher = _load_teacher(options.teacher, setup, weights=not on_meta)
         _check_same_tokens(teacher, encoder, setup.clip)
     try:
-        predictor = build_predictor(options.predictor, encoder, setup.clip, num_masks, out_dim=teacher.embed_dim)
+        predictor = build_predictor(
+            options.predictor,
+            encoder,
+            setup.clip,
+            num_masks,
+            out_dim=teacher.embed_dim,
+            predict_context=options.context_coeff > 0,
+        )
     except ValueError as error:
         raise ValueError(f"objective.predictor: {error}") from None
     if not predictor.use_mask_tokens and teacher.embed_dim != encoder.embed_dim:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import PositiveInt
 from torch import Tensor
 
 from tubelet.config import Pair
@@ -12,13 +12,12 @@ from tubelet.data import Batch, to_float
 from tubelet.models import build_predictor
 from tubelet.models.interfaces import Encoder
 from tubelet.objectives import Setup, vjepa
-from tubelet.objectives.losses.dense import distance_weights
-from tubelet.objectives.losses.hidden_features import predict, prediction_error, take_tokens
+from tubelet.objectives.losses.dense import DenseOptions, context_loss
+from tubelet.objectives.losses.hidden_features import predict, take_tokens
 from tubelet.objectives.vjepa import REMEDIES as REMEDIES
 from tubelet.objectives.vjepa import VJEPA
 from tubelet.report.curves import Curves
 from tubelet.training.objective import StepRng
-from tubelet.training.schedules import linear
 
 CURVES = (
     Curves(
@@ -42,26 +41,13 @@ CURVES = (
 )
 
 
-class Options(vjepa.Options):
+class Options(vjepa.Options, DenseOptions):
     """YAML section `objective` with `name: vjepa2_1`: the options of `vjepa`, and these."""
 
     name: str = "vjepa2_1"
     ema: Pair = (0.99925, 0.99925)
     levels: PositiveInt = 4
     """Number of the encoder's levels (`encoder.levels`) that are predicted and that the predictor sees."""
-    context_coeff: float = Field(0.5, ge=0)
-    """Weight lambda of the loss on visible tokens."""
-    context_ramp: Pair | None = (15_000, 30_000)
-    """Steps between which the weight rises linearly from 0; null: constant, for runs of less than some 40,000 steps."""
-    distance_weighting: bool = True
-    """Weight each visible token by 1 / sqrt(distance to the nearest hidden token); false: equally."""
-
-    @field_validator("context_ramp")
-    @classmethod
-    def _check_ramp(cls, ramp: tuple[float, float] | None) -> tuple[float, float] | None:
-        if ramp is not None and not 0 <= ramp[0] <= ramp[1]:
-            raise ValueError(f"expected steps 0 <= first <= last, got {list(ramp)}")
-        return ramp
 
 
 class VJEPA21(VJEPA):
@@ -86,9 +72,10 @@ class VJEPA21(VJEPA):
         predictions = predict(self.predictor, contexts, targets, batch, rng, return_context=True)
         hidden, visible = ([pair[which] for pair in predictions] for which in (0, 1))
         losses = self.losses(hidden, targets, [context[..., -self.encoder.embed_dim :] for context in contexts])
-        context_loss = self.context_loss(visible, features, batch)
-        losses["loss"] = losses["loss"] + self.context_coeff(rng.step) * context_loss
-        return {**losses, "loss_context": context_loss.detach()}
+        grid = self.encoder.grid_size(*clips.shape[2:])
+        loss_context = context_loss(visible, features, batch, grid, self.options)
+        losses["loss"] = losses["loss"] + self.options.context_weight(rng.step) * loss_context
+        return {**losses, "loss_context": loss_context.detach()}
 
     @torch.no_grad()
     def target_features(self, clips: Tensor) -> Tensor:
@@ -96,33 +83,9 @@ class VJEPA21(VJEPA):
         features = self._encode(self.target_encoder, clips).unflatten(-1, (self.options.levels, -1))
         return F.layer_norm(features, features.shape[-1:]).flatten(-2)
 
-    def context_loss(self, predictions: list[Tensor], features: Tensor, batch: Batch) -> Tensor:
-        """Return the weighted prediction error of the visible tokens, averaged over the masks.
-
-        Args:
-            predictions: For each mask the predicted features of the visible tokens [B, Kc, L * D].
-            features: Target features of all tokens [B, N, L * D].
-            batch: The masks.
-        """
-        targets = [take_tokens(features, visible) for visible in batch.masks_context]
-        weights = None
-        if self.options.distance_weighting:
-            grid = self.encoder.grid_size(*batch.clips.shape[2:])
-            masks = zip(batch.masks_context, batch.masks_target, strict=True)
-            weights = [distance_weights(visible, hidden, grid) for visible, hidden in masks]
-        return prediction_error(predictions, targets, self.options.loss_exp, weights)
-
-    def context_coeff(self, step: int) -> float:
-        """Return the weight of the loss on visible tokens in step number `step`, counted from 0."""
-        o = self.options
-        if o.context_ramp is None or step >= o.context_ramp[1]:
-            return o.context_coeff
-        start, end = o.context_ramp
-        return linear(max(0.0, step - start), end - start, 0.0, o.context_coeff)
-
     def on_update(self, step: int) -> dict[str, float]:
         """Move the target encoder towards the encoder."""
-        return {**super().on_update(step), "context_coeff": self.context_coeff(step)}
+        return {**super().on_update(step), "context_coeff": self.options.context_weight(step)}
 
     def _encode(self, encoder: Encoder, clips: Tensor, masks: list[Tensor] | None = None) -> Any:
         """Return the tokens of all levels, concatenated; with one level any encoder will do."""

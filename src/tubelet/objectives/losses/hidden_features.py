@@ -14,6 +14,12 @@ from tubelet.training.objective import StepRng
 
 
 @torch.no_grad()
+def normed_features(encoder: Encoder, clips: Tensor) -> Tensor:
+    """Encode whole clips [B, C, T, H, W] and return the layer-normed features of all tokens [B, N, D]."""
+    features = encoder(clips)
+    return F.layer_norm(features, features.shape[-1:])
+
+
 def hidden_features(encoder: Encoder, clips: Tensor, masks_target: Sequence[Tensor]) -> list[Tensor]:
     """Encode whole clips [B, C, T, H, W] and return the layer-normed features at the positions of each mask.
 
@@ -25,8 +31,7 @@ def hidden_features(encoder: Encoder, clips: Tensor, masks_target: Sequence[Tens
     Returns:
         Features [B, Kt, D] for each mask, without gradients.
     """
-    features = encoder(clips)
-    features = F.layer_norm(features, features.shape[-1:])
+    features = normed_features(encoder, clips)
     return [take_tokens(features, mask) for mask in masks_target]
 
 
