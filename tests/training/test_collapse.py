@@ -34,7 +34,7 @@ def few_directions(tokens):
 
 
 COLLAPSED = {
-    "complete": lambda tokens: 1 + 0.01 * tokens,
+    "complete": lambda tokens: 1 + 0.03 * tokens,
     "drift": lambda tokens: 10 + tokens,
     "dimensional": few_directions,
     "temporal": lambda tokens: tokens - tokens.mean(2, keepdim=True) + tokens.mean((1, 2), keepdim=True),

@@ -64,7 +64,7 @@ KINDS = (
     Kind(
         "complete",
         _figure("spread_across"),
-        0.05,
+        0.1,
         "all clips get the same features",
         "the standard deviation across clips, relative to the RMS of the features",
         includes=("drift", "dimensional", "token", "temporal"),

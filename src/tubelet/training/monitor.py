@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from tubelet.data import Batch, evenly_spaced, to_float
 from tubelet.data.loader import SampleSource, make_eval_loader
+from tubelet.grid import Grid
 from tubelet.runtime.distributed import World, autocast
 from tubelet.training.feature_statistics import TokenMoments, summarize
 
@@ -193,7 +194,7 @@ class FeatureMonitor:
 
 def _time_slots(encoder: nn.Module, video: Tensor, tokens: Tensor) -> int:
     """Return the number of time slots of `tokens`; 1 where the encoder does not say how they are arranged."""
-    grid_size = getattr(encoder, "grid_size", None)
+    grid_size: Callable[..., Grid] | None = getattr(encoder, "grid_size", None)
     if grid_size is None:
         return 1
     grid = grid_size(*video.shape[2:])
