@@ -3,8 +3,10 @@
 For each held-out clip, a predictor pretrained with noised targets (`use_mask_tokens: false`) draws features of the
 hidden tokens from those of the visible ones. The truth is the target encoder's features of the whole clip. If the draws
 are calibrated, the truth is like one more of them: all its ranks are equally frequent, and the spread of the draws is
-the error of their mean. As scores, lower is better, the draws are compared with features of other clips at the same
-positions (climatology), with estimates from pure noise in a single step, and with a predictor with mask tokens.
+the error of their mean. Energy score and CRPS (lower is better) are compared with those of other clips' features at the
+same positions (climatology), of the estimate from pure noise in a single step, averaged over the draws, and of a
+predictor with mask tokens. A single prediction has the score of its error, without credit for a spread; `skill` is
+therefore the improvement of samples over climatology, and of single predictions over the mean of climatology.
 """
 
 from pathlib import Path
@@ -54,8 +56,8 @@ class Options(Config):
     pretrain: RunConfig
     """Run whose predictor has noised targets."""
     mask_tokens: RunConfig | None = None
-    """Run with mask tokens on the same clips, for comparison. Its scores are comparable where the targets are the same,
-    as of two runs of `salt` with one teacher; otherwise compare `skill`, the improvement over climatology."""
+    """Run with mask tokens on clips of the same size, for comparison. Its scores are comparable where the targets are
+    the same, as of two runs of `salt` with one teacher; otherwise compare `skill`."""
     data: DataConfig
     mask: list[MaskOptions] | None = None
     """What is hidden; null: as in the pretraining."""

@@ -24,6 +24,8 @@ from tubelet.runtime.watchdog import Watchdog
 if TYPE_CHECKING:
     from evals.predictor_calibration.eval import Options
 
+ONE_PREDICTION = {"one_step": "climatology_mean", "mask_tokens": "mask_tokens_climatology_mean"}
+"""Forecasts that are one prediction -> the baseline of their skill. That of the samples is `climatology`."""
 Scores = dict[str, dict[str, list[float]]]
 """Forecast -> score -> one number for each clip and mask."""
 
@@ -139,10 +141,11 @@ class Measurement:
             estimates = self.model.sample(clip, seen, hidden, 1, o.draws, generator("draws"))
             score("one_step", estimates.mean(0, keepdim=True), truth)
             score("climatology", climatologies[0][:, hidden[0]], truth)
+            score("climatology_mean", climatologies[0][:, hidden[0]].mean(0, keepdim=True), truth)
             if self.reference is not None:
                 truth = self.reference.features(clip, hidden)
                 score("mask_tokens", self.reference.predict(clip, seen, hidden, index)[None], truth)
-                score("mask_tokens_climatology", climatologies[1][:, hidden[0]], truth)
+                score("mask_tokens_climatology_mean", climatologies[1][:, hidden[0]].mean(0, keepdim=True), truth)
 
     def _directions(self, truth: Tensor) -> Tensor:
         """Return the directions [D, K] for features [Kt, D], always the same."""
@@ -161,11 +164,12 @@ class Measurement:
             control = of_draw[name].summary(self.options.coverage)
             for ranked, ranks in samplers[name]["ranks"].items():
                 ranks["deviation_of_a_draw"] = control["ranks"][ranked]["deviation"]
-        of_all: dict[str, Any] = {**samplers, **forecasts}
-        for name, scores in of_all.items():
-            baseline = forecasts["mask_tokens_climatology" if name.startswith("mask_tokens") else "climatology"]
-            scores["skill"] = {key: 1 - scores[key] / baseline[key] for key in SCORES}
-        return {"samplers": samplers, "forecasts": forecasts}
+            samplers[name]["skill"] = _skill(samplers[name], forecasts["climatology"])
+        measured: dict[str, Any] = {**forecasts}
+        for name, baseline in ONE_PREDICTION.items():
+            if name in forecasts:
+                measured[name] = forecasts[name] | {"skill": _skill(forecasts[name], forecasts[baseline])}
+        return {"samplers": samplers, "forecasts": measured}
 
     def _read(self, indices: list[int], what: str, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, Tensor]]:
         """Yield this process's readable clips, uint8 [1, C, T, H, W] on the device, and their numbers."""
@@ -185,6 +189,11 @@ class Measurement:
             self.unreadable |= {file.path: file.reason for file in batch.bad}
             if len(batch):
                 yield rank + number * world_size, batch.clips.to(self.world.device)
+
+
+def _skill(scores: dict[str, float], baseline: dict[str, float]) -> dict[str, float]:
+    """Return by which fraction each score is below that of the baseline."""
+    return {key: 1 - scores[key] / baseline[key] for key in SCORES}
 
 
 def _mean(parts: list[Scores]) -> dict[str, dict[str, float]]:

@@ -81,11 +81,6 @@ class FeaturePrediction:
     def predictor(self) -> Any:
         return self.objective.predictor
 
-    @property
-    def dim(self) -> int:
-        """Width of the predicted features."""
-        return self.predictor.predictor_proj.out_features
-
     def features(self, clip: Tensor, hidden: Tensor) -> Tensor:
         """Return the true features [Kt, D] of the hidden tokens [1, Kt] of a clip, uint8 [1, C, T, H, W]."""
         (targets,) = self.objective.targets(self._normalized(clip), [hidden])
