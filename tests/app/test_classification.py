@@ -84,6 +84,17 @@ def test_brightness_is_learned_from_few_labels(raw):
     assert results["train_loss"] < 0.3
 
 
+def test_time_slots_are_read_and_shuffled_frames_are_classified_too(raw):
+    results = run(raw, head="linear_slots", data={"num_segments": 2}, evaluation={"shuffle_frames": True})
+    assert results["top1"] == results["shuffled_top1"] == 100  # brightness is the same in any order
+    assert hub.load_encoder(raw["folder"], "encoder").embed_dim == 24
+
+
+def test_a_head_that_is_not_trained_by_gradient_descent_is_refused(raw):
+    with pytest.raises(ConfigError, match="head: .*knn: it cannot train an encoder"):
+        run(raw, head="knn")
+
+
 class Stopped(Exception):
     pass
 
@@ -140,6 +151,7 @@ def test_several_processes_do_what_one_does(raw, lists, mixed, global_batch, vid
     raw["data"] |= {"on_bad_video": "exclude", "num_views_per_segment": 2}
     raw["optimization"]["num_epochs"] = 4
     raw["logging"] = {"monitor_every": 3, "monitor_clips": 4}
+    raw["evaluation"] = {"shuffle_frames": True}
     if mixed:
         raw["optimization"] |= {"mixup": 0.8, "cutmix": 1.0, "layer_decay": 0.7, "label_smoothing": 0.1}
     found = {}

@@ -134,7 +134,7 @@ def test_the_process_that_meets_a_broken_video_ends_all_and_is_named(uneven, tmp
 
 def test_baselines_are_those_of_one_process(labelled, tmp_path):
     task = {"train": str(labelled / "train.csv"), "test": str(labelled / "val.csv"), "num_classes": 3}
-    raw = {"eval_name": "baselines", "num_frames": 4, "tasks": {"all": task, "few": {**task, "labels_per_class": 3}}}
+    raw = {"eval_name": "baselines", "num_frames": 4, "tasks": {"all": task, "few": {**task, "label_fraction": 0.5}}}
     found = []
     for processes in (1, 3):
         folder = tmp_path / str(processes)

@@ -29,7 +29,7 @@ class AtOnceFitter:
     global_batch: int
 
     def fit(self, stage: str, grid: list[Settings], indices: Tensor, on_epoch: OnEpoch | None = None) -> Fitted:
-        """As `Fitter.fit`, without epochs: fit a head with each of the options of `grid` to the samples `indices`."""
+        """As `Fitter.fit`, with options of the head in `grid` and without epochs."""
         tokens, labels = self.features.gather(
             indices.split(self.global_batch), lambda x: ensemble.per_prediction(x, self.attend_across_segments)
         )

@@ -112,12 +112,17 @@ def write_predictions(path: Path, validated: Validated, head: int, paths: Sequen
             writer.writerow([paths[index], label, classes[0], f"{probabilities[0]:.4f}", " ".join(map(str, classes))])
 
 
+def confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Number of samples [num_classes, num_classes] with each label (row) and each predicted class (column)."""
+    pairs = labels * num_classes + predicted
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def draw_confusion(path: Path, validated: Validated, head: int, num_classes: int) -> None:
     """Draw the confusion matrix: rows are true classes, columns predicted ones, each row in percent of its class."""
     from matplotlib.figure import Figure  # a slow import, so only a finished probe pays for it
 
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    counts.index_put_((validated.labels, validated.classes[head, :, 0]), torch.tensor(1), accumulate=True)
+    counts = confusion(validated.labels, validated.classes[head, :, 0], num_classes)
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
     side = min(12.0, 3 + 0.3 * num_classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")

@@ -200,7 +200,7 @@ class Probe:
         return {
             "top1": validated.top1[best],
             "top5": validated.top5[best],
-            **self._without_order(fitted.heads.members[best]),
+            **self._on_shuffled_frames(fitted.heads.members[best]),
             **fitted.figures[best],
             "best_head": {"index": index, **grid[index]},
             "select": self.options.optimization.select if len(grid) > 1 else None,
@@ -289,8 +289,12 @@ class Probe:
         return [best]
 
     def _holdout(self, fitter: Fitter | AtOnceFitter, grid: list[Settings]) -> list[dict[str, float]]:
-        """Of each head, `holdout_top1` (percent) and `holdout_loss` on held-out training videos, and
-        `holdout_train_loss` where it has a training loss; means over folds."""
+        """Measure each head on held-out training videos.
+
+        Returns:
+            Of each head, `holdout_top1` (percent) and `holdout_loss`, and `holdout_train_loss` where it has a training
+            loss; means over folds.
+        """
         o = self.options.optimization
         readable = self._readable()
         labels = [self.train.clips.labels[i] for i in readable.tolist()]
@@ -315,8 +319,8 @@ class Probe:
             for of_head in zip(*folds, strict=True)
         ]
 
-    def _without_order(self, head: Head) -> dict[str, float]:
-        """`shuffled_top1` of a trained head, if it is wanted."""
+    def _on_shuffled_frames(self, head: Head) -> dict[str, float]:
+        """`shuffled_top1` of a trained head, where `evaluation.shuffle_frames` is set."""
         if self.shuffled is None:
             return {}
         samples = torch.arange(len(self.shuffled.clips))
@@ -325,6 +329,7 @@ class Probe:
     @torch.no_grad()
     def _validate(self, heads: Heads, features: Features, indices: Tensor) -> results.Validated:
         """Evaluate the heads on the samples `indices`; held-out training videos are augmented where training is."""
+        across = self.options.optimization.attend_across_segments
         parts = indices.split(self.global_batch)
         batches = features.batches(parts)
 
@@ -333,7 +338,6 @@ class Probe:
                 batches, desc="validation", total=len(parts), unit="batch", off=not self.world.is_main
             ):
                 if len(batch):
-                    across = self.options.optimization.attend_across_segments
                     logits = read_out(heads, batch.tokens, self.encoder.dtype, across)
                     yield ensemble.probabilities(logits), batch.labels, batch.indices
 
