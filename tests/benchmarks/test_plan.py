@@ -96,17 +96,22 @@ def test_flops(model, checkpointing):
     assert backward.get_total_flops() == pytest.approx(expected, rel=0.005)
 
 
+@pytest.fixture
+def attention_of_gpus(monkeypatch):
+    """Attention in the type of its inputs; on CPUs it is computed in fp32."""
+    monkeypatch.setattr(
+        attention, "attention", lambda q, k, v, attend=F.scaled_dot_product_attention, **o: attend(q, k, v, **o)
+    )
+
+
 # With rotary positions autocast on the CPU computes norms in bfloat16, unlike on a GPU.
 @pytest.mark.parametrize(
     ("model", "dtype"),
     [(MLP, torch.bfloat16), (MLP | DIFFUSION, torch.bfloat16), (SWIGLU, torch.float32), (MLP, torch.float32)],
 )
-def test_saved_activations(model, dtype, monkeypatch):
+@pytest.mark.usefixtures("attention_of_gpus")
+def test_saved_activations(model, dtype):
     case, saved = Case(model), {}
-    # As on a GPU; on a CPU attention is computed in fp32.
-    monkeypatch.setattr(
-        attention, "attention", lambda q, k, v, attend=F.scaled_dot_product_attention, **o: attend(q, k, v, **o)
-    )
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -149,6 +154,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("attention_of_gpus")
 @each_checkpointing
 @pytest.mark.parametrize("clips", [3, 24], ids=["mostly gradients", "mostly activations"])
 @pytest.mark.parametrize(
