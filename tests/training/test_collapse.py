@@ -99,17 +99,27 @@ def test_message_says_what_the_loss_did(losses, text):
     watched.update(Measurement(50, figures(features()), losses[0]))
     message = watched.update(Measurement(100, figures(few_directions(features())), losses[1]))["dimensional"]
     assert text in message
-    assert "(participation ratio) is 1.99 (at the start 35.2)" in message
+    assert "(at the start 0.9" in message
 
 
-def test_dimensions_that_training_gained_can_be_lost():
-    """The same number of dimensions as at the start is a collapse after a higher one."""
-    start = figures(features())
+def test_directions_that_training_gained_can_be_lost():
+    """The same value as at the start is a collapse after a much higher one."""
+    start = {**figures(features()), "residual_variance": 0.2}
     watched = CollapseDetector()
     watched.update(Measurement(0, start))
-    watched.update(Measurement(100, {**start, "dimensions": 3 * start["dimensions"]}))
+    assert not watched.update(Measurement(100, {**start, "residual_variance": 0.9}))
     message = watched.update(Measurement(200, start))["dimensional"]
     assert "after step 100" in message
+
+
+def test_fixed_targets_may_need_few_directions():
+    """Labels of a few classes do; what they do not need is that the features become one vector."""
+    watched = CollapseDetector(fixed_targets=True)
+    watched.update(Measurement(0, figures(features())))
+    watched.update(Measurement(50, figures(features()), loss=2.0))
+    assert not watched.update(Measurement(100, figures(few_directions(features())), loss=1.0))
+    message = watched.update(Measurement(150, figures(1 + 0.03 * features()), loss=1.9))["complete"]
+    assert "The loss went from 2 to 1.9 meanwhile. Remedies" in message
 
 
 def test_unknown_figures_are_no_collapse():

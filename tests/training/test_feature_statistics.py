@@ -3,23 +3,23 @@ import math
 import pytest
 import torch
 
-from tubelet.training.feature_statistics import TokenMoments, knn_accuracy, participation_ratio, rank_me, summarize
+from tubelet.training.feature_statistics import TokenMoments, knn_accuracy, rank_me, residual_variance, summarize
 
 
 def squared_singular_values(features):
     return torch.linalg.svdvals(features.double()).square()
 
 
-def test_ranks_of_known_spectra():
+def test_rank_and_residual_variance_of_known_spectra():
     eight = torch.ones(8).double()
     assert float(rank_me(eight)) == pytest.approx(8)
-    assert float(participation_ratio(eight)) == pytest.approx(8)
-    one = torch.tensor([4.0, 0, 0]).double()
-    assert float(rank_me(one)) == pytest.approx(1)
-    assert float(participation_ratio(one)) == pytest.approx(1)
-    p = torch.tensor([0.5, 0.3, 0.2]).double()
+    assert float(residual_variance(eight)) == pytest.approx(6 / 8)
+    two = torch.tensor([0, 4.0, 4.0]).double()
+    assert float(rank_me(two)) == pytest.approx(2)
+    assert float(residual_variance(two)) == 0
+    p = torch.tensor([0.2, 0.3, 0.5]).double()
     assert float(rank_me(p.square())) == pytest.approx(math.exp(-sum(x * math.log(x) for x in (0.5, 0.3, 0.2))))
-    assert float(participation_ratio(p)) == pytest.approx(1 / (0.25 + 0.09 + 0.04))
+    assert float(residual_variance(p)) == pytest.approx(0.2)
 
 
 def test_uncentered_rank_shows_a_collapse_that_the_centered_one_hides():
@@ -29,13 +29,13 @@ def test_uncentered_rank_shows_a_collapse_that_the_centered_one_hides():
     assert figures["rank_uncentered"] < 1.1
 
 
-def test_participation_ratio_shows_a_collapse_that_the_rank_hides():
-    """One direction takes over, but the others keep a twentieth of its standard deviation."""
+def test_residual_variance_shows_a_collapse_that_the_rank_hides():
+    """Two directions take over, but the others keep a fifteenth of their standard deviation."""
     features = torch.randn(256, 1, 64, generator=torch.Generator().manual_seed(0))
-    features[..., 0] *= 20
+    features[..., :2] *= 15
     figures = summarize(TokenMoments.of(features), torch.full((256,), -1))
     assert figures["rank_centered"] > 30
-    assert figures["dimensions"] < 1.5
+    assert figures["residual_variance"] < 0.15
 
 
 def reference(tokens, labels, slots):
@@ -55,8 +55,8 @@ def reference(tokens, labels, slots):
         p = torch.linalg.svdvals(features)
         p = p / p.sum()
         figures[name] = float(torch.exp(-torch.special.xlogy(p, p).sum()))
-    covariance = torch.cov(pooled.T)
-    figures["dimensions"] = float(covariance.trace() ** 2 / covariance.square().sum())
+    variances = torch.linalg.eigvalsh(torch.cov(pooled.T))
+    figures["residual_variance"] = float(1 - variances[-2:].sum() / variances.sum())
     unit = torch.nn.functional.normalize(pooled - pooled.mean(0), dim=1)
     correct = 0
     for i in range(len(labels)):
@@ -86,7 +86,7 @@ def test_fp32_suffices_where_positions_outweigh_the_content():
     labels = torch.arange(256) % 4
     expected = reference(tokens, labels, 4)
     figures = summarize(TokenMoments.of(tokens, slots=4), labels)
-    for name in ("spread_tokens", "spread_time", "spread_across", "dimensions"):
+    for name in ("spread_tokens", "spread_time", "spread_across", "residual_variance"):
         assert figures[name] == pytest.approx(expected[name], rel=1e-2), name
 
 

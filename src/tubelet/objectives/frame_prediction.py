@@ -33,6 +33,8 @@ class FramePrediction(Objective):
         loss: `l2` predicts the mean of the possible futures, `l1` the median.
     """
 
+    fixed_targets = True
+
     def __init__(self, model: FrameModel, num_frames: int, channels: int = 3, loss: Literal["l1", "l2"] = "l2"):
         super().__init__()
         self.model, self.num_frames, self.channels, self.loss = model, num_frames, channels, loss

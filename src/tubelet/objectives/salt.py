@@ -81,6 +81,8 @@ class SALT(Objective):
         std: Standard deviation of each color channel.
     """
 
+    fixed_targets = True
+
     def __init__(
         self,
         encoder: Encoder,

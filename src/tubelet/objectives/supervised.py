@@ -44,6 +44,8 @@ class Supervised(Objective):
         mixing: MixUp and CutMix; None for none.
     """
 
+    fixed_targets = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -47,6 +47,8 @@ class VideoMAE(Objective):
         normalize_targets: See `Options`.
     """
 
+    fixed_targets = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -33,12 +33,19 @@ GENERAL = (
         "rank",
         "Effective rank",
         "dimensions",
-        {"rank_uncentered": "uncentered", "rank_centered": "centered", "dimensions": "participation ratio"},
-        "Effective rank (RankMe) of the mean features of the monitored clips, and the number of dimensions that carry "
-        "their variance (participation ratio). Look for: a participation ratio that rises or stays. If it falls to "
-        "half, few directions take over; if the uncentered rank falls towards 1, the features of all clips have the "
-        "same direction: collapse. The centered rank alone can then stay high, because it counts the small differences "
-        "that remain.",
+        {"rank_uncentered": "uncentered", "rank_centered": "centered"},
+        "Effective rank (RankMe) of the mean features of the monitored clips. Look for: an uncentered rank that rises. "
+        "If it falls towards 1, the features of all clips have the same direction: collapse. The centered rank alone "
+        "can then stay high, because it only measures the small differences that remain.",
+    ),
+    Curves(
+        "residual_variance",
+        "Residual variance",
+        "fraction",
+        {"residual_variance": "outside of two components"},
+        "Fraction of the variance across the monitored clips outside of its first two principal components. Look for: "
+        "a value that does not fall far. At a quarter of its highest value two directions have taken over, which is "
+        "collapse unless the labels of supervised training ask for it.",
     ),
     Curves(
         "spread",

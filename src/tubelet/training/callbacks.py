@@ -64,11 +64,12 @@ class FeatureStatistics(Callback):
     """
 
     def __init__(self, monitor: FeatureMonitor, remedies: Remedies = ()):
-        self.monitor, self.detector = monitor, CollapseDetector(remedies)
+        self.monitor, self.remedies = monitor, remedies
         self.loss_sum: Tensor | float = 0.0
         self.steps = 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self.detector = CollapseDetector(self.remedies, trainer.objective.fixed_targets)
         losses = self.detector.restore(read_log(trainer.folder))
         self.loss_sum, self.steps = sum(losses), len(losses)
         if trainer.step == 0:

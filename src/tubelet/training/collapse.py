@@ -1,8 +1,10 @@
 """Tells collapse of an encoder's features from learning, by their statistics and the loss.
 
-Every objective can lower its loss by giving up information: features that are constant, that lie in a few directions or
-that ignore time are easy to predict and invariant to any view. The thresholds compare a run with its own start, as the
-figures of random features depend on the data, the architecture and the initial scale.
+An objective whose targets the encoder itself computes can lower its loss by giving up information: features that are
+constant, that lie in a few directions or that ignore time are easy to predict and invariant to any view. Those with
+fixed targets (labels, pixels) cannot, and may well need few dimensions only; their features collapse where the
+optimization fails. The limits compare a run with its own start, as the figures of random features depend on the data,
+the architecture and the initial scale.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ class Kind:
         quantity: Computes the quantity from the figures; NaN where one is unknown.
         limit: Fraction of the highest value so far (`of_peak`) or of the value at the start of the run.
         of_peak: See `limit`.
+        learned: Whether fixed targets can require it, which makes it no collapse for objectives that have such.
         meaning: What has happened.
         label: Name of the quantity in messages.
         includes: Kinds that need not be reported besides this one.
@@ -38,6 +41,7 @@ class Kind:
     meaning: str
     label: str
     of_peak: bool = False
+    learned: bool = False
     includes: tuple[str, ...] = ()
 
 
@@ -51,13 +55,17 @@ def _figure(name: str) -> Callable[[Figures], float]:
     return quantity
 
 
+def _spread(figures: Figures) -> float:
+    """Standard deviation of all tokens of all clips around their common mean, relative to their RMS."""
+    return math.hypot(_figure("spread_across")(figures), _figure("spread_within")(figures))
+
+
 def _share(name: str) -> Callable[[Figures], float]:
-    """Return the quantity that is the figure `name` relative to the standard deviation of all tokens of all clips.
+    """Return the quantity that is the figure `name` relative to `_spread`.
 
     Thus it does not fall where a vector that all tokens have in common grows: that is `drift` alone.
     """
-    part, across, within = _figure(name), _figure("spread_across"), _figure("spread_within")
-    return lambda figures: part(figures) / max(math.hypot(across(figures), within(figures)), 1e-12)
+    return lambda figures: _figure(name)(figures) / max(_spread(figures), 1e-12)
 
 
 KINDS = (
@@ -71,18 +79,19 @@ KINDS = (
     ),
     Kind(
         "drift",
-        _figure("spread_across"),
+        _spread,
         0.25,
-        "a vector that all clips have in common outgrows what tells them apart",
-        "the standard deviation across clips, relative to the RMS of the features",
+        "a vector that all tokens of all clips have in common outgrows what tells them apart",
+        "the standard deviation of all tokens, relative to their RMS,",
     ),
     Kind(
         "dimensional",
-        _figure("dimensions"),
-        0.5,
+        _figure("residual_variance"),
+        0.25,
         "few directions are left in which clips differ",
-        "the number of dimensions that carry the variance across clips (participation ratio)",
+        "the fraction of the variance across clips outside of its first two principal components",
         of_peak=True,
+        learned=True,
     ),
     Kind(
         "token",
@@ -117,9 +126,11 @@ class CollapseDetector:
 
     Args:
         remedies: See `Remedies`.
+        fixed_targets: See `Objective`.
     """
 
-    def __init__(self, remedies: Remedies = ()):
+    def __init__(self, remedies: Remedies = (), fixed_targets: bool = False):
+        self.fixed_targets = fixed_targets
         self.remedies = remedies if isinstance(remedies, Mapping) else {"any": remedies}
         self.history: list[Measurement] = []
         self.reported: set[str] = set()
@@ -143,7 +154,7 @@ class CollapseDetector:
         found = {}
         for kind in KINDS:
             reference = self._reference(kind)
-            if reference is None or kind.name in self.reported:
+            if reference is None or kind.name in self.reported or (kind.learned and self.fixed_targets):
                 continue
             if kind.quantity(measurement.figures) < kind.limit * kind.quantity(reference.figures):
                 self.reported |= {kind.name, *kind.includes}
@@ -176,6 +187,6 @@ class CollapseDetector:
         if before is None or now is None:
             return ""
         change = f"The loss went from {before:.4g} to {now:.4g} meanwhile"
-        if now < before:
+        if now < before and not self.fixed_targets:
             return f"{change}: it fell because the features lost information, not because the encoder learned. "
         return f"{change}. "

@@ -68,20 +68,20 @@ def summarize(moments: TokenMoments, labels: Tensor) -> dict[str, float]:
         labels: int64 [n]; -1 where a clip has none.
 
     Returns:
-        `rank_centered`, `rank_uncentered` and `dimensions` (see `rank_me` and `participation_ratio`), `spread_across`,
+        `rank_centered` and `rank_uncentered` (see `rank_me`), `residual_variance` (see there), `spread_across`,
         `spread_within`, `spread_tokens` and, for more than one slot, `spread_time` (see `spreads`) and, where the clips
         have labels of at least two classes, `knn` in percent (see `knn_accuracy`). All of them are NaN where a feature
         is not finite.
     """
     labelled = labels >= 0
     has_classes = len(labels[labelled].unique()) > 1
-    names = ["rank_centered", "rank_uncentered", "dimensions", "spread_across", "spread_within", "spread_tokens"]
+    names = ["rank_centered", "rank_uncentered", "residual_variance", "spread_across", "spread_within", "spread_tokens"]
     names += ["spread_time"] * (moments.slots > 1) + ["knn"] * has_classes
     if not (moments.clips.isfinite().all() and moments.positions.isfinite().all()):
         return dict.fromkeys(names, float("nan"))
     mean_tokens = moments.clips[:, :-2]
     centered, uncentered = _spectrum(mean_tokens, center=True), _spectrum(mean_tokens, center=False)
-    figures = [rank_me(centered), rank_me(uncentered), participation_ratio(centered)]
+    figures = [rank_me(centered), rank_me(uncentered), residual_variance(centered)]
     figures += spreads(moments)
     if has_classes:
         device = mean_tokens.device
@@ -113,13 +113,16 @@ def rank_me(squared_singular_values: Tensor) -> Tensor:
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
-def participation_ratio(variances: Tensor) -> Tensor:
-    """Number of dimensions that carry the variance: (sum of the eigenvalues)² / sum of their squares.
+def residual_variance(variances: Tensor, components: int = 2) -> Tensor:
+    """Fraction of the variance that the first principal components do not explain.
 
-    Gao et al. 2017, "A theory of multineuronal dimensionality". The many small singular values that keep RankMe high
-    count little here, so that it falls much earlier where a few directions take over.
+    Args:
+        variances: Variances along the principal components, in ascending order.
+        components: Number of components.
+
+    RankMe stays high while a few directions take over, as it counts many small singular values; this falls early.
     """
-    return variances.sum().square() / variances.square().sum().clamp_min(1e-300)
+    return variances[:-components].sum() / variances.sum().clamp_min(1e-300)
 
 
 def spreads(moments: TokenMoments) -> list[Tensor]:

@@ -63,6 +63,10 @@ class Objective(nn.Module):
     replicates or shards it, runs it under autocast and stores its `parts` in checkpoints.
     """
 
+    fixed_targets: bool = False
+    """Whether the loss compares with labels, pixels or the features of a frozen network, so that the encoder cannot
+    lower it by giving up information; see `tubelet.training.collapse`."""
+
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
         """Compute the losses of a batch on the device.
 
