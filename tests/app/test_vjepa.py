@@ -1,6 +1,7 @@
 """Pretraining as a whole: the same run done another way gives the same numbers."""
 
 import dataclasses
+import html
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from tubelet.data import Batch
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
 from tubelet.training.callbacks import RunStopped
+from tubelet.training.monitor import FeatureMonitor
 
 ROOT = Path(__file__).parents[2]
 STEPS = 14
@@ -259,3 +261,42 @@ def test_folder_of_another_configuration_is_refused(small, tmp_path):
     main(config.load(small(), [], Options), World())
     with pytest.raises(ConfigError, match=r"optimization.lr: 0.001 there, 0.002 here"):
         main(config.load(small(), ["optimization.lr=2e-3"], Options), World())
+
+
+@pytest.fixture
+def collapses_at_step_5(monkeypatch):
+    """The features measured from the second regular measurement on have collapsed."""
+    healthy = {"residual_variance": 0.5, "spread_across": 0.3, "spread_within": 0.5, "spread_tokens": 0.5}
+    steps = iter([0, 1, 2, 5, 10, 14])  # those of a run of 14 steps with monitor_every: 5
+
+    def measure(*_):
+        return healthy if next(steps) < 5 else {**healthy, "residual_variance": 0.01}
+
+    monkeypatch.setattr(FeatureMonitor, "measure", measure)
+
+
+def test_a_collapse_is_in_the_log_and_in_the_report(small, tmp_path, collapses_at_step_5, caplog):
+    main(config.load(small(), [], Options), World())
+    folder = tmp_path / "run"
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "residual_variance" in line] == [0, 1, 2, 5, 10, 14]
+    events = {line["step"]: line["events"] for line in lines if "events" in line}
+    assert list(events) == [5]
+    message = events[5]["dimensional"]
+    assert message.startswith("target_encoder: dimensional collapse after step 5")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert f"went from {losses[0]:.4g} to {sum(losses[2:5]) / 3:.4g}" in message
+    assert "Remedies: raise objective.std_coeff" in message
+    assert caplog.text.count(message) == 1
+    report = json.loads((folder / "report.json").read_text())
+    assert report["pretraining"]["events"] == [{"step": 5, "name": "dimensional", "message": message}]
+    assert html.escape(message) in (folder / "report.html").read_text()
+
+
+def test_a_collapse_can_stop_the_run_which_goes_on_when_asked_again(small, tmp_path, collapses_at_step_5):
+    options = config.load(small(), ["logging.stop_on_collapse=true"], Options)
+    with pytest.raises(RunStopped, match="(?s)dimensional collapse after step 5.*the same command goes on"):
+        main(options, World())
+    assert checkpoint.step_of(checkpoint.newest(tmp_path / "run" / "checkpoints")) == 5
+    main(options, World())
+    final_state(tmp_path / "run")
