@@ -28,9 +28,9 @@ def figures(tokens):
 
 
 def few_directions(tokens):
-    """Keep the two first dimensions of what tells clips apart."""
-    content = tokens - tokens.mean(0)
-    return tokens - content + content * (torch.arange(WIDTH) < 2)
+    """Keep the two first dimensions of what tells the mean features of clips apart."""
+    content = tokens.mean((1, 2), keepdim=True) - tokens.mean((0, 1, 2))
+    return tokens - content * (torch.arange(WIDTH) >= 2)
 
 
 COLLAPSED = {
@@ -102,9 +102,28 @@ def test_message_says_what_the_loss_did(losses, text):
     assert "(at the start 0.9" in message
 
 
+def test_a_loss_that_falls_with_the_features_is_a_partial_collapse():
+    """A quarter of the residual variance is left, and what the loss did tells collapse from learning."""
+    start = {**figures(features()), "residual_variance": 0.8}
+    for left, loss, kinds in ((0.2, 1.5, []), (0.2, 0.5, []), (0.2, 0.1, ["dimensional"]), (0.7, 0.001, [])):
+        watched = CollapseDetector()
+        watched.update(Measurement(0, start))
+        watched.update(Measurement(50, start, loss=1.0))
+        assert list(watched.update(Measurement(100, {**start, "residual_variance": left}, loss))) == kinds
+
+
+def test_a_loss_that_falls_while_the_features_gain_is_learning():
+    start = figures(features())
+    gained = {**start, "residual_variance": 0.97, "spread_across": 1.5 * start["spread_across"]}
+    watched = CollapseDetector()
+    watched.update(Measurement(0, start))
+    watched.update(Measurement(50, start, loss=1.0))
+    assert not watched.update(Measurement(100, gained, loss=0.001))
+
+
 def test_directions_that_training_gained_can_be_lost():
     """The same value as at the start is a collapse after a much higher one."""
-    start = {**figures(features()), "residual_variance": 0.2}
+    start = {**figures(features()), "residual_variance": 0.05}
     watched = CollapseDetector()
     watched.update(Measurement(0, start))
     assert not watched.update(Measurement(100, {**start, "residual_variance": 0.9}))

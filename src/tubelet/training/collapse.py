@@ -27,7 +27,9 @@ class Kind:
     Args:
         name: Key of the event in the log.
         quantity: Computes the quantity from the figures; NaN where one is unknown.
-        limit: Fraction of the highest value so far (`of_peak`) or of the value at the start of the run.
+        limit: Fraction of the highest value so far (`of_peak`) or of the value at the start of the run. Where the loss
+            has fallen meanwhile, the product with the fraction of the loss that is left counts.
+        max_fraction: Above this fraction nothing is reported, however much the loss has fallen.
         of_peak: See `limit`.
         learned: Whether fixed targets can require it, which makes it no collapse for objectives that have such.
         meaning: What has happened.
@@ -40,6 +42,7 @@ class Kind:
     limit: float
     meaning: str
     label: str
+    max_fraction: float = 0.5
     of_peak: bool = False
     learned: bool = False
     includes: tuple[str, ...] = ()
@@ -75,6 +78,7 @@ KINDS = (
         0.1,
         "all clips get the same features",
         "the standard deviation across clips, relative to the RMS of the features",
+        max_fraction=0.1,
         includes=("drift", "dimensional", "token", "temporal"),
     ),
     Kind(
@@ -87,7 +91,7 @@ KINDS = (
     Kind(
         "dimensional",
         _figure("residual_variance"),
-        0.25,
+        0.06,
         "few directions are left in which clips differ",
         "the fraction of the variance across clips outside of its first two principal components",
         of_peak=True,
@@ -156,7 +160,8 @@ class CollapseDetector:
             reference = self._reference(kind)
             if reference is None or kind.name in self.reported or (kind.learned and self.fixed_targets):
                 continue
-            if kind.quantity(measurement.figures) < kind.limit * kind.quantity(reference.figures):
+            before, now = kind.quantity(reference.figures), kind.quantity(measurement.figures)
+            if now < kind.max_fraction * before and now * self._loss_left(reference) < kind.limit * before:
                 self.reported |= {kind.name, *kind.includes}
                 found[kind.name] = self._message(kind, reference)
         return found
@@ -179,12 +184,25 @@ class CollapseDetector:
             + "; ".join([*self.remedies.get(kind.name, ()), *self.remedies.get("any", ()), "lower optimization.lr"])
         )
 
+    def _losses(self, reference: Measurement) -> tuple[float, float]:
+        """Return the mean losses of the steps after the reference and of the last steps; NaN where unknown."""
+        after = next(i for i, m in enumerate(self.history) if m is reference) + 1
+        measurements = (self.history[min(after, len(self.history) - 1)], self.history[-1])
+        before, now = (math.nan if m.loss is None else m.loss for m in measurements)
+        return before, now
+
+    def _loss_left(self, reference: Measurement) -> float:
+        """Return the fraction of the loss that is left; 1 where it has not fallen, or where collapse cannot lower it.
+
+        Learning may give up directions, and it lowers the loss, but hardly both by much.
+        """
+        before, now = self._losses(reference)
+        return now / before if 0 < now < before and not self.fixed_targets else 1.0
+
     def _loss(self, reference: Measurement) -> str:
-        """Say what the loss did since the reference, whose loss is the mean of the first steps after it."""
-        position = next(i for i, m in enumerate(self.history) if m is reference)
-        before = self.history[min(position + 1, len(self.history) - 1)].loss
-        now = self.history[-1].loss
-        if before is None or now is None:
+        """Say what the loss did since the reference."""
+        before, now = self._losses(reference)
+        if math.isnan(before) or math.isnan(now):
             return ""
         change = f"The loss went from {before:.4g} to {now:.4g} meanwhile"
         if now < before and not self.fixed_targets:
