@@ -40,10 +40,10 @@ CURVES = (
         smooth=True,
     ),
 )
-REMEDIES = (
-    "raise objective.std_coeff and objective.cov_coeff (1 to 4)",
-    "start objective.ema nearer to 1",
-)
+REMEDIES = {
+    "any": ("raise objective.std_coeff and objective.cov_coeff (1 to 4)", "start objective.ema nearer to 1"),
+    **dict.fromkeys(("complete", "drift"), ("lower objective.inv_coeff, if it is above 0",)),
+}
 
 
 class Options(ObjectiveOptions):

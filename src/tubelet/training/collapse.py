@@ -113,7 +113,7 @@ KINDS = (
         "the standard deviation over the time slots of a clip, relative to that of all tokens,",
     ),
 )
-"""Limits: measured on healthy runs and on runs made to collapse; see the table in docs/collapse.md."""
+"""Limits: chosen on healthy runs and on runs made to collapse, see docs/collapse.md."""
 
 
 @dataclasses.dataclass(frozen=True)
