@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tubelet.config.registry import PartOptions, find
 from tubelet.grid import ClipShape
-from tubelet.models import build_encoder
-from tubelet.models.interfaces import Encoder
+from tubelet.models import build_encoder, build_predictor
+from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.models.video_encoder import VideoEncoder
 from tubelet.training.collapse import Remedies
 from tubelet.training.objective import Objective, ObjectiveOptions
@@ -80,6 +80,19 @@ class Setup:
         if isinstance(encoder, VideoEncoder) and self.masks is not None:
             encoder.tube_masks = self.masks.draws_tubes
         return encoder
+
+    def build_predictor(
+        self, options: PartOptions, encoder: Encoder, num_masks: int, *, key: str = "objective.predictor", **given: Any
+    ) -> Predictor:
+        """Build the predictor for the features of `encoder`; `given`: see `tubelet.models.build_predictor`.
+
+        Raises:
+            ValueError: The options at `key`, which the message names, do not fit the encoder or the clips.
+        """
+        try:
+            return build_predictor(options, encoder, self.clip, num_mask_tokens=num_masks, **given)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
 
     def num_masks(self, at_least: int = 0, at_most: int | None = None) -> int:
         """Return the number of masks; raise ValueError where the objective cannot work with so many."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tubelet.data import Batch, to_float
-from tubelet.models import PredictorOptions, build_predictor
+from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
 from tubelet.objectives.losses.projector import Projector
@@ -117,12 +117,7 @@ def build(options: Options, setup: Setup) -> LeJEPA:
     """Build encoder, projector and predictor. Raises ValueError where they do not fit the clips or the masks."""
     num_masks = setup.num_masks(at_least=1)
     encoder = setup.build_encoder(drop_tokens=True)
-    try:
-        predictor = build_predictor(
-            options.predictor, encoder, setup.clip, num_mask_tokens=num_masks, out_dim=options.projector_dim
-        )
-    except ValueError as error:
-        raise ValueError(f"objective.predictor: {error}") from None
+    predictor = setup.build_predictor(options.predictor, encoder, num_masks, out_dim=options.projector_dim)
     if not predictor.use_mask_tokens:
         raise ValueError("objective.predictor.use_mask_tokens: noised targets work with objective.name: vjepa only")
     return LeJEPA(encoder, predictor, options, mean=setup.mean, std=setup.std)

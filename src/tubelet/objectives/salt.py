@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tubelet.config import RESUME_IGNORED
 from tubelet.data import NORMALIZATION, Batch, to_float
 from tubelet.grid import ClipShape, Grid
-from tubelet.models import PredictorOptions, build_predictor
+from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
 from tubelet.objectives.losses.dense import DenseOptions, context_loss
@@ -174,17 +174,10 @@ def build(options: Options, setup: Setup) -> SALT:
     else:
         teacher = _load_teacher(options.teacher, setup, weights=not on_meta)
         _check_same_tokens(teacher, encoder, setup.clip)
-    try:
-        predictor = build_predictor(
-            options.predictor,
-            encoder,
-            setup.clip,
-            num_masks,
-            out_dim=teacher.embed_dim,
-            predict_context=options.context_coeff > 0,
-        )
-    except ValueError as error:
-        raise ValueError(f"objective.predictor: {error}") from None
+    dense = options.context_coeff > 0
+    predictor = setup.build_predictor(
+        options.predictor, encoder, num_masks, out_dim=teacher.embed_dim, predict_context=dense
+    )
     if not predictor.use_mask_tokens and teacher.embed_dim != encoder.embed_dim:
         raise ValueError(
             "objective.predictor.use_mask_tokens: noised targets are embedded like the context, but they have "

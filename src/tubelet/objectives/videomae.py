@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tubelet.data import Batch, to_float
 from tubelet.grid import ClipShape, as_pair
-from tubelet.models import PredictorOptions, build_predictor
+from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
 from tubelet.training.objective import Objective, ObjectiveOptions, StepRng
@@ -97,14 +97,6 @@ def build(options: Options, setup: Setup) -> VideoMAE:
     num_masks = setup.num_masks(at_least=1)
     encoder = setup.build_encoder(drop_tokens=True)
     clip = setup.clip
-    try:
-        decoder = build_predictor(
-            options.decoder,
-            encoder,
-            clip,
-            num_mask_tokens=num_masks,
-            out_dim=3 * clip.tubelet_size * math.prod(as_pair(clip.patch_size)),
-        )
-    except ValueError as error:
-        raise ValueError(f"objective.decoder: {error}") from None
+    out_dim = 3 * clip.tubelet_size * math.prod(as_pair(clip.patch_size))
+    decoder = setup.build_predictor(options.decoder, encoder, num_masks, key="objective.decoder", out_dim=out_dim)
     return VideoMAE(encoder, decoder, clip, mean=setup.mean, std=setup.std, normalize_targets=options.normalize_targets)

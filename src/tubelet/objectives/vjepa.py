@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tubelet.config import Pair
 from tubelet.data import Batch, to_float
-from tubelet.models import PredictorOptions, build_predictor
+from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
 from tubelet.objectives.losses.hidden_features import hidden_features, predict, prediction_error
@@ -181,8 +181,5 @@ def build(options: Options, setup: Setup) -> VJEPA:
     num_masks = setup.num_masks(at_least=1)
     check_masks(options, num_masks)
     encoder = setup.build_encoder(drop_tokens=True)
-    try:
-        predictor = build_predictor(options.predictor, encoder, setup.clip, num_mask_tokens=num_masks)
-    except ValueError as error:
-        raise ValueError(f"objective.predictor: {error}") from None
+    predictor = setup.build_predictor(options.predictor, encoder, num_masks)
     return VJEPA(encoder, predictor, options, mean=setup.mean, std=setup.std, schedule_steps=setup.schedule_steps)

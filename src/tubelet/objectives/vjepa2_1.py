@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tubelet.config import Pair
 from tubelet.data import Batch, to_float
-from tubelet.models import build_predictor
 from tubelet.models.interfaces import Encoder
 from tubelet.objectives import Setup, vjepa
 from tubelet.objectives.losses.dense import DenseOptions, context_loss
@@ -97,15 +96,7 @@ def build(options: Options, setup: Setup) -> VJEPA21:
     num_masks = setup.num_masks(at_least=1)
     vjepa.check_masks(options, num_masks)
     encoder = setup.build_encoder(drop_tokens=True, levels=options.levels)
-    try:
-        predictor = build_predictor(
-            options.predictor,
-            encoder,
-            setup.clip,
-            num_mask_tokens=num_masks,
-            levels=options.levels,
-            predict_context=True,
-        )
-    except ValueError as error:
-        raise ValueError(f"objective.predictor: {error}") from None
+    predictor = setup.build_predictor(
+        options.predictor, encoder, num_masks, levels=options.levels, predict_context=True
+    )
     return VJEPA21(encoder, predictor, options, mean=setup.mean, std=setup.std, schedule_steps=setup.schedule_steps)
