@@ -14,6 +14,7 @@ from tubelet.data import Batch, to_float
 from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
+from tubelet.objectives.losses.hidden_features import take_tokens
 from tubelet.objectives.losses.projector import Projector
 from tubelet.objectives.losses.sigreg import SIGRegOptions, sigreg
 from tubelet.report.curves import Curves
@@ -56,11 +57,7 @@ class Options(ObjectiveOptions):
     """Send no gradient of the prediction loss through the targets, as an ablation."""
 
     def check_batch(self, num_clips: int) -> None:
-        if num_clips < 2:
-            raise ValueError(
-                "objective.sigreg compares the clips of a batch, but there is one: raise data.batch_size, or lower "
-                "optimization.accumulation_steps"
-            )
+        self.sigreg.check_batch(num_clips)
 
 
 class LeJEPA(Objective):
@@ -96,8 +93,7 @@ class LeJEPA(Objective):
         for index, context in enumerate(self.encoder(clips, list(batch.masks_context))):
             target = batch.masks_target[index]
             predicted = self.predictor(context, None, batch.masks_context[index], target, index).float()
-            hidden = targets.gather(1, target.unsqueeze(-1).expand_as(predicted))
-            errors.append((predicted - hidden).square().mean())
+            errors.append((predicted - take_tokens(targets, target)).square().mean())
         prediction = torch.stack(errors).mean(0)
         gauss = sigreg(projections[:, self.positions(projections, rng)].transpose(0, 1), rng, self.options.sigreg)
         loss = prediction + self.options.sigreg_coeff * gauss

@@ -81,11 +81,7 @@ class Options(ObjectiveOptions):
         return self.views
 
     def check_batch(self, num_clips: int) -> None:
-        if num_clips < 2:
-            raise ValueError(
-                "objective.sigreg compares the clips of a batch, but there is one: raise data.batch_size, or lower "
-                "optimization.accumulation_steps"
-            )
+        self.sigreg.check_batch(num_clips)
 
     @property
     def by_slot(self) -> bool:

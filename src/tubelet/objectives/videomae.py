@@ -14,6 +14,7 @@ from tubelet.grid import ClipShape, as_pair
 from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
+from tubelet.objectives.losses.hidden_features import take_tokens
 from tubelet.training.objective import Objective, ObjectiveOptions, StepRng
 
 
@@ -71,8 +72,7 @@ class VideoMAE(Objective):
         errors = []
         for index, (context, target) in enumerate(zip(contexts, batch.masks_target, strict=True)):
             predicted = self.decoder(context, None, batch.masks_context[index], target, index)
-            hidden = pixels.gather(1, target.unsqueeze(-1).expand(-1, -1, pixels.shape[-1]))
-            errors.append((predicted.float() - hidden).square().mean())
+            errors.append((predicted.float() - take_tokens(pixels, target)).square().mean())
         return {"loss": torch.stack(errors).mean(0)}
 
     @torch.no_grad()

@@ -15,8 +15,9 @@ from tubelet.data import Batch, to_float
 from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
+from tubelet.objectives.losses.distributed import all_gather_with_grad
 from tubelet.objectives.losses.hidden_features import hidden_features, predict, prediction_error
-from tubelet.objectives.losses.vicreg import all_gather_with_grad, covariance, invariance, variance_hinge
+from tubelet.objectives.losses.vicreg import covariance, invariance, variance_hinge
 from tubelet.report.curves import Curves
 from tubelet.training.objective import Objective, ObjectiveOptions, StepRng, ema_update
 from tubelet.training.schedules import linear

@@ -18,6 +18,21 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return _Mean.apply(tensor)
 
 
+def all_gather_with_grad(features: Tensor) -> Tensor:
+    """Gather the features [B, …] of every process's clips: [processes · B, …].
+
+    Each process computes the same term from the result, and gradients are averaged over the processes afterwards. The
+    gradient of the local rows is therefore scaled so that the average is the gradient of that one term.
+    """
+    if not dist.is_initialized():
+        return features
+    count, local = dist.get_world_size(), features.detach()
+    gathered = [torch.empty_like(local) for _ in range(count)]
+    dist.all_gather(gathered, local.contiguous())
+    gathered[dist.get_rank()] = local + count * (features - local)
+    return torch.cat(gathered)
+
+
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

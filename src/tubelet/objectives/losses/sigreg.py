@@ -31,6 +31,14 @@ class SIGRegOptions(Config):
     where all features are zero. So a smaller batch needs a larger weight: collapse pays as long as 0.40 B · weight is
     less than the rest of the loss. false: the integral itself; a weight of 0.02 corresponds to 0.02 B here."""
 
+    def check_batch(self, num_clips: int) -> None:
+        """Raise ValueError where there are too few clips at once to compare."""
+        if num_clips < 2:
+            raise ValueError(
+                "objective.sigreg compares the clips of a batch, but there is one: raise data.batch_size, or lower "
+                "optimization.accumulation_steps"
+            )
+
 
 def sigreg(features: Tensor, rng: StepRng, options: SIGRegOptions) -> Tensor:
     """Return the mean Epps-Pulley statistic over random directions and over the leading dimensions.

@@ -3,7 +3,6 @@
 import itertools
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,18 +23,3 @@ def covariance(features: Tensor) -> Tensor:
     centred = features.float() - features.float().mean(0)
     cov = centred.T @ centred / (len(features) - 1)
     return (cov.square().sum() - cov.diagonal().square().sum()) / len(cov)
-
-
-def all_gather_with_grad(features: Tensor) -> Tensor:
-    """Gather the features [B, …] of every process's clips: [processes · B, …].
-
-    Each process computes the same term from the result, and gradients are averaged over the processes afterwards. The
-    gradient of the local rows is therefore scaled so that the average is the gradient of that one term.
-    """
-    if not dist.is_initialized():
-        return features
-    count, local = dist.get_world_size(), features.detach()
-    gathered = [torch.empty_like(local) for _ in range(count)]
-    dist.all_gather(gathered, local.contiguous())
-    gathered[dist.get_rank()] = local + count * (features - local)
-    return torch.cat(gathered)
