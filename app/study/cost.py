@@ -29,7 +29,7 @@ TIMED_STEPS = 8
 def measure(options: Options, world: World) -> dict[str, float]:
     """Return the content of `cost.json`. The step is a real one, with update and EMA."""
     dataset, stream = make_stream(options, world)
-    schedule = options.optimization.schedule(steps_per_epoch=max(1, stream.pass_length // stream.batch_size))
+    schedule = options.optimization.schedule(stream.steps_per_pass)
     trainer = make_trainer(options, schedule, world)
     batches = iter(make_batches(options, dataset, stream, world, range(COUNTED_STEPS + TIMED_STEPS)))
     flops = [step_flops(trainer, next(batches)) for _ in range(COUNTED_STEPS)]

@@ -27,7 +27,7 @@ def main(options: Options, world: World) -> None:
     """Train until the last epoch; continue the run that the folder holds, if any."""
     options.check_batch_size(world.world_size)
     dataset, stream = make_stream(options, world)
-    schedule = options.optimization.schedule(steps_per_epoch=max(1, stream.pass_length // stream.batch_size))
+    schedule = options.optimization.schedule(stream.steps_per_pass)
 
     trainer = make_trainer(options, schedule, world)
     if not trainer.resume() and options.init_from is not None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
+import app.main
+import evals.main
 from tubelet.runtime import launch
 from tubelet.runtime.jobs import Job, finished
 
-PACKAGES = {
-    "app.main": launch.Package("app", key="app", module="train"),
-    "evals.main": launch.Package("evals", key="eval_name", module="eval"),
-}
+PACKAGES = {"app.main": app.main.PROGRAMS, "evals.main": evals.main.PROGRAMS}
 
 
 def check_configurations(jobs: Sequence[Job]) -> None:

@@ -39,6 +39,11 @@ class SampleStream:
         self._quota_ends = np.cumsum(self.quotas)
         self._orders: dict[tuple[int, ...], np.ndarray] = {}
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps that draw about as many samples as there are; at least one."""
+        return max(1, self.pass_length // self.batch_size)
+
     def draws(self, step: int) -> list[Draw]:
         """Return the `batch_size` draws of a step in order; each process takes a slice of them."""
         first = step * self.batch_size
