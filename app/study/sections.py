@@ -5,31 +5,22 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tubelet.config import Config
+from tubelet.probing.label_subset import LabelSubset
 
 
-class Task(Config):
+class Task(LabelSubset):
     """Labelled clips, and how many of the labels are used. `{folder}` and `{fold}` in the paths are replaced."""
 
     train: str
     test: str
     num_classes: int = Field(ge=2)
-    labels_per_class: int | None = Field(None, ge=1)
-    """Labelled clips per class, sampled again for each seed of a probe; by default all."""
-    label_fraction: float | None = Field(None, gt=0, le=1)
-    """Fraction of the labelled clips of each class, sampled likewise."""
     heads: list[str] | None = None
     """Those of `probe.heads` that read this task; by default all."""
-
-    @model_validator(mode="after")
-    def _one_number_of_labels(self) -> "Task":
-        if self.labels_per_class is not None and self.label_fraction is not None:
-            raise ValueError("labels_per_class and label_fraction: give one of them")
-        return self
 
     @property
     def labels(self) -> dict[str, int | float]:
         """The options of `data` that select the labelled clips."""
-        given = {"labels_per_class": self.labels_per_class, "label_fraction": self.label_fraction}
+        given = {name: getattr(self, name) for name in LabelSubset.model_fields}
         return {name: value for name, value in given.items() if value is not None}
 
 

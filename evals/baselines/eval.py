@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tubelet.config import Config, dump
 from tubelet.data import Decoder
 from tubelet.data.sources import Source, read_list
 from tubelet.probing import baselines
-from tubelet.probing.split import check_labels, check_one_number_of_labels, labelled_subset
+from tubelet.probing.label_subset import LabelSubset
+from tubelet.probing.split import check_labels, labelled_subset
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.parallelize import DistributedConfig
@@ -19,21 +20,12 @@ from tubelet.runtime.progress import progress
 from tubelet.runtime.watchdog import Watchdog
 
 
-class Task(Config):
-    """A labelled set: lists of `path label` lines."""
+class Task(LabelSubset):
+    """A labelled set: lists of `path label` lines. Subsets are those of a probe of the same seed."""
 
     train: str
     test: str
     num_classes: int = Field(ge=2)
-    labels_per_class: int | None = Field(None, ge=1)
-    """Train on that many videos of each class, the same ones as a probe of the same seed."""
-    label_fraction: float | None = Field(None, gt=0, le=1)
-    """Train on that fraction of the videos of each class, likewise."""
-
-    @model_validator(mode="after")
-    def _one_number_of_labels(self) -> "Task":
-        check_one_number_of_labels(self.labels_per_class, self.label_fraction)
-        return self
 
 
 class Options(Config):

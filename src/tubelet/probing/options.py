@@ -8,7 +8,7 @@ from tubelet.config import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, Triple, 
 from tubelet.data import NORMALIZATION, AugConfig, DataFormat, Decoder
 from tubelet.models import ENCODERS, check_returns_tokens, drop_lacking_defaults
 from tubelet.probing.heads import HeadOptions
-from tubelet.probing.split import check_one_number_of_labels
+from tubelet.probing.label_subset import LabelSubset
 from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training.schedules import NotNegative, Positive, RateConfig
 
@@ -17,7 +17,7 @@ SHARED_BY_TASKS = (*(("data", name) for name in NORMALIZATION), ("optimization",
 FRAME_RATES = ("frame_step", "fps", "clip_duration")
 
 
-class LabelledDataConfig(Config):
+class LabelledDataConfig(LabelSubset):
     """YAML section `data`: labelled videos (or images) for training and validation."""
 
     dataset_train: str
@@ -36,10 +36,6 @@ class LabelledDataConfig(Config):
     fps: float | None = Field(None, gt=0)
     clip_duration: float | None = Field(None, gt=0)
     decoder: Decoder = "pyav"
-    labels_per_class: int | None = Field(None, ge=1)
-    """Train on this number of videos of each class, drawn with `meta.seed`; by default on all."""
-    label_fraction: float | None = Field(None, gt=0, le=1)
-    """Train on this fraction of the videos of each class, at least one, drawn likewise."""
     on_bad_video: Literal["raise", "exclude"] = "raise"
     """Whether a file that cannot be read is an error, or excluded and listed in results.json."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
@@ -67,11 +63,6 @@ class LabelledDataConfig(Config):
         given = [name for name in FRAME_RATES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} given; keep one of {', '.join(FRAME_RATES)}, the others null")
-        return self
-
-    @model_validator(mode="after")
-    def _one_number_of_labels(self) -> "LabelledDataConfig":
-        check_one_number_of_labels(self.labels_per_class, self.label_fraction)
         return self
 
 

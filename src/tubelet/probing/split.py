@@ -9,12 +9,6 @@ from tubelet.config import ConfigError
 from tubelet.runtime.seeds import torch_generator
 
 
-def check_one_number_of_labels(labels_per_class: int | None, label_fraction: float | None) -> None:
-    """Raise ValueError where both are given."""
-    if labels_per_class is not None and label_fraction is not None:
-        raise ValueError("labels_per_class and label_fraction given; keep one of them, the other null")
-
-
 def labelled_subset(
     labels: Sequence[int], labels_per_class: int | None, label_fraction: float | None, seed: int
 ) -> list[int]:
