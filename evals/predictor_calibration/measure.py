@@ -60,6 +60,7 @@ class Measurement:
         )
         self.climatology, self.measured = self._split()
         self.unreadable: dict[str, str] = {}
+        self._directions_by_dim: dict[int, Tensor] = {}
 
     def _split(self) -> tuple[list[int], list[int]]:
         """Return the indices of the clips of the climatology, and of those that are measured."""
@@ -103,7 +104,7 @@ class Measurement:
 
     def _climatology(self, model: FeaturePrediction) -> Tensor:
         """Return the features of all tokens of the clips of the climatology [n, N, D], in every process."""
-        features = [model.all_features(clip) for _, clip in self._read(self.climatology, "climatology")]
+        features = [model.features(clip) for _, clip in self._read(self.climatology, "climatology")]
         if len(features) < 2:
             raise ConfigError(f"data.datasets: only {len(features)} of {len(self.climatology)} clips can be read")
         return torch.stack(features)
@@ -127,30 +128,36 @@ class Measurement:
             for key, value in forecast_scores(forecast, truth, self._directions(truth)).items():
                 scores.setdefault(name, {}).setdefault(key, []).append(value)
 
+        truths = [m.features(clip) for m in (self.model, self.reference) if m is not None]
         masks = self.masks.sample_masks(1, numpy_generator(o.seed, Purpose.MASKS, number, 0))
         for index, (seen, hidden) in enumerate(zip(*masks, strict=True)):
             seen, hidden = seen.to(device), hidden.to(device)
-            truth, ties = self.model.features(clip, hidden), generator("ties")
+            context = self.model.context(clip, seen)
+            truth, ties = truths[0][hidden[0]], generator("ties")
             for sampler in o.samplers:
                 # One draw more, which is ranked as if it were the truth: the result of calibrated draws.
                 draws = self.model.sample(
-                    clip, seen, hidden, sampler.steps, o.draws + 1, generator("draws"), sampler.eta
+                    context, seen, hidden, sampler.steps, o.draws + 1, generator("draws"), sampler.eta
                 )
                 of_truth[sampler.name].add(draws[:-1], truth, self._directions(truth), ties)
                 of_draw[sampler.name].add(draws[:-1], draws[-1], self._directions(truth), ties)
-            estimates = self.model.sample(clip, seen, hidden, 1, o.draws, generator("draws"))
+            estimates = self.model.sample(context, seen, hidden, 1, o.draws, generator("draws"))
             score("one_step", estimates.mean(0, keepdim=True), truth)
             score("climatology", climatologies[0][:, hidden[0]], truth)
             score("climatology_mean", climatologies[0][:, hidden[0]].mean(0, keepdim=True), truth)
             if self.reference is not None:
-                truth = self.reference.features(clip, hidden)
-                score("mask_tokens", self.reference.predict(clip, seen, hidden, index)[None], truth)
+                truth = truths[1][hidden[0]]
+                context = self.reference.context(clip, seen)
+                score("mask_tokens", self.reference.predict(context, seen, hidden, index)[None], truth)
                 score("mask_tokens_climatology_mean", climatologies[1][:, hidden[0]].mean(0, keepdim=True), truth)
 
     def _directions(self, truth: Tensor) -> Tensor:
         """Return the directions [D, K] for features [Kt, D], always the same."""
-        generator = torch_generator(self.options.seed, "directions", device=truth.device)
-        return random_directions(truth.shape[-1], self.options.directions, generator)
+        dim = truth.shape[-1]
+        if dim not in self._directions_by_dim:
+            generator = torch_generator(self.options.seed, "directions", device=truth.device)
+            self._directions_by_dim[dim] = random_directions(dim, self.options.directions, generator)
+        return self._directions_by_dim[dim]
 
     def _summary(
         self,

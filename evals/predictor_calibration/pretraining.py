@@ -81,19 +81,19 @@ class FeaturePrediction:
     def predictor(self) -> Any:
         return self.objective.predictor
 
-    def features(self, clip: Tensor, hidden: Tensor) -> Tensor:
-        """Return the true features [Kt, D] of the hidden tokens [1, Kt] of a clip, uint8 [1, C, T, H, W]."""
-        (targets,) = self.objective.targets(self._normalized(clip), [hidden])
+    def features(self, clip: Tensor) -> Tensor:
+        """Return the true features [N, D] of all tokens of a clip, uint8 [1, C, T, H, W]."""
+        tokens = torch.arange(self.run.data.clip_shape.grid.num_tokens, device=clip.device)
+        (targets,) = self.objective.targets(self._normalized(clip), [tokens[None]])
         return targets[0].float()
 
-    def all_features(self, clip: Tensor) -> Tensor:
-        """Return the true features [N, D] of all tokens of a clip."""
-        num_tokens = self.run.data.clip_shape.grid.num_tokens
-        return self.features(clip, torch.arange(num_tokens, device=clip.device)[None])
+    def context(self, clip: Tensor, seen: Tensor) -> Tensor:
+        """Encode the seen tokens [1, Kc] of a clip: [1, Kc, D]."""
+        return self.objective.encoder(self._normalized(clip), [seen])[0]
 
     def sample(
         self,
-        clip: Tensor,
+        context: Tensor,
         seen: Tensor,
         hidden: Tensor,
         steps: int,
@@ -101,16 +101,12 @@ class FeaturePrediction:
         generator: torch.Generator,
         eta: float = 0.0,
     ) -> Tensor:
-        """Draw features [draws, Kt, D] of the hidden tokens [1, Kt], given the seen ones [1, Kc]."""
-        context = self._context(clip, seen)
+        """Draw features [draws, Kt, D] of the hidden tokens [1, Kt], given the `context` of the seen ones [1, Kc]."""
         return self.predictor.sample(context, seen, hidden, steps, draws, generator, eta)[:, 0].float()
 
-    def predict(self, clip: Tensor, seen: Tensor, hidden: Tensor, mask_index: int) -> Tensor:
-        """Predict the features [Kt, D] of the hidden tokens with mask tokens."""
-        return self.predictor(self._context(clip, seen), None, seen, hidden, mask_index)[0].float()
-
-    def _context(self, clip: Tensor, seen: Tensor) -> Tensor:
-        return self.objective.encoder(self._normalized(clip), [seen])[0]
+    def predict(self, context: Tensor, seen: Tensor, hidden: Tensor, mask_index: int) -> Tensor:
+        """Predict the features [Kt, D] of the hidden tokens with mask tokens, likewise."""
+        return self.predictor(context, None, seen, hidden, mask_index)[0].float()
 
     def _normalized(self, clip: Tensor) -> Tensor:
         return to_float(clip, self.run.data_aug.normalize_mean, self.run.data_aug.normalize_std)
