@@ -60,22 +60,21 @@ def _probe(study: Options, folder: Path, fold: int, encoder: Encoder, task: str,
 
 
 def _trained_with_labels(study: Options, fold: int) -> Iterator[Result]:
-    if study.supervised is not None:
-        for task in study.supervised.tasks or study.tasks:
-            for seed in study.supervised.seeds:
-                folder = files.supervised_folder(study, fold, seed, task)
-                if (measured := _read(folder, "results.json")) is not None:
-                    yield _result(
-                        measured, row="supervised", head=FINE_TUNED, task=task, seed=seed, head_seed=seed, fold=fold
-                    )
-    if study.finetune is not None:
-        for encoder in files.pretrained_encoders(study):
-            for task in study.finetune.tasks or study.tasks:
-                for seed in study.finetune.seeds:
+    """Read the results of training from scratch, and of fine-tuning each pretrained encoder."""
+    trained = [(study.supervised, None), *((study.finetune, encoder) for encoder in files.pretrained_encoders(study))]
+    for program, encoder in trained:
+        if program is None:
+            continue
+        for task in program.tasks or study.tasks:
+            for seed in program.seeds:
+                if encoder is None:
+                    folder = files.supervised_folder(study, fold, seed, task)
+                    of = {"row": "supervised", "seed": seed}
+                else:
                     folder = files.finetune_folder(study, fold, encoder, seed, task)
-                    if (measured := _read(folder, "results.json")) is not None:
-                        of = {"row": encoder.row, "task": task, "seed": encoder.seed, "head_seed": seed, "fold": fold}
-                        yield _result(measured, head=FINE_TUNED, **of)
+                    of = {"row": encoder.row, "seed": encoder.seed}
+                if (measured := _read(folder, "results.json")) is not None:
+                    yield _result(measured, head=FINE_TUNED, task=task, head_seed=seed, fold=fold, **of)
 
 
 def _baselines(study: Options, fold: int) -> Iterator[Result]:
