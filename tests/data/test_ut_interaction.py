@@ -30,19 +30,24 @@ def sequences(paths):
     return {sequence_of(Path(p)) if "unlabelled" in p else Path(p).stem.split("_")[0] for p in paths}
 
 
-def test_each_fold_leaves_out_two_sequences_with_or_without_labels(copy_of_the_set, tmp_path):
+@pytest.mark.parametrize("suffix, num_folds", NUM_FOLDS.items())
+def test_each_fold_leaves_out_sequences_with_or_without_labels(copy_of_the_set, tmp_path, suffix, num_folds):
     lists = tmp_path / "lists"
     write_lists(copy_of_the_set, lists)
+    size = 10 // num_folds
     tested = []
-    for fold in range(NUM_FOLDS):
-        train, test, pretrain = (read_list(lists / f"fold{fold}_{part}.csv") for part in ("train", "test", "pretrain"))
-        held_out = {str(fold + 1), str(fold + 11)}
+    for fold in range(num_folds):
+        parts = ("train", "test", "pretrain")
+        train, test, pretrain = (read_list(lists / f"fold{fold}{suffix}_{part}.csv") for part in parts)
+        of_set_1 = range(fold * size + 1, (fold + 1) * size + 1)
+        held_out = {str(sequence + offset) for sequence in of_set_1 for offset in (0, 10)}
         assert sequences(test.paths) == held_out
         assert not sequences(train.paths) & held_out
         assert not sequences(pretrain.paths) & held_out
         assert set(train.paths) <= set(pretrain.paths)
-        assert (len(train.paths), len(test.paths)) == (36, 4)
-        assert len(pretrain.paths) == 36 + {0: 2, 1: 3, 9: 3}.get(fold, 4)
+        assert (len(train.paths), len(test.paths)) == (40 - 4 * size, 4 * size)
+        unlabelled = sum(count for sequence, count in ((1, 2), (2, 1), (10, 1)) if sequence not in of_set_1)
+        assert len(pretrain.paths) == len(train.paths) + unlabelled
         assert set(pretrain.labels) == {-1}
         assert set(train.labels) == set(test.labels) == {0, 5}
         tested += test.paths
@@ -61,10 +66,11 @@ def test_lists_of_the_real_set(shared_data, tmp_path):
     if not source.is_dir():
         pytest.skip(f"{source} does not exist")
     write_lists(source, tmp_path)
-    tests = [read_list(tmp_path / f"fold{fold}_test.csv") for fold in range(NUM_FOLDS)]
-    assert sum(len(test.paths) for test in tests) == 120
-    for fold, test in enumerate(tests):
-        pretrain = read_list(tmp_path / f"fold{fold}_pretrain.csv")
+    names = [f"fold{fold}{suffix}" for suffix, num_folds in NUM_FOLDS.items() for fold in range(num_folds)]
+    tests = [read_list(tmp_path / f"{name}_test.csv") for name in names]
+    assert sum(len(test.paths) for test in tests) == 120 * len(NUM_FOLDS)
+    for name, test in zip(names, tests, strict=True):
+        pretrain = read_list(tmp_path / f"{name}_pretrain.csv")
         assert not set(test.paths) & set(pretrain.paths)
         held_out = {Path(path).stem.split("_")[1] for path in test.paths}
         unlabelled = {sequence_of(Path(path)) for path in pretrain.paths if "unlabelled" in path}

@@ -19,10 +19,10 @@ TARGET = [torch.tensor([[2, 3], [0, 1]]), torch.tensor([[1, 2, 30], [3, 4, 5]])]
 RNG = StepRng(seed=2, step=7, first_sample=0)
 
 
-def make_lejepa(predictor=(), **options):
+def make_lejepa(predictor=(), num_masks=2, **options):
     torch.manual_seed(0)
     encoder = ENCODERS.parse({"name": "vit_tiny", "embed_dim": 24, "depth": 2, "num_heads": 2})
-    masks = build_collator([{"name": "random_tube", "ratio": 0.5}] * 2, CLIP)
+    masks = build_collator([{"name": "random_tube", "ratio": 0.5}] * num_masks, CLIP)
     predictor = {"depth": 1, "embed_dim": 16, "num_heads": 2, **dict(predictor)}
     sizes = {"projector_hidden_dim": 12, "projector_dim": 8}
     return lejepa.build(
@@ -65,6 +65,23 @@ def test_loss_against_a_loop(batch):
     torch.testing.assert_close(losses["loss"], losses["loss_pred"] + 0.1 * losses["loss_sigreg"])
 
 
+def test_invariance_of_the_masks_against_a_loop(batch):
+    objective = make_lejepa(sigreg_coeff=0.1, inv_coeff=0.5)
+    clips, projector = to_float(batch.clips, MEAN, STD), objective.clip_projector
+    means = [objective.encoder(clips[b : b + 1], m[b : b + 1])[0].mean(0) for m in CONTEXT for b in range(2)]
+    hidden = torch.stack([projector.fc1(mean) for mean in means])
+    normalized = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
+    first, second = projector.fc2(gelu(normalized)).split(2)
+    center = (first + second) / 2
+    inv = (((first - center) ** 2).mean() + ((second - center) ** 2).mean()) / 2
+    gauss = sum(sigreg(view, RNG, objective.options.sigreg) for view in (first, second)) / 2
+    losses = objective(batch, RNG)
+    torch.testing.assert_close(losses["loss_inv"], inv, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(losses["loss_clip_sigreg"], gauss, rtol=1e-4, atol=1e-6)
+    expected = losses["loss_pred"] + 0.1 * losses["loss_sigreg"] + 0.5 * (inv + 0.1 * gauss)
+    torch.testing.assert_close(losses["loss"], expected)
+
+
 def test_prediction_moves_the_targets_unless_the_gradient_is_stopped(batch):
     for stop in (False, True):
         objective = make_lejepa(stop_gradient=stop, sigreg_coeff=0.0)
@@ -81,7 +98,9 @@ def test_positions_are_those_of_the_step():
     assert torch.equal(objective.positions(tokens, RNG), objective.positions(tokens, RNG.skip(3)))
 
 
-def test_noised_targets_and_single_clips_are_refused():
+def test_noised_targets_single_clips_and_single_views_are_refused():
+    with pytest.raises(ValueError, match="mask: this objective needs at least 2"):
+        make_lejepa(num_masks=1, inv_coeff=1.0)
     with pytest.raises(ValueError, match="objective.predictor.use_mask_tokens"):
         make_lejepa({"use_mask_tokens": False})
     with pytest.raises(ValueError, match="raise data.batch_size"):

@@ -26,7 +26,13 @@ CURVES = (
         "loss",
         "Loss",
         "",
-        {"loss": "total", "loss_pred": "prediction", "loss_sigreg": "SIGReg"},
+        {
+            "loss": "total",
+            "loss_pred": "prediction",
+            "loss_sigreg": "SIGReg",
+            "loss_inv": "invariance term",
+            "loss_clip_sigreg": "SIGReg of the clips",
+        },
         "Loss terms. Look for: SIGReg that falls to about 1, its value for normally distributed projections (with "
         "`sigreg.times_batch`), and a prediction loss below 1, the variance of the targets. A prediction loss near "
         "zero with a SIGReg that stays high is collapse.",
@@ -53,6 +59,9 @@ class Options(ObjectiveOptions):
     sigreg: SIGRegOptions = SIGRegOptions()
     sigreg_tokens: int = Field(4, ge=1)
     """Positions in the clip, drawn at random in each step, at which SIGReg compares the clips."""
+    inv_coeff: float = Field(0.0, ge=0)
+    """Weight of LeJEPA's invariance term, with the masks as views: the projection of the mean context feature of a clip
+    is the same under each mask. SIGReg acts on these projections, too. Needs two masks."""
     stop_gradient: bool = False
     """Send no gradient of the prediction loss through the targets, as an ablation."""
 
@@ -82,22 +91,31 @@ class LeJEPA(Objective):
     ):
         super().__init__()
         self.encoder, self.predictor, self.options, self.mean, self.std = encoder, predictor, options, mean, std
-        self.projector = Projector(encoder.embed_dim, options.projector_hidden_dim, options.projector_dim)
+        sizes = (encoder.embed_dim, options.projector_hidden_dim, options.projector_dim)
+        self.projector = Projector(*sizes)
+        if options.inv_coeff:
+            self.clip_projector = Projector(*sizes)
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
-        """Compute the mean squared error of the predictions, averaged over the masks, and SIGReg."""
+        """Compute the mean squared error of the predictions, averaged over the masks, SIGReg and the invariance term."""
+        o = self.options
         clips = to_float(batch.clips, self.mean, self.std)
         projections = self.projector(self.encoder(clips)).float()  # [B, N, P]
-        targets = projections.detach() if self.options.stop_gradient else projections
+        targets = projections.detach() if o.stop_gradient else projections
+        contexts = self.encoder(clips, list(batch.masks_context))
         errors = []
-        for index, context in enumerate(self.encoder(clips, list(batch.masks_context))):
-            target = batch.masks_target[index]
+        for index, (context, target) in enumerate(zip(contexts, batch.masks_target, strict=True)):
             predicted = self.predictor(context, None, batch.masks_context[index], target, index).float()
             errors.append((predicted - take_tokens(targets, target)).square().mean())
         prediction = torch.stack(errors).mean(0)
-        gauss = sigreg(projections[:, self.positions(projections, rng)].transpose(0, 1), rng, self.options.sigreg)
-        loss = prediction + self.options.sigreg_coeff * gauss
-        return {"loss": loss, "loss_pred": prediction.detach(), "loss_sigreg": gauss.detach()}
+        gauss = sigreg(projections[:, self.positions(projections, rng)].transpose(0, 1), rng, o.sigreg)
+        loss, terms = prediction + o.sigreg_coeff * gauss, {"loss_pred": prediction, "loss_sigreg": gauss}
+        if o.inv_coeff:
+            views = self.clip_projector(torch.stack([context.mean(1) for context in contexts])).float()  # [M, B, P]
+            inv, clip_gauss = (views - views.mean(0)).square().mean(), sigreg(views, rng, o.sigreg)
+            loss = loss + o.inv_coeff * (inv + o.sigreg_coeff * clip_gauss)
+            terms |= {"loss_inv": inv, "loss_clip_sigreg": clip_gauss}
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def positions(self, tokens: Tensor, rng: StepRng) -> Tensor:
         """Draw the positions [sigreg_tokens] of a step among those of the tokens [B, N, P]."""
@@ -111,7 +129,7 @@ class LeJEPA(Objective):
 
 def build(options: Options, setup: Setup) -> LeJEPA:
     """Build encoder, projector and predictor. Raises ValueError where they do not fit the clips or the masks."""
-    num_masks = setup.num_masks(at_least=1)
+    num_masks = setup.num_masks(at_least=2 if options.inv_coeff else 1)
     encoder = setup.build_encoder(drop_tokens=True)
     predictor = setup.build_predictor(options.predictor, encoder, num_masks, out_dim=options.projector_dim)
     if not predictor.use_mask_tokens:
