@@ -1,8 +1,8 @@
 """Lists for cross-validation on UT-Interaction (Ryoo & Aggarwal, SDHA 2010), for pretraining and probing.
 
-`labels.csv` has the path, label, sequence and fold of each clip. The test clips of one of the ten folds are those of two
-sequences (q of set 1 and q + 10 of set 2). All clips of a sequence have the same actors and background, so none of them
-may be in a training list. Five folds of twice the size, each of two of the ten, need half as many pretrainings.
+`labels.csv` has the path, label, sequence and fold of each clip. The test clips of one of the ten folds are those of
+two sequences (q of set 1 and q + 10 of set 2). All clips of a sequence have the same actors and background, so none of
+them may be in a training list. Five folds of twice the size, each of two of the ten, need half as many pretrainings.
 
 The clips in `unlabelled/` were cut from set 1, too: `set1_<number>_<sequence>_6.mp4`. Those of a held-out sequence show
 the same actors and background as the test clips, so the pretraining list of the fold excludes them as well.
