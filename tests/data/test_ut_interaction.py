@@ -30,7 +30,7 @@ def sequences(paths):
     return {sequence_of(Path(p)) if "unlabelled" in p else Path(p).stem.split("_")[0] for p in paths}
 
 
-@pytest.mark.parametrize("suffix, num_folds", NUM_FOLDS.items())
+@pytest.mark.parametrize(("suffix", "num_folds"), NUM_FOLDS.items())
 def test_each_fold_leaves_out_sequences_with_or_without_labels(copy_of_the_set, tmp_path, suffix, num_folds):
     lists = tmp_path / "lists"
     write_lists(copy_of_the_set, lists)

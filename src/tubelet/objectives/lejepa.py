@@ -97,7 +97,7 @@ class LeJEPA(Objective):
             self.clip_projector = Projector(*sizes)
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
-        """Compute the mean squared error of the predictions, averaged over the masks, SIGReg and the invariance term."""
+        """Compute the error of the predictions, averaged over the masks, SIGReg and the invariance term."""
         o = self.options
         clips = to_float(batch.clips, self.mean, self.std)
         projections = self.projector(self.encoder(clips)).float()  # [B, N, P]
