@@ -1,11 +1,12 @@
 """Options of self-supervised pretraining. V-JEPA's flat keys are accepted, too; see `tubelet.config.aliases`."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 
-from tubelet import objectives
+from tubelet import config, objectives
 from tubelet.config import RESUME_IGNORED, Config, ConfigError
 from tubelet.config.registry import Module
 from tubelet.data import AugConfig, DataConfig
@@ -60,7 +61,12 @@ class Options(TrainingOptions):
     data_aug: AugConfig = AugConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     init_from: Annotated[str | None, RESUME_IGNORED] = None
-    """Run folder or checkpoint whose weights a new run starts from (continued pretraining)."""
+    """Run folder or checkpoint whose weights a new run starts from (continued pretraining). Clips may have another
+    size there: positions are computed for the new one."""
+    stages: Annotated[list[dict[str, Any]], RESUME_IGNORED] = []
+    """Further stages of training, such as longer and larger clips at the end: `{name: …}` and the options that differ
+    from those of this file. A stage is a run in `<folder>/<name>`, with schedules of its own, that starts from the
+    weights of the stage before it."""
 
     @model_validator(mode="after")
     def _check_parts(self) -> "Options":
@@ -70,7 +76,25 @@ class Options(TrainingOptions):
         self.transform()
         with torch.device("meta"):
             objectives.build(self.objective, self.setup(schedule_steps=1))
+        self.runs()
         return self
+
+    def runs(self) -> list["Options"]:
+        """Return the options of this run and of its further stages, in order. Raises ConfigError for invalid ones."""
+        common = self.model_dump(exclude={"stages"}, exclude_unset=True)
+        runs = [self]
+        for index, stage in enumerate(self.stages):
+            name = stage.get("name")
+            if not isinstance(name, str) or name == "checkpoints" or Path(name).name != name:
+                raise ConfigError(f"  stages.{index}.name: {name!r}: give the name of a new folder in the run folder")
+            if reserved := sorted(stage.keys() & {"app", "folder", "init_from", "stages"}):
+                raise ConfigError(f"  stages.{index}.{reserved[0]}: a stage does not have this key; remove it")
+            changes = {key: value for key, value in stage.items() if key != "name"}
+            changes |= {"folder": f"{self.folder}/{name}", "init_from": runs[-1].folder}
+            runs.append(config.check_part(config.merge(common, changes), Options, f"stages.{index}"))
+        if len({run.folder for run in runs}) < len(runs):
+            raise ConfigError("  stages: two stages have the same name")
+        return runs
 
     def transform(self) -> TrainTransform | MultiViewTransform:
         """Return the transform of the training clips. Raises ConfigError or ValueError for impossible options."""

@@ -24,8 +24,16 @@ from tubelet.training.trainer import Trainer
 
 
 def main(options: Options, world: World) -> None:
+    """Train the run and its further stages, if any, one after another."""
+    runs = options.runs()
+    for run in runs:
+        run.check_batch_size(world.world_size)
+    for run in runs:
+        train(run, world)
+
+
+def train(options: Options, world: World) -> None:
     """Train until the last epoch; continue the run that the folder holds, if any."""
-    options.check_batch_size(world.world_size)
     dataset, stream = make_stream(options, world)
     schedule = options.optimization.schedule(stream.steps_per_pass)
 
