@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 from tubelet.config import ConfigError
 from tubelet.data import video_dataset
+from tubelet.data.options import DataConfig
 from tubelet.data.sources import IMAGE_SUFFIXES, Source, read_source
 from tubelet.data.types import VideoError
 
@@ -19,8 +20,7 @@ class Dataset(video_dataset.Dataset):
     """
 
     def find_samples(self, entry: str) -> Source:
-        if self.data.num_clips != 1:
-            raise ConfigError(f"data.num_clips: {self.data.num_clips}: an image has a single clip; set it to 1")
+        check_one_clip(self.data)
         source = read_source(entry, IMAGE_SUFFIXES)
         root = Path(entry).expanduser()
         if not root.is_dir():
@@ -36,10 +36,23 @@ class Dataset(video_dataset.Dataset):
         return Source(source.paths, [label_of[folder] for folder in folders])
 
     def read_views(self, path: str, rng: np.random.Generator) -> tuple[video_dataset.Views, np.ndarray]:
-        views = self.transformed([read_image(path)[None]], rng)
-        num_frames = self.data.num_frames
-        repeated = {name: view.expand(-1, -1, num_frames, -1, -1).contiguous() for name, view in views.items()}
-        return repeated, np.zeros((1, num_frames), dtype=np.int64)
+        return repeated_image(self, path, rng)
+
+
+def check_one_clip(data: DataConfig) -> None:
+    """Raise ConfigError where several clips of each sample are asked for."""
+    if data.num_clips != 1:
+        raise ConfigError(f"data.num_clips: {data.num_clips}: an image has a single clip; set it to 1")
+
+
+def repeated_image(
+    dataset: video_dataset.Dataset, path: str, rng: np.random.Generator
+) -> tuple[video_dataset.Views, np.ndarray]:
+    """Return the result of `read_views` for an image: the transformed image in all T frames of the clip."""
+    views = dataset.transformed([read_image(path)[None]], rng)
+    num_frames = dataset.data.num_frames
+    repeated = {name: view.expand(-1, -1, num_frames, -1, -1).contiguous() for name, view in views.items()}
+    return repeated, np.zeros((1, num_frames), dtype=np.int64)
 
 
 def read_image(path: str) -> np.ndarray:
