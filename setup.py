@@ -19,6 +19,8 @@ setup(
         "decord2",
         "einops",
         "matplotlib",
+        "numpy>=2",
+        "pyarrow",
         "pydantic>=2.7",
         "pyyaml",
         "safetensors",

@@ -56,7 +56,9 @@ def make_stream(options: Options, world: World) -> tuple[SampleSource, SampleStr
     """Return the data set with its augmentation, and the order in which the run draws from it."""
     data, seed = options.data, options.meta.seed
     dataset = find("data", data.format.name).Dataset(data, options.transform(), seed=seed, on_error="replace")
-    return dataset, SampleStream(dataset.sizes, data.datasets_weights, data.batch_size * world.world_size, seed)
+    durations = dataset.cumulative_durations if data.weight_by_duration else None
+    batch_size = data.batch_size * world.world_size
+    return dataset, SampleStream(dataset.sizes, data.datasets_weights, batch_size, seed, cumulative_durations=durations)
 
 
 def make_batches(

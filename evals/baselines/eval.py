@@ -78,9 +78,9 @@ def _measure(
     chosen = labelled_subset(train.labels, task.labels_per_class, task.label_fraction, seed)
     top1 = baselines.accuracy(
         baselines.stack([described[path] for path in train.paths], kind)[chosen],
-        torch.tensor(train.labels)[chosen],
+        torch.tensor(np.asarray(train.labels))[chosen],
         baselines.stack([described[path] for path in val.paths], kind),
-        torch.tensor(val.labels),
+        torch.tensor(np.asarray(val.labels)),
         task.num_classes,
     )
     return {"top1": top1, "num_val": len(val.paths)}

@@ -54,7 +54,12 @@ class Measurement:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         changes = {name: getattr(options.data, name) for name in ("datasets", "cache")}
-        changes |= {"datasets_weights": None, "num_clips": 1, "random_clip_sampling": False}
+        changes |= {
+            "datasets_weights": None,
+            "weight_by_duration": False,
+            "num_clips": 1,
+            "random_clip_sampling": False,
+        }
         self.dataset = find("data", data.format.name).Dataset(
             data.model_copy(update=changes), EvalTransform(data.crop_size), on_error="exclude"
         )

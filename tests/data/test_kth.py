@@ -58,7 +58,7 @@ def test_samples_are_the_listed_sequences_of_the_part(tree):
             "person25_running_d1_uncomp.avi#23-40 running",
         ],
     }
-    assert sorted(dataset(tree).paths) == sorted(of_parts["train"].paths + of_parts["test"].paths)
+    assert sorted(dataset(tree).paths) == sorted([*of_parts["train"].paths, *of_parts["test"].paths])
 
 
 def test_clips_stay_within_their_sequence(tree, numbers_of):

@@ -14,6 +14,8 @@ configuration. The programs construct and use it like this:
     dataset.labels        class of each sample, -1 where it has none
     dataset.classes       names of the classes, or an empty list
     dataset.sizes         number of samples of each entry of `data.datasets`, in the order of the samples
+    dataset.cumulative_durations
+                          with `data.weight_by_duration`, for each entry: seconds of each sample and all before it
     dataset.unreadable    index -> reason, to which the loader adds samples that crashed or blocked a worker
 
 Draws that need random numbers take them from `runtime.seeds.numpy_generator`, never from a global generator. A sample

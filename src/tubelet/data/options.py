@@ -20,9 +20,13 @@ class DataConfig(Config):
     """YAML section `data`. Keys have V-JEPA's names where they have the same meaning."""
 
     datasets: list[str] = Field(min_length=1)
-    """Folders (searched recursively), lists (one `path label` per line) or single video files."""
+    """Folders (searched recursively), lists (one `path label` per line), indexes (`.parquet`, see
+    docs/your_own_data.md) or single video files."""
     datasets_weights: list[float] | None = None
-    """Relative number of draws from each entry of `datasets`; None: every sample equally often."""
+    """Relative number of draws from each entry of `datasets`; None: every sample equally often, or, with
+    `weight_by_duration`, every second of video."""
+    weight_by_duration: bool = False
+    """Draw each video in proportion to its duration; needs indexes in `datasets`."""
     format: DataFormat = Field({}, validate_default=True)
     """How the samples are stored: `{name: video_dataset}`, or another module of tubelet/data with `Dataset`."""
 

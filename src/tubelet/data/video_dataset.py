@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.config import ConfigError
 from tubelet.data.clip_sampling import clip_length, sample_frames
 from tubelet.data.decoders import Video, open_video, read_frames
 from tubelet.data.frame_cache import CachedVideo
 from tubelet.data.options import DataConfig
+from tubelet.data.rows import Rows, join_numbers, join_strings
 from tubelet.data.sources import VIDEO_SUFFIXES, Source, read_source
 from tubelet.data.types import BadFile, Draw, Sample, VideoError
 from tubelet.data.worker_monitor import reading
@@ -36,10 +38,12 @@ class Dataset:
             names the file.
 
     Attributes:
-        paths: Path of each sample.
-        labels: Label of each sample, -1 if it has none.
+        paths: Path of each sample; a sequence, but no list (see `rows`).
+        labels: Label of each sample, -1 if it has none; a sequence, but no list.
         classes: Names of the classes, where the format knows them.
         sizes: Number of samples of each entry of `data.datasets`.
+        cumulative_durations: With `data.weight_by_duration`, for each entry, the seconds of each sample and all before
+            it.
         unreadable: index -> reason, of samples that must not be read again because they crashed or blocked a worker.
             The loader adds to it.
     """
@@ -57,8 +61,9 @@ class Dataset:
         self.unreadable: dict[int, str] = {}
         sources = [self.find_samples(entry) for entry in data.datasets]
         self.sizes = [len(source.paths) for source in sources]
-        self.paths = [path for source in sources for path in source.paths]
-        self.labels = [label for source in sources for label in source.labels]
+        self.paths = join_strings([source.paths for source in sources])
+        self.labels = join_numbers([source.labels for source in sources])
+        self.cumulative_durations = self._durations(sources) if data.weight_by_duration else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,6 +130,16 @@ class Dataset:
     def targets(self, index: int) -> dict[str, Any]:
         """Return `Sample.targets` of a sample."""
         return {"label": self.labels[index]}
+
+    def _durations(self, sources: Sequence[Source]) -> list[Rows[float]]:
+        known = [source.cumulative_durations for source in sources]
+        for entry, durations in zip(self.data.datasets, known, strict=True):
+            if durations is None:
+                raise ConfigError(
+                    f"data.weight_by_duration: '{entry}' has no durations; give an index, written by: "
+                    f"python -m app.main --fname configs/data/index.yaml datasets=[{entry}]"
+                )
+        return [durations for durations in known if durations is not None]
 
     def _candidates(self, draw: Draw) -> Iterator[int]:
         """Yield the sample drawn, then, in training, random replacements: from its source first, then from all."""

@@ -49,7 +49,7 @@ def labelled_sets(
             f"data.dataset_train has the class folders {train.classes}, data.dataset_val has {val.classes}; "
             "both need the same, even if some are empty"
         )
-    if world.is_main and (both := set(train.paths) & set(val.paths)):
+    if world.is_main and (both := set(val.paths).intersection(train.paths)):
         logger.warning(
             "%d videos are in data.dataset_train and in data.dataset_val, e.g. %s: the accuracy on them says nothing "
             "about new videos",
@@ -125,8 +125,8 @@ class LabelledClips:
         self._dataset = find("data", data.format.name).Dataset(
             check(raw, DataConfig, self.source), transform, seed=seed, on_error=data.on_bad_video
         )
-        self.paths: list[str] = self._dataset.paths
-        self.labels: list[int] = self._dataset.labels
+        self.paths: Sequence[str] = self._dataset.paths
+        self.labels: Sequence[int] = self._dataset.labels
         self.classes: list[str] = getattr(self._dataset, "classes", [])
         self.description = f"{data.format} {raw | {'datasets': None, 'cache': None}} views {views}"
         if shuffle_frames:  # in another list, a file has another index

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -80,7 +81,7 @@ class Features:
         self.clips, self.encoder, self.watchdog, self.world = clips, encoder, watchdog, watchdog.world
         self.excluded: dict[str, str] = {}
         self._segments, self._reads, self._grid = segments, reads, grid
-        self._labels = torch.tensor(clips.labels)
+        self._labels = torch.tensor(np.asarray(clips.labels), dtype=torch.int64)
         self._stored: Tensor | StoredTokens | None = None
         self._rows = torch.full((len(clips),), -1)  # of each sample in `_stored`
 

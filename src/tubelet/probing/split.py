@@ -1,11 +1,13 @@
 """Select the labelled videos that a probe trains on, and those that are held out to choose a head."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from tubelet.config import ConfigError
+from tubelet.data.rows import Rows
 from tubelet.runtime.seeds import torch_generator
 
 
@@ -37,7 +39,7 @@ def labelled_subset(
             raise ConfigError(
                 f"data.labels_per_class is {count}, but class {label} has only {len(members)} training samples"
             )
-        chosen += [members[i] for i in _permutation(len(members), seed, label)[:count]]
+        chosen += members[_permutation(len(members), seed, label)[:count]].tolist()
     return sorted(chosen)
 
 
@@ -54,25 +56,43 @@ def stratified_parts(labels: Sequence[int], count: int, seed: int) -> list[int]:
 
 def check_labels(labels: Sequence[int], paths: Sequence[str], num_classes: int, key: str) -> None:
     """Raises ConfigError, with `key` and the first such sample, where a label is not in 0 .. num_classes - 1."""
-    for label, path in zip(labels, paths, strict=True):
+    for index, label in enumerate(labels):
         if not 0 <= label < num_classes:
             problem = "has no label" if label < 0 else f"has label {label}"
             raise ConfigError(
-                f"{key}: {path} {problem}; with num_classes {num_classes} labels are 0 to {num_classes - 1}"
+                f"{key}: {paths[index]} {problem}; with num_classes {num_classes} labels are 0 to {num_classes - 1}"
             )
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash of `parts`."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    """Hash of `parts`; a sequence of rows has the hash of a list."""
+    digest = hashlib.sha256()
+    for piece in _representation(parts):
+        digest.update(piece.encode())
+    return digest.hexdigest()
 
 
-def _members(labels: Sequence[int]) -> dict[int, list[int]]:
+def _representation(parts: tuple[object, ...]) -> Iterator[str]:
+    """Yield the pieces of `repr(parts)`, in which rows are lists, without making these lists."""
+    yield "("
+    for number, part in enumerate(parts):
+        yield ", " if number else ""
+        if isinstance(part, Rows):
+            yield "["
+            for index, item in enumerate(part):
+                yield f", {item!r}" if index else repr(item)
+            yield "]"
+        else:
+            yield repr(part)
+    yield ",)" if len(parts) == 1 else ")"
+
+
+def _members(labels: Sequence[int]) -> dict[int, np.ndarray]:
     """Label -> indices of its samples, sorted by label."""
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        members.setdefault(label, []).append(index)
-    return dict(sorted(members.items()))
+    of_samples = np.asarray(labels)
+    order = np.argsort(of_samples, kind="stable")
+    values, starts = np.unique(of_samples[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _permutation(length: int, seed: int, label: int) -> list[int]:

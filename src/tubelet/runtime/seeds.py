@@ -20,6 +20,7 @@ class Purpose(enum.IntEnum):
     MASKS = 5
     GENERATED_LABELS = 6
     GENERATED_CLIP = 7
+    DURATION_OFFSET = 8
 
 
 def numpy_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
