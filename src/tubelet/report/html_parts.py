@@ -60,3 +60,35 @@ def details(title: str, content: str) -> str:
 
 def escape(text: str) -> str:
     return html.escape(str(text))
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """Return the page as HTML that refers to no other file."""
+    name = escape(title)
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Tubelet: {name}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f"<body><main>\n<h1>{name}</h1>\n{body}\n</main></body></html>\n"
+    )
+
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; background: #f6f7f8; color: #222; font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; background: #fff; }
+h1 { margin: 0 0 .5rem; font-size: 1.7rem; } h2 { margin: 2.6rem 0 .8rem; font-size: 1.25rem; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .38rem .8rem; border-bottom: 1px solid #e4e6e8; text-align: right; white-space: nowrap; }
+th[scope=row], th:first-child { text-align: left; font-weight: normal; white-space: normal; }
+thead th { border-bottom: 2px solid #444; font-weight: 600; }
+th[scope=colgroup] { text-align: center; border-bottom: 1px solid #444; }
+tr.pretrained { background: #fff3e8; } tr.baseline { color: #666; } td.best { font-weight: 700; }
+.scroll { overflow-x: auto; } .verdict { border-left: 4px solid #e0661c; padding-left: .9rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem 2rem; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } .grid img { width: 100%; }
+figcaption, .missing { color: #555; font-size: .88rem; max-width: 60rem; }
+details { margin: .8rem 0; } summary { cursor: pointer; }
+pre { background: #f6f7f8; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
+ul { padding-left: 1.2rem; color: #444; font-size: .92rem; }
+"""
