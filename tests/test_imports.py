@@ -27,6 +27,7 @@ BELOW = {
     "generation": {"grid", "config", "runtime", "data", "layers", "models", "hub", "report"},
     "report": {"grid", "config", "runtime", "data", "layers", "models", "masks", "hub"},
     "slurm": {"config", "runtime"},
+    "indexing": {"config", "runtime", "data"},
 }
 # Imported inside of a function, where it is needed.
 EXCEPTIONS = {"hub/probe.py": {"probing"}}
