@@ -1,8 +1,11 @@
+import hashlib
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from tubelet.config import ConfigError
+from tubelet.data.rows import Numbers, Strings
 from tubelet.probing import split
 
 LABELS = [0] * 20 + [1] * 9 + [2] * 14
@@ -53,3 +56,11 @@ def test_held_out_parts_are_about_equal_in_size_and_classes():
 def test_a_label_that_is_no_class_is_named(label, problem):
     with pytest.raises(ConfigError, match=f"data.dataset_val: b.mp4 {problem}.*labels are 0 to 2"):
         split.check_labels([0, label], ["a.mp4", "b.mp4"], 3, "data.dataset_val")
+
+
+def test_the_fingerprint_of_rows_is_that_of_lists():
+    paths, labels = ["a'b.mp4", 'ü".mp4', "c"], [3, 0, -1]
+    expected = hashlib.sha256(repr((paths, labels, "x", (1.5,))).encode()).hexdigest()
+    assert split.fingerprint(Strings(paths), Numbers(np.array(labels)), "x", (1.5,)) == expected
+    assert split.fingerprint(Strings(paths)) == split.fingerprint(paths)
+    assert split.fingerprint(Strings([])) == split.fingerprint([])
