@@ -62,7 +62,8 @@ class DataConfig(Config):
             "crop_size": self.crop_size,
             "patch_size": 1,  # the model checks whether its patches tile the frame
             "tubelet_size": 1,
-            "decoder": self.decoder,
+            "decoder": self.decoder.model_dump(),
+            "num_workers": self.num_workers,
             "cache": self.cache,
         }
         return check_part(raw, ClipsConfig, "data")

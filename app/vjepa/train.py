@@ -56,9 +56,15 @@ def make_stream(options: Options, world: World) -> tuple[SampleSource, SampleStr
     """Return the data set with its augmentation, and the order in which the run draws from it."""
     data, seed = options.data, options.meta.seed
     dataset = find("data", data.format.name).Dataset(data, options.transform(), seed=seed, on_error="replace")
-    durations = dataset.cumulative_durations if data.weight_by_duration else None
-    batch_size = data.batch_size * world.world_size
-    return dataset, SampleStream(dataset.sizes, data.datasets_weights, batch_size, seed, cumulative_durations=durations)
+    stream = SampleStream(
+        dataset.sizes,
+        data.datasets_weights,
+        data.batch_size * world.world_size,
+        seed,
+        clips_per_sample=data.clips_per_video,
+        cumulative_durations=dataset.cumulative_durations if data.weight_by_duration else None,
+    )
+    return dataset, stream
 
 
 def make_batches(

@@ -37,7 +37,7 @@ class Options(Config):
     """Frames, evenly spaced over the video, between which differences are taken."""
     average: bool = True
     """Average the differences over time; false: use each, which contains more."""
-    decoder: Decoder = "pyav"
+    decoder: Decoder = Decoder()
     distributed: DistributedConfig = DistributedConfig()
     tasks: dict[str, Task] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)

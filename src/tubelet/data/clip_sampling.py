@@ -6,6 +6,9 @@ import numpy as np
 
 from tubelet.data.options import DataConfig
 
+ROUNDING = 1e-6
+"""Seconds by which a frame may start late, because times are rounded."""
+
 
 def frame_step(options: DataConfig, video_fps: float) -> float:
     """Distance between the frames of a clip in frames of the file; fractional where `fps` does not divide evenly."""
@@ -24,7 +27,11 @@ def clip_length(options: DataConfig, video_fps: float) -> int:
 
 
 def sample_frames(
-    num_video_frames: int, video_fps: float, options: DataConfig, rng: np.random.Generator | None
+    num_video_frames: int,
+    video_fps: float,
+    options: DataConfig,
+    rng: np.random.Generator | None,
+    times: np.ndarray | None = None,
 ) -> np.ndarray:
     """The frame numbers of the clips of a video.
 
@@ -33,11 +40,15 @@ def sample_frames(
     `allow_clip_overlap` the windows are evenly spaced over the whole video instead, and only a video shorter than a
     window repeats its last frame.
 
+    With `times`, parts, windows and distances are those of a video of constant rate and the same duration, and each of
+    its frames is replaced by the frame that is presented at its time: the last one that starts by then.
+
     Args:
         num_video_frames: Length of the video.
-        video_fps: Frames per second of the video.
+        video_fps: Average frames per second of the video.
         options: Section `data`.
         rng: Draws the position of each window in its part; None, or `random_clip_sampling` false: the middle.
+        times: Seconds from the first frame at which each frame is presented, ascending; None for a constant rate.
 
     Returns:
         int64 [num_clips, num_frames], each clip ascending.
@@ -45,7 +56,7 @@ def sample_frames(
     if num_video_frames < 1:
         raise ValueError("a video without frames has no clips")
     window = clip_length(options, video_fps)
-    offsets = np.floor(np.arange(options.num_frames) * frame_step(options, video_fps)).astype(np.int64)
+    offsets = np.arange(options.num_frames) * frame_step(options, video_fps)
     part = num_video_frames // options.num_clips
     if part < window and options.allow_clip_overlap or part == 0:
         starts = np.linspace(0, max(0, num_video_frames - window), options.num_clips).astype(np.int64)
@@ -58,4 +69,7 @@ def sample_frames(
             shift = np.full(options.num_clips, slack // 2)
         starts = np.arange(options.num_clips) * part + shift
         last = np.arange(1, options.num_clips + 1) * part - 1
-    return np.minimum(starts[:, None] + offsets, last[:, None])
+    positions = np.minimum(starts[:, None] + offsets, last[:, None])
+    if times is None:
+        return np.floor(positions).astype(np.int64)
+    return np.searchsorted(times, positions / video_fps + ROUNDING, side="right") - 1

@@ -9,7 +9,11 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from tubelet.data.decoders import open_video, read_frames
+from tubelet.data.options import Decoder
 from tubelet.runtime.files import write_atomic
+
+VERSION = 2
+"""Of the content of the files, which are made anew where it is another one."""
 
 
 class CachedVideo:
@@ -24,15 +28,16 @@ class CachedVideo:
         folder: Folder of the cached files.
     """
 
-    def __init__(self, path: str, decoder: str, folder: str):
-        status = os.stat(path)
-        identity = f"{os.path.abspath(path)}|{status.st_size}|{status.st_mtime_ns}|{decoder}"
+    def __init__(self, path: str, decoder: Decoder | str, folder: str):
+        status, options = os.stat(path), Decoder.model_validate(decoder)
+        identity = f"{os.path.abspath(path)}|{status.st_size}|{status.st_mtime_ns}|{VERSION}|{options.model_dump()}"
         name = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
         cached = os.path.join(folder, f"{name}.safetensors")
         if not os.path.exists(cached):
-            _decode(path, decoder, cached)
+            _decode(path, options, cached)
         file = safe_open(cached, framework="np")
-        self._frames, self.fps = file.get_slice("frames"), float(file.metadata()["fps"])
+        self._frames, self.times = file.get_slice("frames"), file.get_tensor("times")
+        self.fps = float(file.metadata()["fps"])
         self.num_frames = self._frames.get_shape()[0]
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
@@ -40,10 +45,11 @@ class CachedVideo:
         return self._frames[first : last + 1][indices - first]
 
 
-def _decode(path: str, decoder: str, cached: str) -> None:
+def _decode(path: str, decoder: Decoder, cached: str) -> None:
     """Decode all frames into the file `cached`."""
     video = open_video(path, decoder)
     frames = read_frames(video, np.arange(video.num_frames), path)
     os.makedirs(os.path.dirname(cached), exist_ok=True)
     # Frames of a rotated video are strided views, whose bytes are in another order.
-    write_atomic(Path(cached), save({"frames": np.ascontiguousarray(frames)}, metadata={"fps": repr(video.fps)}))
+    tensors = {"frames": np.ascontiguousarray(frames), "times": video.times}
+    write_atomic(Path(cached), save(tensors, metadata={"fps": repr(video.fps)}))

@@ -87,6 +87,11 @@ class VideoPart:
         self._video, self._start = video, start
         self.num_frames, self.fps = stop - start, video.fps
 
+    @property
+    def times(self) -> np.ndarray:
+        times = self._video.times[self._start : self._start + self.num_frames]
+        return times - times[0]
+
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
         return self._video.frames_at(indices + self._start)
 

@@ -1,19 +1,55 @@
 """YAML sections `data` and `data_aug`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from tubelet.config import RESUME_IGNORED, Config, ConfigError, Pair, Size, Triple, check_part
 from tubelet.config.registry import Module, PartOptions
 from tubelet.grid import ClipShape, nearest_multiple
 
-Decoder = Literal["decord", "pyav", "torchcodec"]
+DECODERS = ("decord", "pyav", "torchcodec")
 
 MaxBadFraction = Annotated[float, Field(ge=0, le=1)]
 DataFormat = Annotated[PartOptions, Module("data", "FormatOptions", provides="Dataset", default="video_dataset")]
 """Type of an option that selects how samples are stored, by a module with `Dataset`: `{name: video_dataset}`."""
+
+
+class Decoder(Config):
+    """A library that decodes videos: its name, or a mapping `{name: torchcodec, seek_mode: approximate}`."""
+
+    name: Literal["decord", "pyav", "torchcodec"] = "pyav"
+    seek_mode: Literal["exact", "approximate"] = "exact"
+    """Of torchcodec. `approximate` takes number and times of the frames from the header of the file, without reading
+    the whole of it; frames of files whose rate is not constant are not those asked for."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of torchcodec. `cuda` decodes on the GPU of the process; it needs `num_workers: 0`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _of_torchcodec(self) -> "Decoder":
+        for key, default in (("seek_mode", "exact"), ("device", "cpu")):
+            if self.name != "torchcodec" and getattr(self, key) != default:
+                raise ValueError(f"{key} {getattr(self, key)} is an option of torchcodec; set name to torchcodec")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _to_name(self, serialize: Callable[["Decoder"], dict[str, Any]]) -> Any:
+        return self.name if self == Decoder(name=self.name) else serialize(self)
+
+    def check_workers(self, num_workers: int) -> None:
+        """Raise ValueError where worker processes cannot use the decoder."""
+        if self.device != "cpu" and num_workers:
+            raise ValueError(
+                f"decoder.device {self.device} with num_workers {num_workers}: worker processes cannot use the GPU; "
+                "set num_workers to 0, or device to cpu"
+            )
 
 
 class DataConfig(Config):
@@ -40,12 +76,16 @@ class DataConfig(Config):
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(default=300, ge=0)
     """Seconds to wait for a batch before the video that a worker hangs at counts as unreadable; 0: no limit."""
 
+    clips_per_video: int = Field(default=1, ge=1)
+    """Samples of each video in a pass over the data, each a clip of its own, at another position and in another batch;
+    for few long videos. The clips of a video are those of as many passes with one clip each."""
     num_clips: int = Field(default=1, ge=1)
     """Clips per video, one from each of as many equal parts of it."""
     num_frames: int = Field(default=16, ge=1)
     tubelet_size: int = Field(default=2, ge=1)
     sampling_rate: int | None = Field(default=None, ge=1)
-    """Take every n-th frame of the file. Alternatives: `fps` (frames per second) or `clip_duration` (seconds)."""
+    """Take every n-th frame of the file. Alternatives: `fps` (frames per second) or `clip_duration` (seconds), which
+    take the frames that are presented at these times, also where the rate of the file varies."""
     fps: float | None = Field(default=None, gt=0)
     clip_duration: float | None = Field(default=None, gt=0)
     random_clip_sampling: bool = True
@@ -61,7 +101,7 @@ class DataConfig(Config):
     """Pixels of the clips, one number or [height, width]."""
     patch_size: int = Field(default=16, ge=1)
 
-    decoder: Decoder = "pyav"
+    decoder: Decoder = Decoder()
     max_bad_fraction: Annotated[MaxBadFraction, RESUME_IGNORED] = 0.05
     """Training stops when more than this fraction of the draws met an unreadable video."""
     cache: Annotated[str | None, RESUME_IGNORED] = None
@@ -82,6 +122,7 @@ class DataConfig(Config):
         if not given and self.num_frames > 1:
             raise ValueError("no frame rate for the clips: give one of sampling_rate, fps, clip_duration")
         _ = self.clip_shape.grid  # checks the sizes
+        self.decoder.check_workers(self.num_workers)
         if self.mask_batch_size is not None and self.mask_batch_size % self.batch_size:
             raise ValueError(
                 f"mask_batch_size {self.mask_batch_size} is not a multiple of batch_size {self.batch_size}; "

@@ -32,6 +32,8 @@ class SampleStream:
         batch_size: Samples of a step over all processes.
         seed: Seed of the orders.
         shuffle: False for the order of the files.
+        clips_per_sample: How often a pass has each sample, which then counts as this many. Their epochs differ, and so
+            do the clips: epoch e of one is e · clips_per_sample + j, where j is the number of the repeat.
         cumulative_durations: For each source, the seconds of each sample and all before it. None: samples of a source
             are drawn equally often.
 
@@ -46,18 +48,22 @@ class SampleStream:
         batch_size: int,
         seed: int,
         shuffle: bool = True,
+        clips_per_sample: int = 1,
         cumulative_durations: Sequence[Rows[float]] | None = None,
     ):
-        self.sizes = np.array(dataset_sizes, dtype=np.int64)
+        self.sizes = np.array(dataset_sizes, dtype=np.int64) * clips_per_sample
         if len(self.sizes) == 0 or self.sizes.min() < 1:
             raise ValueError(f"every source needs at least one sample, got sizes {dataset_sizes}")
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.durations = None if cumulative_durations is None else [*map(DurationDraws, cumulative_durations)]
+        self.batch_size, self.seed, self.shuffle, self.clips_per_sample = batch_size, seed, shuffle, clips_per_sample
+        self.durations = None
+        if cumulative_durations is not None:
+            sources = zip(cumulative_durations, self.sizes.tolist(), strict=True)
+            self.durations = [DurationDraws(durations, draws) for durations, draws in sources]
         if weights is None and self.durations is not None:
             weights = [durations.total for durations in self.durations]
         self.pass_length = int(self.sizes.sum())
         self.quotas = self.sizes if weights is None else _quotas(self.pass_length, weights)
-        self._starts = np.cumsum(self.sizes) - self.sizes
+        self._first_samples = (np.cumsum(self.sizes) - self.sizes) // clips_per_sample
         self._quota_ends = np.cumsum(self.quotas)
         self._orders: dict[tuple[int, ...], Order] = {}
 
@@ -77,10 +83,12 @@ class SampleStream:
         for one in np.unique(source).tolist():
             mine = source == one
             items = self._items(int(self.sizes[one]), Purpose.SOURCE_ORDER, round_[mine], rank[mine], one)
-            epochs[mine], of_source = round_[mine], items
             if self.durations is not None:
                 epochs[mine], of_source = self.durations[one].draw(self.seed, one, round_[mine], items)
-            indices[mine] = self._starts[one] + of_source
+            else:
+                of_source, repeat = np.divmod(items, self.clips_per_sample)
+                epochs[mine] = round_[mine] * self.clips_per_sample + repeat
+            indices[mine] = self._first_samples[one] + of_source
         drawn = zip(epochs.tolist(), indices.tolist(), strict=True)
         return [Draw(step, epoch, index, position) for position, (epoch, index) in enumerate(drawn)]
 
@@ -111,24 +119,25 @@ class DurationDraws:
 
     Args:
         cumulative: Seconds of each sample and all before it.
+        draws: Number of draws in a round.
     """
 
-    def __init__(self, cumulative: Rows[float]):
-        self._cumulative = cumulative
+    def __init__(self, cumulative: Rows[float], draws: int):
+        self._cumulative, self._draws = cumulative, draws
         ends = np.asarray(cumulative)
         self.total = float(ends[-1])
         parts = (ends[start : start + _AT_ONCE + 1] for start in range(0, len(ends) - 1, _AT_ONCE))
         longest = max([float(ends[0]), *(float(np.diff(part).max()) for part in parts)])
-        self._most = int(longest / self.total * len(ends)) + 2
+        self._most = int(longest / self.total * draws) + 2
         """Draws of the longest sample in a round are fewer."""
 
     def draw(self, seed: int, source: int, rounds: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return epoch and index of draws `items` of the `rounds`: draw i is at second (i + offset) · total / length.
+        """Return epoch and index of draws `items` of the `rounds`: draw i is at second (i + offset) · total / draws.
 
         The epoch is another one for each draw of a sample, so that no two are the same clip.
         """
         ends = np.asarray(self._cumulative)
-        spacing = self.total / len(ends)
+        spacing = self.total / self._draws
         epochs, indices = np.empty_like(items), np.empty_like(items)
         for number in np.unique(rounds).tolist():
             mine = rounds == number

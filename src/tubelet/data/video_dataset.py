@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tubelet.config import ConfigError
 from tubelet.data.clip_sampling import clip_length, sample_frames
-from tubelet.data.decoders import Video, open_video, read_frames
+from tubelet.data.decoders import Video, check_decoder, open_video, read_frames
 from tubelet.data.frame_cache import CachedVideo
 from tubelet.data.options import DataConfig
 from tubelet.data.rows import Rows, join_numbers, join_strings
@@ -57,6 +57,7 @@ class Dataset:
         on_error: Literal["replace", "raise", "exclude"] = "raise",
     ):
         self.data, self.transform, self.seed, self.on_error = data, transform, seed, on_error
+        check_decoder(data.decoder)
         self.classes: list[str] = []
         self.unreadable: dict[int, str] = {}
         sources = [self.find_samples(entry) for entry in data.datasets]
@@ -114,10 +115,11 @@ class Dataset:
         """
         video = self.open(path)
         window = clip_length(self.data, video.fps)
+        by_time = self.data.fps is not None or self.data.clip_duration is not None
         if self.data.filter_short_videos and video.num_frames < window:
             reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
             raise VideoError(path, reason, filtered=True)
-        numbers = sample_frames(video.num_frames, video.fps, self.data, rng)
+        numbers = sample_frames(video.num_frames, video.fps, self.data, rng, video.times if by_time else None)
         frames = read_frames(video, numbers.reshape(-1), path)
         return self.transformed(np.split(frames, self.data.num_clips), rng), numbers
 

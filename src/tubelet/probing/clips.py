@@ -110,7 +110,7 @@ class LabelledClips:
             "random_clip_sampling": augmentation is not None,
             "allow_clip_overlap": True,
             "format": data.format,
-            "decoder": data.decoder,
+            "decoder": data.decoder.model_dump(),
             "cache": data.cache,
             "crop_size": resolution,
             # Whether patches divide the clip is checked with the encoder.
@@ -123,7 +123,10 @@ class LabelledClips:
         elif shuffle_frames:
             transform = ShuffledFrames(transform)
         self._dataset = find("data", data.format.name).Dataset(
-            check(raw, DataConfig, self.source), transform, seed=seed, on_error=data.on_bad_video
+            check(raw | {"num_workers": data.num_workers}, DataConfig, self.source),
+            transform,
+            seed=seed,
+            on_error=data.on_bad_video,
         )
         self.paths: Sequence[str] = self._dataset.paths
         self.labels: Sequence[int] = self._dataset.labels

@@ -35,7 +35,7 @@ class LabelledDataConfig(LabelSubset):
     (seconds). The default is every 4th frame."""
     fps: float | None = Field(None, gt=0)
     clip_duration: float | None = Field(None, gt=0)
-    decoder: Decoder = "pyav"
+    decoder: Decoder = Decoder()
     on_bad_video: Literal["raise", "exclude"] = "raise"
     """Whether a file that cannot be read is an error, or excluded and listed in results.json."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)

@@ -1,0 +1,46 @@
+"""Decoding with decord2."""
+
+import numpy as np
+
+from tubelet.data.decoders.files import PathOrFile, readable
+from tubelet.data.decoders.pyav import PyavVideo
+
+
+class DecordVideo:
+    """decord2; frames that it rejects are read with PyAV.
+
+    It rejects valid files of some small widths (16, 24, 32, 48, 96, 144 pixels), where it mistakes its
+    row padding for color channels. Damaged files fail in PyAV, too. A file-like object is read into memory completely.
+    """
+
+    def __init__(self, source: PathOrFile):
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)  # the exception has the message
+        self._source = source
+        self._reader = decord.VideoReader(readable(source), num_threads=1)
+        self.num_frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
+
+    @property
+    def times(self) -> np.ndarray:
+        return times_of(self._source, self.num_frames, "decord")
+
+    def frames_at(self, indices: np.ndarray) -> np.ndarray:
+        from decord import DECORDError
+
+        try:
+            return self._reader.get_batch(indices).asnumpy()
+        except DECORDError:
+            return PyavVideo(self._source).frames_at(indices)
+
+
+def times_of(source: PathOrFile, num_frames: int, decoder: str) -> np.ndarray:
+    """Return `Video.times` of a video that another library decodes.
+
+    Raises:
+        ValueError: The library counts other frames.
+    """
+    times = PyavVideo(source).times
+    if len(times) != num_frames:
+        raise ValueError(f"{decoder} finds {num_frames} frames, the file has {len(times)}; set data.decoder to pyav")
+    return times

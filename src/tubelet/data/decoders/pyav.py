@@ -1,0 +1,176 @@
+"""Decoding with PyAV: the fastest of the decoders, because it skips frames that no requested frame depends on."""
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+
+from tubelet.data.decoders.files import FileView, PathOrFile, readable
+from tubelet.data.decoders.frame_index import INDICES, FrameIndex, scan
+from tubelet.data.decoders.mp4 import Movie, read_movie
+
+MAX_DROPPED = 8
+"""Frames by which the index of a file without presentation times may exceed the frames that it decodes to."""
+MAX_EARLIER = 3
+"""Key frames before the one wanted from which a file is read where seeking goes too far."""
+
+
+class PyavVideo:
+    """PyAV: an index of the time stamps of all frames; decoding starts at the nearest key frame.
+
+    The index is that of the file (`mp4.read_movie`), or made of the time stamps of all packets where the file has no
+    complete one. It is not trusted: a frame is used only if its time stamp is the one expected. Between the key frame
+    and a requested frame, frames that no other frame refers to (most B frames) are not decoded.
+    """
+
+    def __init__(self, source: PathOrFile):
+        import av
+
+        av.logging.set_level(av.logging.PANIC)
+        self._source = source
+        index = INDICES.get(source)
+        if index is None:
+            index = self._open_and_index()
+            INDICES.put(source, index)
+        else:
+            self._open(readable(source), index.options)
+        self._index = index
+        self.num_frames = len(index.times)
+        self._without_times = self._container.format.name == "avi"  # its time stamps are FFmpeg's guess
+
+    @property
+    def fps(self) -> float:
+        return self._index.fps
+
+    @property
+    def times(self) -> np.ndarray:
+        return self._index.seconds
+
+    def frames_at(self, indices: np.ndarray) -> np.ndarray:
+        frames = None if self._without_times else self._by_time(self._index, indices)
+        if frames is None and not self._index.scanned:
+            self._open(readable(self._source))
+            index = scan(self._container, self._stream)
+            frames = self._by_time(index, indices) if len(index.times) == self.num_frames else None
+        return np.stack(self._by_counting(indices) if frames is None else frames)
+
+    def _open_and_index(self) -> FrameIndex:
+        movie = self._read_movie()
+        if movie is not None:
+            # Without the frames that an edit list hides, FFmpeg need not rewrite its own index.
+            options = {} if any(track.trimmed for track in movie.tracks) else {"advanced_editlist": "0"}
+            file = open(self._source, "rb", buffering=0) if isinstance(self._source, str) else self._source
+            self._open(FileView(file, movie.start, movie.content), options)
+            for track in movie.tracks:
+                if track.number == self._stream.id and self._stream.time_base == Fraction(1, track.timescale):
+                    rate = float(self._stream.average_rate or 0)
+                    base = self._stream.time_base
+                    return FrameIndex(track.times, track.key_times, base, rate, options, scanned=False)
+        self._open(readable(self._source))
+        return scan(self._container, self._stream)
+
+    def _read_movie(self) -> Movie | None:
+        if not isinstance(self._source, str):
+            return read_movie(FileView(self._source))
+        with open(self._source, "rb", buffering=0) as file:
+            return read_movie(file)
+
+    def _open(self, file: str | FileView, options: dict[str, str] | None = None) -> None:
+        """Open the container and its video stream, set to decode in one thread."""
+        import av
+
+        self._container = av.open(file, options=options or {})
+        self._stream = self._container.streams.best("video")
+        if self._stream is None:
+            raise ValueError("no video stream in this file")
+        self._stream.codec_context.thread_count = 1
+
+    def _by_time(self, index: FrameIndex, indices: np.ndarray) -> list[np.ndarray] | None:
+        """Decode the frames with the time stamps of `indices`; None if frames and index differ in time stamps."""
+        times, frames, to_rgb = index.times[indices].tolist(), [], ToRgb()
+        wanted, decoded = set(times), iter(())
+        now: int | None = None
+        for time in times:
+            key = int(np.searchsorted(index.key_times, time, side="right")) - 1
+            if now is None or key >= 0 and index.key_times[key] > now:
+                decoded, now = self._decode(self._packets_from(index, key), wanted), None
+            while now is None or now < time:
+                frame = next(decoded, None)
+                if frame is None or frame.pts is None or now is not None and frame.pts <= now:
+                    return None
+                now = frame.pts
+            if now != time:
+                return None
+            frames.append(to_rgb(frame))
+        return frames
+
+    def _packets_from(self, index: FrameIndex, key: int) -> Iterator:
+        """Yield the packets from key frame `key` on, from the beginning for -1; none if it is not found."""
+        if key < 0:
+            self._container.seek(int(index.times[0]), stream=self._stream)
+            yield from self._container.demux(self._stream)
+            return
+        time = int(index.key_times[key])
+        for earlier in range(key, max(key - MAX_EARLIER, 0) - 1, -1):
+            self._container.seek(int(index.key_times[earlier]), stream=self._stream)
+            packets = self._container.demux(self._stream)
+            for packet in packets:
+                if packet.is_keyframe and packet.pts == time:
+                    yield from itertools.chain([packet], packets)
+                    return
+                if (
+                    packet.dts is not None and packet.dts > time
+                ):  # beyond it; FFmpeg's seeking is not exact in all files
+                    break
+
+    def _decode(self, packets: Iterator, wanted: set[int]) -> Iterator:
+        """Yield frames; those neither requested nor referred to may be missing."""
+        codec = self._stream.codec_context
+        for packet in packets:
+            codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from codec.decode(packet)
+
+    def _by_counting(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Decode from the beginning and count; the last frame replaces a few missing ones at the end.
+
+        The index of a file without presentation times may count frames that were dropped by the encoder.
+        """
+        last, frames, number, frame = int(indices[-1]), {}, -1, None
+        wanted, to_rgb = set(indices.tolist()), ToRgb()
+        self._open(readable(self._source))
+        for number, frame in enumerate(itertools.islice(self._container.decode(self._stream), last + 1)):
+            if number in wanted:
+                frames[number] = to_rgb(frame)
+        if frame is None or last - number > MAX_DROPPED:
+            raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
+        return [frames[i] if i <= number else to_rgb(frame) for i in indices.tolist()]
+
+
+class ToRgb:
+    """PyAV frames to upright uint8 [H, W, 3]; bicubic chroma, like decord and torchcodec.
+
+    One reformatter serves all frames, because it builds its tables on first use.
+    """
+
+    def __init__(self):
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame) -> np.ndarray:
+        pixels = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return pixels if matrix is None else upright(pixels, np.frombuffer(matrix, np.int32).reshape(3, 3))
+
+
+def upright(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and mirror a picture [H, W, 3] by a display matrix, as far as that is a matter of whole pixels.
+
+    Column x and row y of the picture are displayed at column `a·x + c·y` and row `b·x + d·y`, where `a, b` and `c, d`
+    begin the first two rows of the matrix.
+    """
+    (a, b), (c, d) = matrix[:2, :2].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
