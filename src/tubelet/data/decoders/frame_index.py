@@ -26,6 +26,8 @@ class FrameIndex:
         rate: Frames per second according to the file; 0 where it says nothing.
         options: Options of FFmpeg's demuxer with which it gives these time stamps.
         scanned: Whether all packets of the file were read, not only its tables.
+        reliable: Whether time stamps tell the order of the frames; not where they repeat or start again, as in
+            concatenated transport streams. Then frames can only be counted, and a constant rate is assumed.
     """
 
     times: np.ndarray
@@ -34,6 +36,7 @@ class FrameIndex:
     rate: float
     options: dict[str, str] = field(default_factory=dict)
     scanned: bool = True
+    reliable: bool = True
 
     @property
     def fps(self) -> float:
@@ -47,6 +50,8 @@ class FrameIndex:
 
     @functools.cached_property
     def _rate_and_seconds(self) -> tuple[float, np.ndarray]:
+        if not self.reliable:
+            return self.rate, np.arange(len(self.times)) / (self.rate or 1.0)
         number, duration = len(self.times), float((self.times[-1] - self.times[0]) * self.time_base)
         stored = (self.times - self.times[0]) * float(self.time_base)
         average = (number - 1) / duration if duration > 0 else self.rate
@@ -58,7 +63,7 @@ class FrameIndex:
         return average, stored
 
 
-def scan(container, stream, options: dict[str, str] | None = None) -> FrameIndex:
+def scan(container, stream) -> FrameIndex:
     """Read all packets of a container of PyAV.
 
     Packets that an edit list hides (`is_discard`) are decoded only: FFmpeg gives no frames for them.
@@ -67,19 +72,22 @@ def scan(container, stream, options: dict[str, str] | None = None) -> FrameIndex
         ValueError: There are no frames.
     """
     packets = [
-        (packet.pts, packet.is_keyframe, packet.is_discard)
+        (packet.pts, packet.is_keyframe, packet.is_discard, packet.pts if packet.dts is None else packet.dts)
         for packet in container.demux(stream)
         if packet.size and packet.pts is not None
     ]
-    times, is_key, hidden = np.array(packets, dtype=np.int64).reshape(-1, 3).T
+    times, is_key, hidden, decoding_times = np.array(packets, dtype=np.int64).reshape(-1, 4).T
     if hidden.all():
         raise ValueError("no frames in this file")
+    shown = np.sort(times[hidden == 0])
+    in_order = (np.diff(shown) > 0).all() and (np.diff(decoding_times) >= 0).all()
     return FrameIndex(
-        times=np.sort(times[hidden == 0]),
+        times=shown,
         key_times=np.sort(times[is_key == 1]),
         time_base=stream.time_base,
         rate=float(stream.average_rate or 0),
-        options=options or {},
+        # Those of AVI are FFmpeg's guess.
+        reliable=bool(in_order) and container.format.name != "avi",
     )
 
 

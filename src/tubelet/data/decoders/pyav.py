@@ -27,8 +27,7 @@ class PyavVideo:
     def __init__(self, source: PathOrFile):
         import av
 
-        av.logging.set_level(av.logging.PANIC)
-        self._source = source
+        self._source, self._container = source, None
         index = INDICES.get(source)
         if index is None:
             index = self._open_and_index()
@@ -37,7 +36,11 @@ class PyavVideo:
             self._open(readable(source), index.options)
         self._index = index
         self.num_frames = len(index.times)
-        self._without_times = self._container.format.name == "avi"  # its time stamps are FFmpeg's guess
+
+    def __del__(self):
+        # PyAV's container and streams refer to each other, and would stay in memory until the next garbage collection.
+        if self._container is not None:
+            self._container.close()
 
     @property
     def fps(self) -> float:
@@ -48,7 +51,7 @@ class PyavVideo:
         return self._index.seconds
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
-        frames = None if self._without_times else self._by_time(self._index, indices)
+        frames = self._by_time(self._index, indices)
         if frames is None and not self._index.scanned:
             self._open(readable(self._source))
             index = scan(self._container, self._stream)
@@ -80,6 +83,8 @@ class PyavVideo:
         """Open the container and its video stream, set to decode in one thread."""
         import av
 
+        if self._container is not None:
+            self._container.close()
         self._container = av.open(file, options=options or {})
         self._stream = self._container.streams.best("video")
         if self._stream is None:
@@ -88,6 +93,8 @@ class PyavVideo:
 
     def _by_time(self, index: FrameIndex, indices: np.ndarray) -> list[np.ndarray] | None:
         """Decode the frames with the time stamps of `indices`; None if frames and index differ in time stamps."""
+        if not index.reliable:
+            return None
         times, frames, to_rgb = index.times[indices].tolist(), [], ToRgb()
         wanted, decoded = set(times), iter(())
         now: int | None = None
@@ -119,9 +126,7 @@ class PyavVideo:
                 if packet.is_keyframe and packet.pts == time:
                     yield from itertools.chain([packet], packets)
                     return
-                if (
-                    packet.dts is not None and packet.dts > time
-                ):  # beyond it; FFmpeg's seeking is not exact in all files
+                if packet.dts is not None and packet.dts > time:  # too far: not all containers have an index
                     break
 
     def _decode(self, packets: Iterator, wanted: set[int]) -> Iterator:
