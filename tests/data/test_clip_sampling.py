@@ -80,3 +80,33 @@ def test_short_videos():
 def test_frames_a_second_are_met_although_they_do_not_divide():
     clip = sample_frames(1000, 29.97, options(num_frames=40, fps=8.0), None)[0]
     assert abs((clip[-1] - clip[0]) / 29.97 - 39 / 8) < 1 / 29.97
+
+
+@pytest.mark.parametrize(
+    "rate", [{"fps": f} for f in (1.0, 2.0, 4.0, 5.0, 7.5, 8.0, 10.0, 15.0, 30.0, 60.0)] + [{"clip_duration": 2.0}]
+)
+@pytest.mark.parametrize("video_fps", [24.0, 24000 / 1001, 25.0, 30.0, 30000 / 1001, 50.0, 60.0])
+def test_times_of_a_constant_rate_change_nothing(rate, video_fps):
+    for length, num_clips, overlap in itertools.product((1, 5, 300, 3001), (1, 3), (False, True)):
+        o = options(num_frames=16, num_clips=num_clips, allow_clip_overlap=overlap, **rate)
+        for seed in range(3):
+            by_number = sample_frames(length, video_fps, o, np.random.default_rng(seed))
+            times = np.arange(length) / video_fps
+            by_time = sample_frames(length, video_fps, o, np.random.default_rng(seed), times)
+            np.testing.assert_array_equal(by_time, by_number)
+
+
+def test_frames_of_a_variable_rate_are_those_presented_at_the_wanted_times():
+    rng = np.random.default_rng(0)
+    times = np.concatenate([np.arange(0, 10, 1 / 60), np.arange(10, 40, 0.5), np.arange(40, 50, 1 / 30)])
+    times = np.delete(times, rng.integers(1, len(times) - 1, 50))
+    fps = (len(times) - 1) / times[-1]
+    for num_clips, overlap in itertools.product((1, 4), (False, True)):
+        o = options(num_frames=8, num_clips=num_clips, allow_clip_overlap=overlap, fps=4.0)
+        for clip in sample_frames(len(times), fps, o, rng, times):
+            starts = np.arange(len(times)) / fps  # of windows; one of them gives the clip
+            wanted = starts[:, None] + np.arange(8) / 4
+            shown = [[max(i for i, t in enumerate(times) if t <= moment + 1e-6) for moment in row] for row in wanted]
+            assert clip.tolist() in shown
+            distances = np.diff(times[clip])
+            assert (np.abs(distances[times[clip][:-1] < 9] - 0.25) < 0.02).all() or times[clip][-1] > 9

@@ -19,8 +19,8 @@ X265 = "log-level=none:keyint=15:min-keyint=15:bframes=3"
 
 
 @pytest.fixture(autouse=True)
-def no_cached_indices(monkeypatch):
-    monkeypatch.setattr(frame_index.INDICES, "_indices", type(frame_index.INDICES._indices)())
+def no_cached_indices():
+    frame_index.INDICES.clear()
 
 
 @pytest.fixture(scope="session")

@@ -108,10 +108,11 @@ def by_duration(durations, weights=None, batch_size=10, seed=2, **options):
     return SampleStream(sizes, weights, batch_size, seed, cumulative_durations=ends, **options)
 
 
-def test_videos_are_drawn_in_proportion_to_their_duration():
+@pytest.mark.parametrize("clips", [1, 5])
+def test_videos_are_drawn_in_proportion_to_their_duration(clips):
     durations = np.random.default_rng(0).lognormal(sigma=1.5, size=200)
-    stream = by_duration([durations], batch_size=200)
-    expected = durations / durations.sum() * 200
+    stream = by_duration([durations], batch_size=200 * clips, clips_per_sample=clips)
+    expected = durations / durations.sum() * 200 * clips
     total = np.zeros(200)
     for step in range(50):
         drawn = np.bincount([draw.index for draw in stream.draws(step)], minlength=200)
@@ -142,3 +143,16 @@ def test_draws_by_duration_need_no_other_step():
     assert by_duration(durations, seed=3).draws(13) != draws[13]
     in_order = by_duration(durations, shuffle=False, batch_size=10).draws(0)
     assert [draw.index for draw in in_order][:9] == sorted(draw.index for draw in in_order[:9])
+
+
+def test_several_clips_of_a_sample_are_those_of_as_many_passes():
+    stream = SampleStream([3, 5], None, batch_size=4, seed=0, clips_per_sample=6)
+    assert stream.steps_per_pass == 12
+    for number in range(2):
+        draws = flat(stream, range(12 * number, 12 * number + 12))
+        assert sorted((draw.index, draw.epoch) for draw in draws) == [
+            (index, 6 * number + clip) for index in range(8) for clip in range(6)
+        ]
+    weighted = flat(SampleStream([3, 5], [0.5, 0.5], batch_size=4, seed=0, clips_per_sample=6), range(36))
+    assert len({(draw.index, draw.epoch) for draw in weighted}) == len(weighted)
+    assert sum(draw.index < 3 for draw in weighted) == len(weighted) // 2

@@ -69,7 +69,7 @@ def sample_frames(
             shift = np.full(options.num_clips, slack // 2)
         starts = np.arange(options.num_clips) * part + shift
         last = np.arange(1, options.num_clips + 1) * part - 1
-    positions = np.minimum(starts[:, None] + offsets, last[:, None])
     if times is None:
-        return np.floor(positions).astype(np.int64)
-    return np.searchsorted(times, positions / video_fps + ROUNDING, side="right") - 1
+        return np.minimum(starts[:, None] + np.floor(offsets).astype(np.int64), last[:, None])
+    moments = np.minimum(starts[:, None] + offsets, last[:, None]) / video_fps
+    return np.searchsorted(times, moments + ROUNDING, side="right") - 1

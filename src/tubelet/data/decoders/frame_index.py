@@ -95,7 +95,11 @@ class IndexCache:
     """The indices of the files used last, each as long as its file is not changed; one for each process."""
 
     def __init__(self, max_frames: int = MAX_CACHED_FRAMES):
-        self._max_frames, self._frames = max_frames, 0
+        self._max_frames = max_frames
+        self.clear()
+
+    def clear(self) -> None:
+        self._frames = 0
         self._indices: collections.OrderedDict[Hashable, FrameIndex] = collections.OrderedDict()
 
     def get(self, source: PathOrFile) -> FrameIndex | None:

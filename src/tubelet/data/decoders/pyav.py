@@ -25,7 +25,6 @@ class PyavVideo:
     """
 
     def __init__(self, source: PathOrFile):
-        import av
 
         self._source, self._container = source, None
         index = INDICES.get(source)

@@ -1,0 +1,138 @@
+"""Random clips of files of ten seconds to one hour: time, and bytes read, with each decoder in turn.
+
+A clip is 16 of 64 frames at a random place of an h264 file, 340x256, with a key frame every 250 frames at most. The
+file is opened for each clip. `indexed` is the same with the index of the file in memory, as it is for the second clip
+of a file in a worker.
+
+    python -m benchmarks long_videos
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from benchmarks.harness import Row, seconds
+from benchmarks.loader import FRAME_STEP, NUM_FRAMES, write_video
+from tubelet.config import ConfigError
+from tubelet.data import Decoder
+from tubelet.data.decoders import check_decoder, open_video
+from tubelet.data.decoders.frame_index import INDICES
+
+FPS, PART_SECONDS = 30, 10
+LENGTHS = {"10 s": 1, "10 min": 60, "60 min": 360}
+GOAL_SLOWDOWN = 1.2
+
+Read = Callable[[str, int], object]
+"""Reads the clip of a file that starts at a frame."""
+
+
+def run(repeats: int = 9) -> list[Row]:
+    """Compare the decoders on files of each length; the last row compares the longest with the shortest file."""
+    readers = dict(_readers())
+    measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        part = write_video(Path(folder) / "part.mp4", seed=0, num_frames=FPS * PART_SECONDS)
+        files = {length: repeated(part, Path(folder) / f"{n}.mp4", n) for length, n in LENGTHS.items()}
+        rng = np.random.default_rng(0)
+        for repeat in range(repeats + 1):
+            place = rng.random()
+            offset = int(rng.integers(FPS * PART_SECONDS - NUM_FRAMES * FRAME_STEP))
+            for length, number in LENGTHS.items():
+                # The same place in a part, so that equally many frames are decoded in files of all lengths.
+                start = int(place * number) * FPS * PART_SECONDS + offset
+                for name, read in readers.items():
+                    before = bytes_read()
+                    duration = seconds(lambda read=read, file=files[length], start=start: read(file, start))
+                    if repeat:
+                        measured.setdefault((length, name), []).append((duration, bytes_read() - before))
+    rows = []
+    for length in LENGTHS:
+        ours = measured[length, "pyav"]
+        rows += [
+            Row(
+                f"clip of a file of {length}, against {name}",
+                _result(ours),
+                _result(measured[length, name]),
+                statistics.median(peer[0] / our[0] for our, peer in zip(ours, measured[length, name], strict=True)),
+            )
+            for name in readers
+            if name != "pyav"
+        ]
+    for name in ("pyav", "pyav, indexed"):
+        longest, shortest = measured["60 min", name], measured["10 s", name]
+        ratio = statistics.median(short[0] / long[0] for long, short in zip(longest, shortest, strict=True))
+        rows.append(Row(f"60 min against 10 s, {name}", _result(longest), _result(shortest), ratio, 1 / GOAL_SLOWDOWN))
+    return rows
+
+
+def _readers() -> Iterator[tuple[str, Read]]:
+    """Yield name and function of each decoder that works on this machine."""
+    decoders = {
+        "pyav": Decoder(),
+        "torchcodec exact": Decoder(name="torchcodec"),
+        "torchcodec approximate": Decoder(name="torchcodec", seek_mode="approximate"),
+        "decord": Decoder(name="decord"),
+    }
+    for name, decoder in decoders.items():
+        try:
+            check_decoder(decoder)
+        except ConfigError as error:
+            print(f"without {name}: {error}")
+            continue
+        yield name, lambda path, start, decoder=decoder: read(path, start, decoder)
+    yield "pyav, indexed", lambda path, start: read(path, start, Decoder(), indexed=True)
+    yield "plain PyAV", read_plainly
+
+
+def read(path: str, start: int, decoder: Decoder, indexed: bool = False) -> np.ndarray:
+    """Open a file and decode a clip."""
+    if not indexed:
+        INDICES.clear()
+    return open_video(path, decoder).frames_at(start + FRAME_STEP * np.arange(NUM_FRAMES))
+
+
+def read_plainly(path: str, start: int) -> list[np.ndarray]:
+    """As in PyAV's cookbook: seek by the average rate and decode all frames to the end of the clip."""
+    frames = []
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        container.seek(int(start / stream.average_rate / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            number = round(frame.pts * stream.time_base * stream.average_rate)
+            if number >= start + NUM_FRAMES * FRAME_STEP:
+                break
+            if number >= start and (number - start) % FRAME_STEP == 0:
+                frames.append(frame.to_ndarray(format="rgb24"))
+    return frames
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from files, cached by the operating system or not."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def repeated(path: str, target: Path, times: int) -> str:
+    """Write a video `times` times in a row to another file, without encoding it again."""
+    with av.open(path) as reader, av.open(str(target), "w") as writer:
+        source = reader.streams.video[0]
+        stream = writer.add_stream_from_template(source)
+        packets = [packet for packet in reader.demux(source) if packet.size]
+        length = int(len(packets) * Fraction(1, FPS) / source.time_base)
+        for number in range(times):
+            for packet in packets:
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts = packet.pts + number * length, packet.dts + number * length
+                copy.time_base, copy.is_keyframe, copy.stream = source.time_base, packet.is_keyframe, stream
+                writer.mux(copy)
+    return str(target)
+
+
+def _result(measured: list[tuple[float, float]]) -> str:
+    duration, size = (statistics.median(column) for column in zip(*measured, strict=True))
+    return f"{duration * 1e3:.0f} ms, {size / 1e6:.1f} MB"
