@@ -42,7 +42,12 @@ BROKEN = [
     ("data.datasets=[]", r"data\.datasets: .*at least 1 item"),
     ("data.datasets=videos", r"data\.datasets: .*valid list"),
     ("data.datasets_weights=[1.0, 2.0]", r"data: datasets_weights has 2 entries for 1 datasets"),
-    ("data.decoder=ffmpeg", r"data\.decoder: .*'decord', 'pyav' or 'torchcodec'"),
+    ("data.decoder=ffmpeg", r"data\.decoder.*'decord', 'pyav' or 'torchcodec'"),
+    ("data.decoder.seek_mode=approximate", r"data\.decoder: seek_mode approximate is an option of torchcodec"),
+    (
+        "data.decoder={name: torchcodec, device: cuda}",
+        r"data: decoder.device cuda with num_workers .* set num_workers to 0",
+    ),
     ("data.dataset_type=VideoDatset", r"'VideoDatset'.*Did you mean 'video_dataset'\?"),
     ("data.mask_type=multiblok3d", r"data\.mask_type: 'multiblok3d'.*Did you mean 'multiblock3d'\?"),
     ("data.mask_type=default", r"data\.mask_type: 'default'.*Valid: multiblock3d, random_tube\."),

@@ -4,9 +4,11 @@ import io
 import av
 import numpy as np
 import pytest
+import torch
 
-from tubelet.data import VideoError
-from tubelet.data.decoders import DECODERS, open_video, read_frames
+from tubelet.config import ConfigError
+from tubelet.data import Decoder, VideoError
+from tubelet.data.decoders import DECODERS, check_decoder, open_video, read_frames
 from tubelet.data.frame_cache import CachedVideo
 
 
@@ -51,6 +53,7 @@ def test_requested_frames_are_the_frames_of_the_file(decoder, kind, make_video, 
     video = open_video(path, decoder)
     assert video.num_frames == len(everything)
     assert video.fps == pytest.approx(30)
+    np.testing.assert_allclose(video.times, np.arange(len(everything)) / 30)
     rng = np.random.default_rng(0)
     for indices in (np.arange(len(everything)), np.sort(rng.integers(0, len(everything), 7)), np.array([0, 0])):
         frames = read_frames(video, indices, path)
@@ -77,6 +80,45 @@ def test_file_like_objects_give_the_frames_of_the_path(decoder, kind, make_video
             for _ in range(2):  # two videos of the same object do not disturb each other
                 for video in (first, second):
                     np.testing.assert_array_equal(read_frames(video, indices, path), expected)
+
+
+@pytest.mark.skipif(why_missing("torchcodec") is not None, reason=str(why_missing("torchcodec")))
+def test_approximate_seeking_gives_the_frames_of_a_constant_rate(make_video, tmp_path):
+    path = make_video(tmp_path / "v.mp4", **KINDS["h264 with B frames"])
+    indices = np.array([0, 3, 17, 40, 59])
+    exact, approximate = (
+        open_video(path, Decoder(name="torchcodec", seek_mode=mode)) for mode in ("exact", "approximate")
+    )
+    np.testing.assert_array_equal(approximate.frames_at(indices), exact.frames_at(indices))
+    np.testing.assert_allclose(approximate.times, exact.times)
+
+
+def test_a_decoder_that_does_not_work_here_is_an_error_before_any_video_is_read(monkeypatch):
+    check_decoder(Decoder())
+    if why_missing("torchcodec"):
+        with pytest.raises(ConfigError, match="data.decoder: torchcodec: .*set data.decoder to pyav"):
+            check_decoder(Decoder(name="torchcodec"))
+    else:
+        check_decoder(Decoder(name="torchcodec"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="data.decoder.device: cuda: torch finds no GPU; set it to cpu"):
+            check_decoder(Decoder(name="torchcodec", device="cuda"))
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "in a worker")
+    with pytest.raises(ConfigError, match="a worker process cannot use the GPU; set num_workers: 0"):
+        open_video("v.mp4", Decoder(name="torchcodec", device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(why_missing("torchcodec") is not None, reason=str(why_missing("torchcodec")))
+def test_frames_decoded_on_a_gpu_are_those_of_the_cpu(make_video, tmp_path):
+    options = Decoder(name="torchcodec", device="cuda")
+    check_decoder(options)
+    path = make_video(tmp_path / "v.mp4", frames=60, height=256, width=340)
+    indices = np.array([0, 3, 17, 40, 59])
+    on_gpu, on_cpu = (open_video(path, decoder).frames_at(indices) for decoder in (options, "pyav"))
+    assert on_gpu.shape == on_cpu.shape
+    assert np.abs(on_gpu.astype(int) - on_cpu).mean() < 4  # the GPU converts colors in its own way
 
 
 def test_errors_name_a_file_like_object(decoder, tmp_path):
@@ -136,6 +178,7 @@ def test_cached_frames_are_the_decoded_ones_and_follow_the_file(make_video, tmp_
     for _ in range(2):  # filling, then reading
         video = CachedVideo(path, "decord", folder)
         assert (video.num_frames, video.fps) == (12, 30)
+        np.testing.assert_array_equal(video.times, np.arange(12) / 30)
         np.testing.assert_array_equal(read_frames(video, indices, path), expected)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     make_video(tmp_path / "v.mp4", frames=15)

@@ -3,7 +3,7 @@ import pickle
 import pydantic
 import pytest
 
-from tubelet.data import AugConfig, DataConfig, VideoError
+from tubelet.data import AugConfig, DataConfig, Decoder, VideoError
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from tubelet.data import AugConfig, DataConfig, VideoError
         ({"datasets_weights": [-1.0]}, "must not be negative"),
         ({"datasets_weights": [0.0]}, "one must be positive"),
         ({"decoder": "opencv"}, "'decord', 'pyav' or 'torchcodec'"),
+        ({"decoder": {"name": "pyav", "device": "cuda"}}, "device cuda is an option of torchcodec"),
+        ({"decoder": {"name": "torchcodec", "device": "cuda"}}, "worker processes cannot use the GPU; set num_workers"),
         ({"max_bad_fraction": 1.5}, "less than or equal to 1"),
         ({"batch_sise": 3}, "Extra inputs"),
     ],
@@ -41,6 +43,16 @@ def test_invalid_combinations_of_options_are_an_error(changed, message):
 def test_invalid_augmentations_are_an_error(changed, message):
     with pytest.raises(pydantic.ValidationError, match=message):
         AugConfig(**changed)
+
+
+def test_a_decoder_is_a_name_or_a_mapping():
+    plain = DataConfig(datasets=["x"], sampling_rate=4, decoder="torchcodec")
+    assert plain.decoder == Decoder(name="torchcodec")
+    assert plain.model_dump(mode="json")["decoder"] == "torchcodec"  # as in the files of earlier runs
+    fast = DataConfig(datasets=["x"], sampling_rate=4, decoder={"name": "torchcodec", "seek_mode": "approximate"})
+    assert fast.model_dump()["decoder"] == {"name": "torchcodec", "seek_mode": "approximate", "device": "cpu"}
+    for data in (plain, fast):
+        assert DataConfig(**data.model_dump(mode="json")) == data
 
 
 def test_video_error_survives_pickling():

@@ -1,9 +1,11 @@
+import av
 import numpy as np
 import pytest
 import torch
 
 from tubelet.data import AugConfig, BadFile, DataConfig, Draw, VideoError
 from tubelet.data.loader import collate, make_eval_loader
+from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.data.video_dataset import Dataset
 
@@ -45,6 +47,37 @@ def test_the_cache_changes_nothing(videos, tmp_path):
             one, two = plain[draw(index, epoch)], cached[draw(index, epoch)]
             assert torch.equal(one.clips, two.clips)
             assert torch.equal(one.frames, two.frames)
+
+
+def test_several_clips_of_a_video_in_a_pass_differ(videos):
+    samples = dataset(videos, clips_per_video=3)
+    stream = SampleStream(samples.sizes, None, 2, seed=5, clips_per_sample=3)
+    clips = [samples[one] for step in range(stream.steps_per_pass) for one in stream.draws(step)]
+    assert sorted(clip.index for clip in clips) == sorted(3 * list(range(6)))
+    assert len({tuple(clip.frames.flatten().tolist()) for clip in clips if clip.index == 5}) == 3
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_clips_of_a_variable_rate_follow_its_times(make_video, numbers_of, tmp_path, cached):
+    path = make_video(tmp_path / "source.mp4", frames=60, options={"crf": "12", "bf": "0"})
+    with av.open(path) as reader, av.open(str(tmp_path / "v.mp4"), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.size:  # 30 frames in a second, then one every 0.2 s
+                number = round(packet.pts * packet.time_base * 30)
+                shown = number if number < 30 else 30 + 6 * (number - 30)
+                packet.pts = packet.dts = round(shown / 30 / packet.time_base)
+                packet.stream = stream
+                writer.mux(packet)
+    options = {"sampling_rate": None, "fps": 5.0, "random_clip_sampling": False, "num_frames": 32, "decoder": "pyav"}
+    options |= {"cache": str(tmp_path / "cache")} if cached else {}
+    samples = dataset(tmp_path / "v.mp4", transform=lambda clip, rng: torch.from_numpy(clip)[None], **options)
+    sample = samples[draw(0)]
+    frames = sample.frames[0].numpy()
+    assert frames[0] < 30 < frames[-1]
+    times = np.concatenate([np.arange(30) / 30, 1 + np.arange(30) / 5])
+    np.testing.assert_allclose(np.diff(times[frames]), 0.2)
+    np.testing.assert_array_equal(numbers_of(sample.clips[0].numpy()), sample.frames[0])
 
 
 def test_broken_video_is_replaced_by_another_of_its_source_and_reported(videos, broken_video, tmp_path):

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from tubelet.data.decoders.files import PathOrFile, readable
+from tubelet.data.decoders.files import PathOrFile, first_line, name_of, readable
 from tubelet.data.decoders.pyav import PyavVideo
+from tubelet.data.types import VideoError
 
 
 class DecordVideo:
@@ -38,9 +39,13 @@ def times_of(source: PathOrFile, num_frames: int, decoder: str) -> np.ndarray:
     """Return `Video.times` of a video that another library decodes.
 
     Raises:
-        ValueError: The library counts other frames.
+        VideoError: The library counts other frames than PyAV, or PyAV cannot open the file.
     """
-    times = PyavVideo(source).times
+    try:
+        times = PyavVideo(source).times
+    except Exception as error:
+        raise VideoError(name_of(source), f"no times of its frames: {first_line(error)}") from error
     if len(times) != num_frames:
-        raise ValueError(f"{decoder} finds {num_frames} frames, the file has {len(times)}; set data.decoder to pyav")
+        reason = f"{decoder} finds {num_frames} frames, pyav {len(times)}; set data.decoder to pyav"
+        raise VideoError(name_of(source), reason)
     return times
