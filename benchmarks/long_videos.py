@@ -2,8 +2,8 @@
 
 A clip is 16 of 64 frames at a random place of an h264 file, 340x256, with a key frame every 250 frames at most. The
 file is opened for each clip. `indexed` is the same with the index of the file in memory, as it is for the second clip
-of a file in a worker. The time is that of the processor, which is the elapsed time where nothing else runs: the decoders
-use one thread, and the files are in the page cache.
+of a file in a worker. The time is that of the processor: the elapsed time where nothing else runs, since the decoders
+use one thread and the files are in the page cache.
 
     python -m benchmarks long_videos
 """

@@ -10,6 +10,7 @@ from tubelet.config import RESUME_IGNORED, Config, ConfigError, Pair, Size, Trip
 from tubelet.config.registry import Module, PartOptions
 from tubelet.grid import ClipShape, nearest_multiple
 
+SeekMode = Literal["exact", "approximate"]
 DECODERS = ("decord", "pyav", "torchcodec")
 
 MaxBadFraction = Annotated[float, Field(ge=0, le=1)]
@@ -21,7 +22,7 @@ class Decoder(Config):
     """A library that decodes videos: its name, or a mapping `{name: torchcodec, seek_mode: approximate}`."""
 
     name: Literal["decord", "pyav", "torchcodec"] = "pyav"
-    seek_mode: Literal["exact", "approximate"] = "exact"
+    seek_mode: SeekMode = "exact"
     """Of torchcodec. `approximate` takes number and times of the frames from the header of the file, without reading
     the whole of it; frames of files whose rate is not constant are not those asked for."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from tubelet.data.decoders.files import FileView
+
 MAX_BOXES = 1000
 """Boxes of a file outside of its `moov`; a file with more is read as if it had no tables."""
 MAX_MOVIE_BYTES = 1 << 28
@@ -50,7 +52,7 @@ class Unsupported(ValueError):
     """The tables are missing, incomplete or of a kind that is read by FFmpeg only."""
 
 
-def read_movie(file: BinaryIO) -> Movie | None:
+def read_movie(file: BinaryIO | FileView) -> Movie | None:
     """Read the tables of a file.
 
     Returns:
@@ -67,7 +69,7 @@ def read_movie(file: BinaryIO) -> Movie | None:
         return None
 
 
-def _find_movie(file: BinaryIO) -> tuple[int, int]:
+def _find_movie(file: BinaryIO | FileView) -> tuple[int, int]:
     """Return position and size of the only `moov` box. Raises Unsupported for fragmented and for truncated files."""
     end = file.seek(0, os.SEEK_END)
     found, position = None, 0

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ class PyavVideo:
 
     def __init__(self, source: PathOrFile):
 
-        self._source, self._container = source, None
+        self._source = source
+        self._container: Any = None
         index = INDICES.get(source)
         if index is None:
             index = self._open_and_index()

@@ -8,6 +8,7 @@ import torch
 from tubelet.config import ConfigError
 from tubelet.data.decoders.decord2 import times_of
 from tubelet.data.decoders.files import PathOrFile, first_line, readable
+from tubelet.data.options import SeekMode
 
 
 class TorchcodecVideo:
@@ -24,7 +25,7 @@ class TorchcodecVideo:
         ConfigError: GPU decoding in a worker process.
     """
 
-    def __init__(self, source: PathOrFile, seek_mode: str = "exact", device: str = "cpu"):
+    def __init__(self, source: PathOrFile, seek_mode: SeekMode = "exact", device: str = "cpu"):
         if device != "cpu" and torch.utils.data.get_worker_info() is not None:
             raise ConfigError(f"data.decoder.device: {device}: a worker process cannot use the GPU; set num_workers: 0")
         self._source, self._seek_mode = source, seek_mode
@@ -64,7 +65,7 @@ def check_device(device: str) -> None:
         raise ConfigError(f"data.decoder.device: {device}: {decoder.cpu_fallback}; set it to cpu")
 
 
-def _open(source: PathOrFile, seek_mode: str, device: str):
+def _open(source: PathOrFile, seek_mode: SeekMode, device: str):
     from torchcodec.decoders import VideoDecoder
 
     try:
