@@ -17,6 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 
 from benchmarks.harness import Row
 from benchmarks.loader import FRAME_STEP, NUM_FRAMES, write_video
@@ -35,6 +36,15 @@ Read = Callable[[str, int], object]
 
 def run(repeats: int = 9) -> list[Row]:
     """Compare the decoders on files of each length; the last row compares the longest with the shortest file."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers of a loader
+    try:
+        return _run(repeats)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(repeats: int) -> list[Row]:
     readers = dict(_readers())
     measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
