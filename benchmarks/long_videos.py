@@ -23,8 +23,11 @@ from benchmarks.harness import Row
 from benchmarks.loader import FRAME_STEP, NUM_FRAMES, write_video
 from tubelet.config import ConfigError
 from tubelet.data import Decoder
-from tubelet.data.decoders import check_decoder, open_video
+from tubelet.data.decoders import Video, check_decoder
+from tubelet.data.decoders.decord2 import DecordVideo
 from tubelet.data.decoders.frame_index import INDICES
+from tubelet.data.decoders.pyav import PyavVideo
+from tubelet.data.decoders.torchcodec import TorchcodecVideo
 
 FPS, PART_SECONDS = 30, 10
 LENGTHS = {"10 s": 1, "10 min": 60, "60 min": 360}
@@ -86,28 +89,28 @@ def _run(repeats: int) -> list[Row]:
 
 def _readers() -> Iterator[tuple[str, Read]]:
     """Yield name and function of each decoder that works on this machine."""
-    decoders = {
-        "pyav": Decoder(),
-        "torchcodec exact": Decoder(name="torchcodec"),
-        "torchcodec approximate": Decoder(name="torchcodec", seek_mode="approximate"),
-        "decord": Decoder(name="decord"),
-    }
-    for name, decoder in decoders.items():
-        try:
-            check_decoder(decoder)
-        except ConfigError as error:
-            print(f"without {name}: {error}")
-            continue
-        yield name, lambda path, start, decoder=decoder: read(path, start, decoder)
-    yield "pyav, indexed", lambda path, start: read(path, start, Decoder(), indexed=True)
+    yield "pyav", lambda path, start: clip(uncached(path), start)
+    yield "pyav, indexed", lambda path, start: clip(PyavVideo(path), start)
     yield "plain PyAV", read_plainly
+    yield "decord", lambda path, start: clip(DecordVideo(path), start)
+    try:
+        check_decoder(Decoder(name="torchcodec"))
+    except ConfigError as error:
+        print(f"without torchcodec: {error}")
+        return
+    yield "torchcodec exact", lambda path, start: clip(TorchcodecVideo(path), start)
+    yield "torchcodec approximate", lambda path, start: clip(TorchcodecVideo(path, "approximate"), start)
 
 
-def read(path: str, start: int, decoder: Decoder, indexed: bool = False) -> np.ndarray:
-    """Open a file and decode a clip."""
-    if not indexed:
-        INDICES.clear()
-    return open_video(path, decoder).frames_at(start + FRAME_STEP * np.arange(NUM_FRAMES))
+def uncached(path: str) -> Video:
+    """Open a file as one that was not read before."""
+    INDICES.clear()
+    return PyavVideo(path)
+
+
+def clip(video: Video, start: int) -> np.ndarray:
+    """Decode the clip that starts at a frame."""
+    return video.frames_at(start + FRAME_STEP * np.arange(NUM_FRAMES))
 
 
 def read_plainly(path: str, start: int) -> list[np.ndarray]:

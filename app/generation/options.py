@@ -44,7 +44,7 @@ class DataConfig(Config):
     pin_mem: Annotated[bool, RESUME_IGNORED] = True
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
     """Seconds without a batch from a worker after which its video counts as unreadable; 0: wait without limit."""
-    decoder: Decoder = "pyav"
+    decoder: Decoder = Decoder()
     max_bad_fraction: Annotated[float, RESUME_IGNORED] = Field(0.05, ge=0, le=1)
     """Training stops when more than this fraction of the draws met an unreadable video."""
     cache: Annotated[str | None, RESUME_IGNORED] = None

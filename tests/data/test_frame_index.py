@@ -171,6 +171,22 @@ def test_index_and_frames_are_those_of_reading_the_whole_file(kind, make_video, 
         assert video._by_time(video._index, np.arange(video.num_frames)) is not None
 
 
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+@pytest.mark.parametrize("kind", ["cut at the start", "several edits", "transport stream", "avi", "mirrored"])
+def test_files_that_other_libraries_get_wrong_are_read_with_pyav(kind, decoder, make_video, h264, tmp_path):
+    if kind == "mirrored":
+        path = patched(h264, tmp_path / "v.mp4", b"tkhd", 40, -0x10000)
+    else:
+        path = KINDS[kind][0](make_video, h264, tmp_path)
+    try:
+        video = open_video(path, decoder)
+    except ImportError as error:
+        pytest.skip(str(error))
+    indices = np.array([0, 1, 17, 18, 33])
+    expected = open_video(path, "pyav").frames_at(indices)
+    assert np.abs(video.frames_at(indices).astype(int) - expected).mean() < 1
+
+
 def test_hidden_frames_are_not_counted(h264, tmp_path, numbers_of):
     path = KINDS["cut at the start"][0](None, h264, tmp_path)
     with av.open(path) as container:

@@ -1,9 +1,9 @@
 """Three video decoding libraries behind one small interface.
 
-`open_video(source, decoder)` gives a `Video` with the same frames from each. PyAV, which can skip frames that no
-requested frame depends on, is the fastest (`python -m benchmarks loader long_videos`). Frame i is the i-th that is
-presented, upright (the file's rotation is applied), as 8-bit RGB. A video decodes in a single thread, because the
-workers of a loader use all cores already.
+`open_video(source, decoder)` gives a `Video` with the same frames from each; files of which decord or torchcodec give
+other frames are read with PyAV. Frame i is the i-th that is presented, upright (turned and mirrored as the file says),
+as 8-bit RGB. A video decodes in a single thread, because the workers of a loader use all cores already. For speed see
+`python -m benchmarks loader long_videos`.
 """
 
 from typing import Protocol
@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from tubelet.config import ConfigError
+from tubelet.data.decoders.containers import only_pyav_is_right
 from tubelet.data.decoders.decord2 import DecordVideo
 from tubelet.data.decoders.files import PathOrFile, first_line, name_of
 from tubelet.data.decoders.pyav import PyavVideo
@@ -75,7 +76,7 @@ def open_video(source: PathOrFile, decoder: Decoder | str) -> Video:
 
 
 def _open(source: PathOrFile, options: Decoder) -> Video:
-    if options.name == "pyav":
+    if options.name == "pyav" or only_pyav_is_right(source, options.name):
         return PyavVideo(source)
     if options.name == "decord":
         return DecordVideo(source)

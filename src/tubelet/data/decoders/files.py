@@ -46,6 +46,11 @@ class FileView(io.RawIOBase):
         return True
 
 
+def opened(source: PathOrFile) -> BinaryIO | FileView:
+    """Return an unbuffered file of a path, or a view of the file-like object; closing it leaves the object open."""
+    return open(source, "rb", buffering=0) if isinstance(source, str) else FileView(source)
+
+
 def readable(source: PathOrFile) -> str | FileView:
     """Return what a decoder can open: the path, or a view of the file-like object."""
     return source if isinstance(source, str) else FileView(source)

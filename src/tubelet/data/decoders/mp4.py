@@ -15,6 +15,7 @@ import numpy as np
 
 from tubelet.data.decoders.files import FileView
 
+FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 MAX_BOXES = 1000
 """Boxes of a file outside of its `moov`; a file with more is read as if it had no tables."""
 MAX_MOVIE_BYTES = 1 << 28
@@ -30,6 +31,7 @@ class Track:
         times: int64 [N], the presentation times of the frames that are presented, ascending.
         key_times: int64, those of the key frames, also of those that are only decoded, ascending.
         trimmed: Whether the edit list hides frames.
+        mirrored: Whether the pictures have to be mirrored.
     """
 
     number: int
@@ -37,6 +39,7 @@ class Track:
     times: np.ndarray
     key_times: np.ndarray
     trimmed: bool
+    mirrored: bool
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _find_movie(file: BinaryIO | FileView) -> tuple[int, int]:
         file.seek(position)
         header = file.read(16)
         size, name = struct.unpack_from(">I4s", header)
-        if position == 0 and name not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+        if position == 0 and name not in FIRST_BOXES:
             raise Unsupported("not an mp4 file")
         if size == 1:
             (size,) = struct.unpack_from(">Q", header, 8)
@@ -150,7 +153,14 @@ def _track(track: dict[bytes, list[memoryview]], media: dict[bytes, list[memoryv
         times=times_of_frames + shift,
         key_times=np.sort(times[is_key & is_frame], kind="stable") + shift,
         trimmed=not presented.all(),
+        mirrored=_is_mirrored(track[b"tkhd"][0]),
     )
+
+
+def _is_mirrored(header: memoryview) -> bool:
+    """Whether the determinant of the display matrix is negative."""
+    a, b, _, c, d = struct.unpack_from(">5i", header, 52 if header[0] == 1 else 40)
+    return a * d - b * c < 0
 
 
 def _sizes(samples: dict[bytes, list[memoryview]]) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tubelet.data.decoders.files import FileView, PathOrFile, readable
+from tubelet.data.decoders.files import FileView, PathOrFile, opened, readable
 from tubelet.data.decoders.frame_index import INDICES, FrameIndex, scan
-from tubelet.data.decoders.mp4 import Movie, read_movie
+from tubelet.data.decoders.mp4 import read_movie
 
 MAX_DROPPED = 8
 """Frames by which the index of a file without presentation times may exceed the frames that it decodes to."""
@@ -60,7 +60,8 @@ class PyavVideo:
         return np.stack(self._by_counting(indices) if frames is None else frames)
 
     def _open_and_index(self) -> FrameIndex:
-        movie = self._read_movie()
+        with opened(self._source) as header:
+            movie = read_movie(header)
         if movie is not None:
             # Without the frames that an edit list hides, FFmpeg need not rewrite its own index.
             options = {} if any(track.trimmed for track in movie.tracks) else {"advanced_editlist": "0"}
@@ -73,12 +74,6 @@ class PyavVideo:
                     return FrameIndex(track.times, track.key_times, base, rate, options, scanned=False)
         self._open(readable(self._source))
         return scan(self._container, self._stream)
-
-    def _read_movie(self) -> Movie | None:
-        if not isinstance(self._source, str):
-            return read_movie(FileView(self._source))
-        with open(self._source, "rb", buffering=0) as file:
-            return read_movie(file)
 
     def _open(self, file: str | FileView, options: dict[str, str] | None = None) -> None:
         """Open the container and its video stream, set to decode in one thread."""
