@@ -1,6 +1,8 @@
 """The index of files of many kinds, and the frames found by it, against reading and decoding the whole file."""
 
+import gc
 import io
+import os
 from fractions import Fraction
 
 import av
@@ -185,6 +187,18 @@ def test_files_that_other_libraries_get_wrong_are_read_with_pyav(kind, decoder, 
     indices = np.array([0, 1, 17, 18, 33])
     expected = open_video(path, "pyav").frames_at(indices)
     assert np.abs(video.frames_at(indices).astype(int) - expected).mean() < 1
+
+
+def test_a_video_that_is_no_longer_used_closes_its_file(h264, tmp_path):
+    fragmented = KINDS["fragmented"][0](None, h264, tmp_path)
+    gc.disable()
+    try:
+        before = os.listdir("/proc/self/fd")
+        for path in (h264, h264, fragmented, fragmented):
+            open_video(path, "pyav").frames_at(np.arange(3))
+        assert os.listdir("/proc/self/fd") == before
+    finally:
+        gc.enable()
 
 
 def test_hidden_frames_are_not_counted(h264, tmp_path, numbers_of):

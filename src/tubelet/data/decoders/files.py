@@ -15,7 +15,7 @@ class FileView(io.RawIOBase):
         start, content: A part of the file that is in memory already, and where it starts.
     """
 
-    def __init__(self, file: BinaryIO, start: int = 0, content: bytes = b""):
+    def __init__(self, file: "BinaryIO | FileView", start: int = 0, content: bytes = b""):
         self._file, self._position = file, 0
         self._start, self._content = start, content
         self.name = name_of(file)
@@ -56,7 +56,7 @@ def readable(source: PathOrFile) -> str | FileView:
     return source if isinstance(source, str) else FileView(source)
 
 
-def name_of(source: PathOrFile) -> str:
+def name_of(source: "PathOrFile | FileView") -> str:
     """Return the path, or the `name` of a file-like object if it has one."""
     return source if isinstance(source, str) else str(getattr(source, "name", "(file-like object)"))
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class PyavVideo:
 
         self._source = source
         self._container: Any = None
+        self._file: BinaryIO | FileView | None = None
         index = INDICES.get(source)
         if index is None:
             index = self._open_and_index()
@@ -40,8 +41,12 @@ class PyavVideo:
 
     def __del__(self):
         # PyAV's container and streams refer to each other, and would stay in memory until the next garbage collection.
-        if self._container is not None:
-            self._container.close()
+        self._close()
+
+    def _close(self) -> None:
+        for opened_here in (self._container, self._file):
+            if opened_here is not None:
+                opened_here.close()
 
     @property
     def fps(self) -> float:
@@ -65,8 +70,9 @@ class PyavVideo:
         if movie is not None:
             # Without the frames that an edit list hides, FFmpeg need not rewrite its own index.
             options = {} if any(track.trimmed for track in movie.tracks) else {"advanced_editlist": "0"}
-            file = open(self._source, "rb", buffering=0) if isinstance(self._source, str) else self._source
+            file = opened(self._source)
             self._open(FileView(file, movie.start, movie.content), options)
+            self._file = file
             for track in movie.tracks:
                 if track.number == self._stream.id and self._stream.time_base == Fraction(1, track.timescale):
                     rate = float(self._stream.average_rate or 0)
@@ -79,8 +85,8 @@ class PyavVideo:
         """Open the container and its video stream, set to decode in one thread."""
         import av
 
-        if self._container is not None:
-            self._container.close()
+        self._close()
+        self._container, self._file = None, None
         self._container = av.open(file, options=options or {})
         self._stream = self._container.streams.best("video")
         if self._stream is None:
