@@ -20,7 +20,7 @@ setup(
         "einops",
         "matplotlib",
         "numpy>=2",
-        "pyarrow",
+        "pyarrow>=15",
         "pydantic>=2.7",
         "pyyaml",
         "safetensors",

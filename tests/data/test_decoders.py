@@ -54,7 +54,9 @@ def test_requested_frames_are_the_frames_of_the_file(decoder, kind, make_video, 
     assert video.fps == pytest.approx(30)
     np.testing.assert_allclose(video.times, np.arange(len(everything)) / 30)
     rng = np.random.default_rng(0)
-    for indices in (np.arange(len(everything)), np.sort(rng.integers(0, len(everything), 7)), np.array([0, 0])):
+    choices = [np.arange(len(everything)), np.sort(rng.integers(0, len(everything), 7)), np.array([0, 0])]
+    choices.append(rng.permutation(len(everything))[:9])  # overlapping clips: in any order, also without repeats
+    for indices in choices:
         frames = read_frames(video, indices, path)
         assert frames.dtype == np.uint8
         assert frames.shape == (len(indices), *everything.shape[1:])

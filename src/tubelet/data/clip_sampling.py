@@ -56,7 +56,6 @@ def sample_frames(
     if num_video_frames < 1:
         raise ValueError("a video without frames has no clips")
     window = clip_length(options, video_fps)
-    offsets = np.arange(options.num_frames) * frame_step(options, video_fps)
     part = num_video_frames // options.num_clips
     if part < window and options.allow_clip_overlap or part == 0:
         starts = np.linspace(0, max(0, num_video_frames - window), options.num_clips).astype(np.int64)
@@ -69,6 +68,20 @@ def sample_frames(
             shift = np.full(options.num_clips, slack // 2)
         starts = np.arange(options.num_clips) * part + shift
         last = np.arange(1, options.num_clips + 1) * part - 1
+    return frames_of(starts, last, video_fps, options, times)
+
+
+def frames_of(
+    starts: np.ndarray, last: np.ndarray, video_fps: float, options: DataConfig, times: np.ndarray | None
+) -> np.ndarray:
+    """The frame numbers of clips, int64 [n, num_frames].
+
+    Args:
+        starts: First frame of each clip, int64 [n].
+        last: The frame that each clip repeats where it would go beyond it, int64 [n].
+        video_fps, options, times: See `sample_frames`.
+    """
+    offsets = np.arange(options.num_frames) * frame_step(options, video_fps)
     if times is None:
         return np.minimum(starts[:, None] + np.floor(offsets).astype(np.int64), last[:, None])
     moments = np.minimum(starts[:, None] + offsets, last[:, None]) / video_fps

@@ -6,6 +6,7 @@ as 8-bit RGB. A video decodes in a single thread, because the workers of a loade
 `python -m benchmarks loader long_videos`.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,10 @@ from tubelet.data.decoders.torchcodec import TorchcodecVideo, check_device
 from tubelet.data.options import DECODERS, Decoder
 from tubelet.data.types import VideoError
 
-__all__ = ["DECODERS", "PathOrFile", "Video", "check_decoder", "name_of", "open_video", "read_frames"]
+__all__ = ["DECODERS", "PathOrFile", "Video", "check_decoder", "iter_frames", "name_of", "open_video", "read_frames"]
+
+CHUNK = 64
+"""Frames that `iter_frames` reads at a time from decoders without an iterator; those continue without seeking back."""
 
 
 class Video(Protocol):
@@ -114,4 +118,28 @@ def read_frames(video: Video, indices: np.ndarray, path: str) -> np.ndarray:
         raise VideoError(path, f"cannot decode frames {unique[0]}..{unique[-1]}: {first_line(error)}") from error
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != len(unique) or frames.shape[3] != 3:
         raise VideoError(path, f"decoding {len(unique)} frames gave {frames.dtype} {list(frames.shape)}")
-    return frames if len(unique) == len(indices) else frames[inverse]
+    return frames if np.array_equal(unique, indices) else frames[inverse]
+
+
+def iter_frames(video: Video, indices: np.ndarray, path: str) -> Iterator[np.ndarray]:
+    """Decode the ascending frames `indices` one by one, so that a long video needs no memory for all of them.
+
+    Args:
+        video: An open video. Without a method `iter_frames_at`, `CHUNK` frames are read at a time.
+        indices: Frame numbers [T], ascending, without repeats.
+        path: Name of the video in error messages.
+
+    Yields:
+        uint8 [H, W, 3].
+
+    Raises:
+        VideoError: As `read_frames`.
+    """
+    if not hasattr(video, "iter_frames_at"):
+        for first in range(0, len(indices), CHUNK):
+            yield from read_frames(video, indices[first : first + CHUNK], path)
+        return
+    try:
+        yield from video.iter_frames_at(indices)
+    except Exception as error:
+        raise VideoError(path, f"cannot decode frames {indices[0]}..{indices[-1]}: {first_line(error)}") from error

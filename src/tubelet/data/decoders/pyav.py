@@ -57,12 +57,34 @@ class PyavVideo:
         return self._index.seconds
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
-        frames = self._by_time(self._index, indices)
-        if frames is None and not self._index.scanned:
+        for attempt in self._attempts(indices):
+            try:
+                return np.stack(list(attempt))
+            except _TimesDiffer:
+                pass
+        raise AssertionError("counting does not depend on time stamps")
+
+    def iter_frames_at(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the frames of `frames_at` one by one, in a single pass over the file."""
+        given = 0
+        for attempt in self._attempts(indices):
+            try:
+                for frame in itertools.islice(attempt, given, None):
+                    yield frame
+                    given += 1
+                return
+            except _TimesDiffer:
+                pass
+
+    def _attempts(self, indices: np.ndarray) -> Iterator[Iterator[np.ndarray]]:
+        """Yield the ways to decode frames, the last of which does not need time stamps."""
+        yield self._by_time(self._index, indices)
+        if not self._index.scanned:
             self._open(readable(self._source))
             index = scan(self._container, self._stream)
-            frames = self._by_time(index, indices) if len(index.times) == self.num_frames else None
-        return np.stack(self._by_counting(indices) if frames is None else frames)
+            if len(index.times) == self.num_frames:
+                yield self._by_time(index, indices)
+        yield self._by_counting(indices)
 
     def _open_and_index(self) -> FrameIndex:
         with opened(self._source) as header:
@@ -93,11 +115,11 @@ class PyavVideo:
             raise ValueError("no video stream in this file")
         self._stream.codec_context.thread_count = 1
 
-    def _by_time(self, index: FrameIndex, indices: np.ndarray) -> list[np.ndarray] | None:
-        """Decode the frames with the time stamps of `indices`; None if frames and index differ in time stamps."""
+    def _by_time(self, index: FrameIndex, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Decode the frames with the time stamps of `indices`; _TimesDiffer if those of the index are others."""
         if not index.reliable:
-            return None
-        times, frames, to_rgb = index.times[indices].tolist(), [], ToRgb()
+            raise _TimesDiffer
+        times, to_rgb = index.times[indices].tolist(), ToRgb()
         wanted, decoded = set(times), iter(())
         now: int | None = None
         for time in times:
@@ -107,12 +129,11 @@ class PyavVideo:
             while now is None or now < time:
                 frame = next(decoded, None)
                 if frame is None or frame.pts is None or now is not None and frame.pts <= now:
-                    return None
+                    raise _TimesDiffer
                 now = frame.pts
             if now != time:
-                return None
-            frames.append(to_rgb(frame))
-        return frames
+                raise _TimesDiffer
+            yield to_rgb(frame)
 
     def _packets_from(self, index: FrameIndex, key: int) -> Iterator:
         """Yield the packets from key frame `key` on, from the beginning for -1; none if it is not found."""
@@ -138,20 +159,25 @@ class PyavVideo:
             codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             yield from codec.decode(packet)
 
-    def _by_counting(self, indices: np.ndarray) -> list[np.ndarray]:
+    def _by_counting(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """Decode from the beginning and count; the last frame replaces a few missing ones at the end.
 
         The index of a file without presentation times may count frames that were dropped by the encoder.
         """
-        last, frames, number, frame = int(indices[-1]), {}, -1, None
-        wanted, to_rgb = set(indices.tolist()), ToRgb()
+        wanted, given, number, frame, to_rgb = indices.tolist(), 0, -1, None, ToRgb()
         self._open(readable(self._source))
-        for number, frame in enumerate(itertools.islice(self._container.decode(self._stream), last + 1)):
-            if number in wanted:
-                frames[number] = to_rgb(frame)
-        if frame is None or last - number > MAX_DROPPED:
+        for number, frame in enumerate(itertools.islice(self._container.decode(self._stream), wanted[-1] + 1)):
+            while given < len(wanted) and wanted[given] == number:
+                yield to_rgb(frame)
+                given += 1
+        if frame is None or wanted[-1] - number > MAX_DROPPED:
             raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
-        return [frames[i] if i <= number else to_rgb(frame) for i in indices.tolist()]
+        for _ in wanted[given:]:
+            yield to_rgb(frame)
+
+
+class _TimesDiffer(Exception):
+    """The decoded frames of a file have other time stamps than its index."""
 
 
 class ToRgb:
