@@ -41,7 +41,9 @@ def run(raw, **sections):
 
 
 def frozen(chosen):
-    return FrozenEncoder(with_normalization(chosen), torch.device("cpu"))
+    filled_in = with_normalization(chosen)
+    o = filled_in.optimization
+    return FrozenEncoder(filled_in.pretrain, filled_in.data, o.resolution, torch.device("cpu"), bfloat16=o.use_bfloat16)
 
 
 def predictions(folder):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from tubelet.data import AugConfig, Batch, DataConfig, Draw
 from tubelet.data.loader import Loader, collate
 from tubelet.data.transforms import EvalTransform, ShuffledFrames, TrainTransform
 from tubelet.data.video_dataset import Transform
-from tubelet.probing.options import LabelledDataConfig
+from tubelet.probing.options import ClipsConfig, LabelledDataConfig
 from tubelet.probing.split import check_labels, fingerprint
 from tubelet.runtime.distributed import World
 
@@ -65,6 +65,29 @@ def labelled_sets(
     return LabelledSets(train, val, shuffled)
 
 
+def clip_options(
+    data: ClipsConfig, datasets: list[str], *, num_clips: int, resolution: int, random: bool
+) -> dict[str, Any]:
+    """The values of `DataConfig` for `num_clips` clips of each video, at random places or always the same."""
+    return {
+        "datasets": datasets,
+        "num_clips": num_clips,
+        "num_frames": data.frames_per_clip,
+        "sampling_rate": data.frame_step,
+        "fps": data.fps,
+        "clip_duration": data.clip_duration,
+        "random_clip_sampling": random,
+        "allow_clip_overlap": True,
+        "format": data.format,
+        "decoder": data.decoder.model_dump(),
+        "cache": data.cache,
+        "crop_size": resolution,
+        # Whether patches divide the clip is checked with the encoder.
+        "patch_size": 1,
+        "tubelet_size": 1,
+    }
+
+
 class LabelledClips:
     """The samples of a list of labelled videos.
 
@@ -100,23 +123,8 @@ class LabelledClips:
     ):
         self.source = f"data.{key}: {getattr(data, key)}"
         self._data = data
-        raw = {
-            "datasets": [getattr(data, key)],
-            "num_clips": data.num_segments,
-            "num_frames": data.frames_per_clip,
-            "sampling_rate": data.frame_step,
-            "fps": data.fps,
-            "clip_duration": data.clip_duration,
-            "random_clip_sampling": augmentation is not None,
-            "allow_clip_overlap": True,
-            "format": data.format,
-            "decoder": data.decoder.model_dump(),
-            "cache": data.cache,
-            "crop_size": resolution,
-            # Whether patches divide the clip is checked with the encoder.
-            "patch_size": 1,
-            "tubelet_size": 1,
-        }
+        entries, random = [getattr(data, key)], augmentation is not None
+        raw = clip_options(data, entries, num_clips=data.num_segments, resolution=resolution, random=random)
         transform: Transform = EvalTransform(resolution, views)
         if augmentation is not None:
             transform = TrainTransform(augmentation, resolution)

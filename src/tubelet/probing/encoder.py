@@ -16,41 +16,39 @@ from tubelet.data import AugConfig, to_float
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder, drop_lacking_defaults
 from tubelet.models.interfaces import Encoder
-from tubelet.probing.options import RANDOM, LabelledDataConfig, PretrainConfig, ProbeOptions
+from tubelet.probing.options import RANDOM, ClipsConfig, PretrainConfig
 from tubelet.runtime import checkpoint
-from tubelet.runtime.distributed import autocast
+from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.seeds import seed_for
 
 
-class _LabelledOptions(Protocol):
+class _ClipOptions(Protocol):
     @property
-    def data(self) -> LabelledDataConfig: ...
-
-    @property
-    def data_aug(self) -> AugConfig | None: ...
+    def data(self) -> ClipsConfig: ...
 
     @property
     def pretrain(self) -> PretrainConfig | None: ...
 
-    def model_copy(self: "Labelled", *, update: Mapping[str, Any] | None = None) -> "Labelled": ...
+    def model_copy(self: "Options", *, update: Mapping[str, Any] | None = None) -> "Options": ...
 
 
-Labelled = TypeVar("Labelled", bound=_LabelledOptions)
+Options = TypeVar("Options", bound=_ClipOptions)
 
 
-def with_normalization(options: Labelled) -> Labelled:
-    """The options of a probe or of supervised training, with the mean and standard deviation of the colors filled in.
+def with_normalization(options: Options) -> Options:
+    """The options of a program, with the mean and standard deviation of the colors filled in.
 
     Values that `data` leaves open are those of the pretraining where its file says them, otherwise ImageNet's.
-    `data_aug` gets the same.
+    `data_aug` gets the same, where the program has it.
     """
     values = options.data.normalization()
     if None in values.values():
         defaults = AugConfig().model_dump() | ({} if options.pretrain is None else normalization(options.pretrain))
         values = {name: defaults[name] if value is None else value for name, value in values.items()}
     changed: dict[str, Config] = {"data": options.data.model_copy(update=values)}
-    if options.data_aug is not None:
-        changed["data_aug"] = options.data_aug.model_copy(update=values)
+    augmentation: AugConfig | None = getattr(options, "data_aug", None)
+    if augmentation is not None:
+        changed["data_aug"] = augmentation.model_copy(update=values)
     return options.model_copy(update=changed)
 
 
@@ -63,8 +61,11 @@ class FrozenEncoder:
     """uint8 clips to tokens, without gradients and dropout.
 
     Args:
-        options: Result of `with_normalization`.
+        pretrain: Which encoder.
+        data: How clips are made, with the normalization that `with_normalization` fills in.
+        resolution: Height and width of the clips.
         device: Device of the encoder.
+        bfloat16: Compute in, and return, bfloat16 instead of float32.
 
     Attributes:
         module: The encoder.
@@ -73,15 +74,16 @@ class FrozenEncoder:
         fingerprint: See `fingerprint`.
     """
 
-    def __init__(self, options: ProbeOptions, device: torch.device):
+    def __init__(
+        self, pretrain: PretrainConfig, data: ClipsConfig, resolution: int, device: torch.device, *, bfloat16: bool
+    ):
         self.device = device
-        self.dtype = torch.bfloat16 if options.optimization.use_bfloat16 else torch.float32
-        mean, std = options.data.normalize_mean, options.data.normalize_std
-        assert mean is not None
-        assert std is not None
-        self.mean, self.std = mean, std
-        frames, side = options.data.frames_per_clip, options.optimization.resolution
-        self.module = load(options.pretrain, frames, side).to(device).eval().requires_grad_(False)
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+        assert data.normalize_mean is not None
+        assert data.normalize_std is not None
+        self.mean, self.std = data.normalize_mean, data.normalize_std
+        module = load(pretrain, data.frames_per_clip, resolution)
+        self.module = module.to(device).eval().requires_grad_(False)
         self.fingerprint = fingerprint(self.module)
 
     @torch.no_grad()  # not inference_mode: heads save these tokens for their backward pass
@@ -91,6 +93,16 @@ class FrozenEncoder:
         with autocast(self.device, self.dtype):
             tokens = self.module(x)
         return rearrange(tokens.to(self.dtype), "(B n) N D -> B n N D", B=len(clips))
+
+
+def load_frozen(
+    pretrain: PretrainConfig, data: ClipsConfig, resolution: int, world: World, *, bfloat16: bool
+) -> FrozenEncoder:
+    """Load the same encoder in all processes; ConfigError where they have read different weights."""
+    encoder = FrozenEncoder(pretrain, data, resolution, world.device, bfloat16=bfloat16)
+    if len(set(world.all_gather_object(encoder.fingerprint))) > 1:
+        raise ConfigError("pretrain: the processes have read different weights; name one file in pretrain.checkpoint")
+    return encoder
 
 
 def load(pretrain: PretrainConfig, frames: int, side: int) -> Encoder:

@@ -211,17 +211,7 @@ class Features:
 
     def _reduce(self, tokens: Tensor) -> Tensor:
         """Tokens [B, segments, views, N, D] -> what is kept of them."""
-        if self._reads == "tokens":
-            return tokens
-        if self._reads == "mean":
-            return pool(tokens, 1)
-        if tokens.shape[3] != self._grid.num_tokens:
-            raise ConfigError(
-                f"head: it reads time slots, but {type(self.encoder.module).__name__} returns {tokens.shape[3]} tokens "
-                f"for a clip with a grid of {' × '.join(map(str, self._grid))}; use a head that reads all tokens or "
-                "their mean"
-            )
-        return pool(tokens, self._grid.t)
+        return reduce(tokens, self._reads, self._grid, type(self.encoder.module).__name__)
 
     def _compute_missing(self, cache: FeatureCache, missing: list[int], batch_size: int) -> None:
         """Compute the features of the samples `missing` of this process; all processes keep in step."""
@@ -248,6 +238,33 @@ class Features:
     def _write(self, cache: FeatureCache, batches: list[TokenBatch]) -> None:
         paths = [self.clips.paths[i] for batch in batches for i in batch.indices.tolist()]
         cache.add(paths, torch.cat([batch.tokens.cpu() for batch in batches]))
+
+
+def reduce(tokens: Tensor, reads: Reads, grid: Grid, encoder: str) -> Tensor:
+    """Reduce the tokens of clips to what is kept of them.
+
+    Args:
+        tokens: [..., N, D] in time-major order.
+        reads: All tokens, their mean or the mean of each time slot.
+        grid: Token grid of a clip.
+        encoder: Name of the encoder, for messages.
+
+    Returns:
+        The tokens unchanged, or float32 [..., 1, D] or [..., t, D].
+
+    Raises:
+        ConfigError: There are other tokens than those of the grid, so that time slots are unknown.
+    """
+    if reads == "tokens":
+        return tokens
+    if reads == "mean":
+        return pool(tokens, 1)
+    if tokens.shape[-2] != grid.num_tokens:
+        raise ConfigError(
+            f"time slots cannot be read: {encoder} returns {tokens.shape[-2]} tokens for a clip with a grid of "
+            f"{' × '.join(map(str, grid))}; choose a head or features of all tokens or of their mean"
+        )
+    return pool(tokens, grid.t)
 
 
 def _check_disk_space(folder: Path, num_bytes: int) -> None:

@@ -17,27 +17,17 @@ SHARED_BY_TASKS = (*(("data", name) for name in NORMALIZATION), ("optimization",
 FRAME_RATES = ("frame_step", "fps", "clip_duration")
 
 
-class LabelledDataConfig(LabelSubset):
-    """YAML section `data`: labelled videos (or images) for training and validation."""
+class ClipsConfig(Config):
+    """How the clips of videos (or images) are made for a frozen encoder."""
 
-    dataset_train: str
-    """List with a line `path label` for each video; for `image_dataset`, a folder with a subfolder for each class."""
-    dataset_val: str
     format: DataFormat = Field({}, validate_default=True)
-    num_classes: int = Field(ge=2)
     frames_per_clip: int = Field(16, ge=1)
-    num_segments: int = Field(1, ge=1)
-    """Number of clips of a video, one from each of as many equal parts of it."""
-    num_views_per_segment: int = Field(1, ge=1)
-    """Spatial crops of a clip in validation; training uses one."""
     frame_step: int | None = Field(None, ge=1)
     """Take every n-th frame of the file. Alternatives: `fps` (frames of the clip per second) and `clip_duration`
     (seconds). The default is every 4th frame."""
     fps: float | None = Field(None, gt=0)
     clip_duration: float | None = Field(None, gt=0)
     decoder: Decoder = Decoder()
-    on_bad_video: Literal["raise", "exclude"] = "raise"
-    """Whether a file that cannot be read is an error, or excluded and listed in results.json."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
     """Seconds without a batch from a worker before the video that it is reading counts as unreadable; 0: no limit."""
@@ -59,11 +49,26 @@ class LabelledDataConfig(LabelSubset):
         return raw
 
     @model_validator(mode="after")
-    def _one_frame_rate(self) -> "LabelledDataConfig":
+    def _one_frame_rate(self) -> "ClipsConfig":
         given = [name for name in FRAME_RATES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} given; keep one of {', '.join(FRAME_RATES)}, the others null")
         return self
+
+
+class LabelledDataConfig(ClipsConfig, LabelSubset):
+    """YAML section `data`: labelled videos (or images) for training and validation."""
+
+    dataset_train: str
+    """List with a line `path label` for each video; for `image_dataset`, a folder with a subfolder for each class."""
+    dataset_val: str
+    num_classes: int = Field(ge=2)
+    num_segments: int = Field(1, ge=1)
+    """Number of clips of a video, one from each of as many equal parts of it."""
+    num_views_per_segment: int = Field(1, ge=1)
+    """Spatial crops of a clip in validation; training uses one."""
+    on_bad_video: Literal["raise", "exclude"] = "raise"
+    """Whether a file that cannot be read is an error, or excluded and listed in results.json."""
 
 
 class EvaluationConfig(Config):

@@ -55,7 +55,8 @@ def validate(
     for probabilities, labels, indices in batches:
         probabilities, labels = probabilities.cpu(), labels.cpu()
         losses = -probabilities[:, torch.arange(len(labels)), labels].clamp_min(1e-12).log()
-        best, classes = probabilities.topk(top, dim=-1)
+        # Of equally probable classes the first: votes of neighbors are often equal.
+        best, classes = (sorted_[..., :top] for sorted_ in probabilities.sort(dim=-1, descending=True, stable=True))
         part.append((indices, labels, losses.T, classes.transpose(0, 1), best.transpose(0, 1)))  # samples first
     parts = [batch for part in world.all_gather_object(part) for batch in part]
     if not parts:

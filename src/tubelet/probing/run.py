@@ -17,7 +17,7 @@ from tubelet.config import ConfigError
 from tubelet.probing import head_file, results, split
 from tubelet.probing import heads as ensemble
 from tubelet.probing.clips import LabelledClips, LabelledSets, labelled_sets
-from tubelet.probing.encoder import FrozenEncoder, check_clip_size, with_normalization
+from tubelet.probing.encoder import FrozenEncoder, check_clip_size, load_frozen, with_normalization
 from tubelet.probing.features import Features
 from tubelet.probing.fit import Fitter, HeadsDiverged, Settings, other_inputs, read_out
 from tubelet.probing.fit_at_once import AtOnceFitter
@@ -59,11 +59,8 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
         tasks = {name: with_normalization(options.task(name)) for name in options.tasks}
     sets_by_task = {name: _labelled(task, world) for name, task in tasks.items()}
     with Watchdog(world, options.distributed.timeout) as watchdog:
-        encoder = FrozenEncoder(options, world.device)
-        if len(set(world.all_gather_object(encoder.fingerprint))) > 1:
-            raise ConfigError(
-                "pretrain: the processes have read different weights; name one file in pretrain.checkpoint"
-            )
+        o = options.optimization
+        encoder = load_frozen(options.pretrain, options.data, o.resolution, world, bfloat16=o.use_bfloat16)
         for name, task in tasks.items():
             check_clip_size(encoder.module, task.data.frames_per_clip, task.optimization.resolution, name)
         measured = {name: _all_seeds(task, encoder, sets_by_task[name], watchdog) for name, task in tasks.items()}

@@ -5,19 +5,18 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from tubelet.probing import neighbors
 from tubelet.probing.heads import FittedHead, pool
 
 
 class NearestNeighborsHead(FittedHead):
     """Weighted vote of the k training samples with the most similar mean tokens.
 
-    As in Wu et al. 2018 and DINO (Caron et al. 2021): the similarity is the cosine, and a neighbor votes for its class
-    with the weight exp(similarity / temperature). The mean token of the training set is subtracted first, without which
-    all tokens of an encoder may have about the same direction.
+    See `tubelet.probing.neighbors`. The mean token of the training set is subtracted first, without which all tokens of
+    an encoder may have about the same direction.
 
     Args:
         embed_dim: Width D of the tokens.
@@ -50,16 +49,14 @@ class NearestNeighborsHead(FittedHead):
     def fit(self, tokens: Tensor, labels: Tensor) -> None:
         tokens = pool(tokens, 1)[:, 0]
         self.mean = tokens.mean(0)
-        self.samples, self.labels = F.normalize(tokens - self.mean, dim=1), labels
+        self.samples, self.labels = neighbors.directions(tokens, self.mean), labels
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Log-probabilities [B, num_classes], the logarithms of the fractions of the votes."""
         with torch.autocast(tokens.device.type, enabled=False):
-            similarity = F.normalize(pool(tokens, 1)[:, 0] - self.mean, dim=1) @ self.samples.T
-            nearest, neighbors = similarity.topk(min(self.k, len(self.samples)), dim=1)
-            log_weights = (nearest / self.temperature).log_softmax(1)
-            votes = similarity.new_zeros(len(tokens), self.num_classes)
-            return votes.scatter_add_(1, self.labels[neighbors], log_weights.exp()).log()
+            queries = neighbors.directions(pool(tokens, 1)[:, 0], self.mean)
+            similarity, indices = neighbors.nearest(queries, self.samples, self.k)
+            return neighbors.votes(similarity, self.labels[indices], self.num_classes, self.temperature).log()
 
 
 knn = functools.partial(NearestNeighborsHead)
