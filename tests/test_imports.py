@@ -26,6 +26,7 @@ BELOW = {
     "objectives": {"grid", "config", "runtime", "data", "layers", "models", "masks", "training", "probing", "report"},
     "generation": {"grid", "config", "runtime", "data", "layers", "models", "hub", "report"},
     "report": {"grid", "config", "runtime", "data", "layers", "models", "masks", "hub"},
+    "features": {"grid", "config", "runtime", "data", "probing", "report"},
     "slurm": {"config", "runtime"},
     "indexing": {"config", "runtime", "data"},
 }

@@ -1,0 +1,117 @@
+"""The nearest videos in stored features, as a table and a page. `python -m evals.main --fname <yaml>`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tubelet.config import RESUME_IGNORED, ConfigError, dump
+from tubelet.data import Decoder, evenly_spaced
+from tubelet.features.options import ItemsConfig
+from tubelet.features.store import Items, open_items
+from tubelet.probing import neighbors
+from tubelet.runtime.distributed import World
+from tubelet.runtime.files import replacing, write_atomic, write_json
+from tubelet.runtime.parallelize import DistributedConfig
+
+
+class Options(ItemsConfig):
+    eval_name: Literal["retrieval"]
+    folder: str
+    queries: str | None = None
+    """Store of the queries; null: those of `features`, each searched among all other videos."""
+    num_queries: int | None = Field(None, ge=1)
+    """Queries, evenly spaced over the store; null: all."""
+    k: int = Field(20, ge=1)
+    """Neighbors of each query in `neighbors.parquet`."""
+    recall: list[Annotated[int, Field(ge=1)]] = [1, 5, 10]
+    """Numbers of neighbors of recall@k."""
+    center: bool = True
+    """Subtract the mean of `features` first."""
+    page_queries: int = Field(12, ge=0)
+    """Queries on the page, evenly spaced over all."""
+    page_neighbors: int = Field(6, ge=1)
+    decoder: Decoder = Decoder()
+    distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
+
+
+def main(options: Options, world: World) -> None:
+    """Writes `neighbors.parquet`, `results.json` and `retrieval.html` into `options.folder`; rank 0 does all of it."""
+    if not world.is_main:
+        return
+    gallery, other, description = open_items(options, options.queries)
+    queries = gallery if other is None else other
+    chosen = torch.arange(len(queries))
+    if options.num_queries is not None:
+        chosen = evenly_spaced(len(queries), options.num_queries)
+    device = world.device
+    mean = gallery.vectors.mean(0).to(device) if options.center else None
+    found = neighbors.directions(gallery.vectors.to(device), mean)
+    asked = neighbors.directions(queries.vectors[chosen].to(device), mean)
+    groups = None
+    if other is None:
+        groups = queries.videos[chosen].to(device), gallery.videos.to(device)
+        if len(groups[1].unique()) < 2:
+            raise ConfigError(f"features: {options.features} has a single video, which has no neighbors")
+    similarity, indices = (tensor.cpu() for tensor in neighbors.nearest(asked, found, options.k, groups))
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.yaml", dump(options))
+    _write_table(folder / "neighbors.parquet", queries, gallery, chosen, similarity, indices)
+    measured: dict[str, Any] = {"queries": len(chosen), "gallery": len(gallery), "encoder": description["encoder"]}
+    if min(queries.labels.min(), gallery.labels.min()) >= 0:
+        labels = queries.labels[chosen].to(device), gallery.labels.to(device)
+        measured |= neighbors.retrieval_scores(asked, found, *labels, options.recall, groups)
+    write_json(folder / "results.json", measured)
+    _write_page(options, folder / "retrieval.html", queries, gallery, chosen, similarity, indices, measured)
+
+
+def _write_table(
+    path: Path, queries: Items, gallery: Items, chosen: Tensor, similarity: Tensor, indices: Tensor
+) -> None:
+    """A row for each query and neighbor, best first."""
+    count, k = indices.shape
+    query, neighbor = chosen.repeat_interleave(k).numpy(), indices.flatten().numpy()
+    columns: dict[str, Any] = {}
+    for name, items, numbers in (("query", queries, query), ("neighbor", gallery, neighbor)):
+        columns |= {
+            name: [items.paths[i] for i in numbers],
+            f"{name}_label": items.labels[numbers].numpy(),
+            f"{name}_start": items.starts[numbers],
+            f"{name}_end": items.ends[numbers],
+        }
+    columns |= {"rank": torch.arange(1, k + 1).repeat(count).numpy(), "similarity": similarity.flatten().numpy()}
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def _write_page(
+    options: Options,
+    path: Path,
+    queries: Items,
+    gallery: Items,
+    chosen: Tensor,
+    similarity: Tensor,
+    indices: Tensor,
+    measured: dict[str, Any],
+) -> None:
+    from tubelet.features.strips import Strips  # matplotlib takes a second to import
+    from tubelet.report import html_parts
+
+    strips, sections = Strips(options.decoder), []
+    for row in evenly_spaced(len(chosen), options.page_queries).tolist():
+        query = int(chosen[row])
+        sections.append(f"<h2>{html_parts.escape(Path(queries.paths[query]).name)}</h2>")
+        sections.append(strips.row(queries, [(query, f"query, {queries.caption(query)}")]))
+        nearest = zip(indices[row].tolist(), similarity[row].tolist(), strict=True)
+        shown = [(item, f"{cosine:.3f}, {gallery.caption(item)}") for item, cosine in nearest]
+        sections.append(strips.row(gallery, shown[: options.page_neighbors]))
+    scores = [[name, f"{measured[name]:.4f}"] for name in measured if name.startswith("recall") or name == "map"]
+    intro = "Each query, and below it its nearest neighbors with their cosine similarity, best first."
+    table = html_parts.table([["", "value"], *scores]) if scores else ""
+    sections = [f"<p>{intro}</p>", table, *strips.notes(), *sections]
+    write_atomic(path, html_parts.document("Nearest videos", sections))

@@ -1,0 +1,1 @@
+"""Features of whole video collections on disk: extraction, reading, nearest neighbors and clusters."""
