@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from tubelet.config import aliases
+from tubelet.config import addresses, aliases
 from tubelet.config.aliases import merge
 from tubelet.config.base import Config, ConfigError, nearest
 from tubelet.config.registry import PartField
@@ -102,6 +102,7 @@ def check(raw: Mapping[str, Any], schema: type[Schema], fname: str | Path) -> Sc
     """
     try:
         raw = raw if isinstance(raw, Raw) else _canonical(raw)
+        _check_no_credentials(raw)
         return check_part(raw, schema)
     except ConfigError as error:
         raise ConfigError(f"{fname}: problem in the configuration\n{error}") from None
@@ -114,6 +115,21 @@ def check_part(raw: Mapping[str, Any], schema: type[Schema], at: str = "") -> Sc
     except pydantic.ValidationError as error:
         lines = dict.fromkeys(_explain(e, schema, raw, at) for e in error.errors())
         raise ConfigError("\n".join(lines)) from None
+
+
+def _check_no_credentials(node: Any, key: str = "") -> None:
+    """Raise ConfigError where a value is an address with credentials: configurations are written to run folders."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            _check_no_credentials(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            _check_no_credentials(value, f"{key}.{index}")
+    elif isinstance(node, str) and addresses.has_credentials(node):
+        raise ConfigError(
+            f"  {key}: {addresses.public(node)}: the address has a password or a query, which may hold a signature, "
+            "and would be written to config.yaml. Put it into a list file, or give the credentials in the environment"
+        )
 
 
 def _canonical(mapping: Mapping[str, Any]) -> Raw:

@@ -3,11 +3,9 @@
 Entries of `data.datasets` may hold either or both; `data.datasets_weights` sets how often each is drawn.
 """
 
-from pathlib import Path
-
 import numpy as np
 
-from tubelet.data import image_dataset, video_dataset
+from tubelet.data import image_dataset, storage, video_dataset
 from tubelet.data.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Source, read_source
 
 
@@ -16,9 +14,9 @@ class Dataset(video_dataset.Dataset):
 
     def find_samples(self, entry: str) -> Source:
         image_dataset.check_one_clip(self.data)
-        return read_source(entry, VIDEO_SUFFIXES | IMAGE_SUFFIXES)
+        return read_source(entry, VIDEO_SUFFIXES | IMAGE_SUFFIXES, self.data.storage)
 
     def read_views(self, path: str, rng: np.random.Generator) -> tuple[video_dataset.Views, np.ndarray]:
-        if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        if storage.suffix(path) in IMAGE_SUFFIXES:
             return image_dataset.repeated_image(self, path, rng)
         return super().read_views(path, rng)

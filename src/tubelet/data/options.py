@@ -8,6 +8,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from tubelet.config import RESUME_IGNORED, Config, ConfigError, Pair, Size, Triple, check_part
 from tubelet.config.registry import Module, PartOptions
+from tubelet.data.storage.options import StorageConfig
 from tubelet.grid import ClipShape, nearest_multiple
 
 SeekMode = Literal["exact", "approximate"]
@@ -58,7 +59,7 @@ class DataConfig(Config):
 
     datasets: list[str] = Field(min_length=1)
     """Folders (searched recursively), lists (one `path label` per line), indexes (`.parquet`, see
-    docs/your_own_data.md) or single video files."""
+    docs/your_own_data.md) or single video files; also remote ones, see docs/cluster_data.md."""
     datasets_weights: list[float] | None = None
     """Relative number of draws from each entry of `datasets`; None: every sample equally often, or, with
     `weight_by_duration`, every second of video."""
@@ -107,6 +108,8 @@ class DataConfig(Config):
     """Training stops when more than this fraction of the draws met an unreadable video."""
     cache: Annotated[str | None, RESUME_IGNORED] = None
     """Folder for decoded videos (uint8), shared by workers and runs; for small data sets of short videos."""
+    storage: Annotated[StorageConfig, RESUME_IGNORED] = StorageConfig()
+    """How remote files are read."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":

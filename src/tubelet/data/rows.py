@@ -7,7 +7,7 @@ object changes its reference count. These sequences make an object when a row is
 import bisect
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -92,6 +92,22 @@ class Numbers(Rows[T]):
 
     def _row(self, index: int) -> T:
         return self._array[index].item()
+
+
+class Mapped(Rows[T]):
+    """`function(row)` of each row of a sequence."""
+
+    def __init__(self, function: Callable[[Any], T], rows: Sequence[Any]):
+        self._function, self._rows = function, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._function, self._rows)
+
+    def _row(self, index: int) -> T:
+        return self._function(self._rows[index])
 
 
 class Joined(Rows[T]):

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tubelet.config import ConfigError
+from tubelet.data import storage
 from tubelet.data.index_file import INDEX_SUFFIX, open_index
 from tubelet.data.rows import Numbers, Rows, Strings
-from tubelet.data.text_list import NO_LABEL, ListEntries, ListLabels, ListPaths
+from tubelet.data.storage import DEFAULT_STORAGE, StorageConfig, is_remote, public
+from tubelet.data.text_list import NO_LABEL, ListEntries, ListLabels, ListPaths, parse_line
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -48,17 +50,20 @@ class Source(NamedTuple):
     """Seconds of each file and all before it; None where they are not known."""
 
 
-def read_source(entry: str, suffixes: frozenset[str]) -> Source:
+def read_source(entry: str, suffixes: frozenset[str], options: StorageConfig = DEFAULT_STORAGE) -> Source:
     """Return the files of a folder (searched recursively), a list (`path label` per line), an index, or a single file.
 
     Args:
-        entry: Path of the folder, list, index (see `index_file`) or file.
+        entry: Path or address of the folder, list, index (see `index_file`) or file.
         suffixes: Lowercase suffixes of the files to find.
+        options: How remote files are read.
 
     Raises:
         ConfigError: There are no such files, a line of a list is invalid, or files of a list do not exist.
     """
-    path = Path(entry).expanduser()
+    if is_remote(entry):
+        return _read_remote(entry, suffixes, options)
+    path = Path(storage.local_path(entry))
     if path.is_dir():
         paths = Strings(_files_below(path, suffixes))
         if not len(paths):
@@ -88,6 +93,41 @@ def read_list(path: Path) -> Source:
     """
     entries = ListEntries(path)
     return Source(ListPaths(entries), ListLabels(entries))
+
+
+def _read_remote(entry: str, suffixes: frozenset[str], options: StorageConfig) -> Source:
+    """As `read_source`; whether an address is that of a folder, its suffix tells."""
+    suffix = storage.suffix(entry)
+    try:
+        if suffix in LIST_SUFFIXES:
+            return _parse_remote_list(entry, storage.read_file(entry, options))
+        if suffix in suffixes:
+            return Source([entry], [NO_LABEL])
+        paths = [p for p in storage.files_below(entry, options) if storage.suffix(p) in suffixes]
+    except OSError as error:
+        raise ConfigError(f"data.datasets: '{public(entry)}': {storage.reason(error)}") from None
+    if not paths:
+        raise ConfigError(
+            f"data.datasets: '{public(entry)}': no file of a known type in this folder or below ({_joined(suffixes)})"
+        )
+    return Source(Strings(paths), Numbers(np.full(len(paths), NO_LABEL, np.int32)))
+
+
+def _parse_remote_list(path: str, content: bytes) -> Source:
+    lines = content.decode("utf-8-sig", errors="surrogateescape").splitlines()
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise ConfigError(f"data.datasets: {public(path)}: the list is empty; it needs one line `path label` per video")
+    entries = [parse_line(line) for _, line in numbered]
+    labels = [label for _, label in entries]
+    if NO_LABEL in labels and max(labels) != NO_LABEL:
+        number, line = numbered[labels.index(NO_LABEL)]
+        raise ConfigError(
+            f"data.datasets: {public(path)}, line {number}: '{public(line)}' does not end in a label like the other "
+            "lines; a label is an integer from 0, after the path and a space, comma or tab"
+        )
+    folder = os.path.dirname(path)
+    return Source(Strings(storage.join(folder, name) for name, _ in entries), Numbers(np.array(labels, np.int64)))
 
 
 def write_list(path: Path, videos: Iterable[Path], labels: Sequence[int] | None = None) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from tubelet.config import ConfigError
+from tubelet.config.addresses import is_remote, public
+from tubelet.data import storage
 from tubelet.data.rows import ROWS_AT_ONCE, RowFile, Rows, decode
 
 NO_LABEL = -1
@@ -107,7 +109,7 @@ class ListEntries:
             raise ConfigError(f"data.datasets: {path}: the list is empty; it needs one line `path label` per video")
         checked = np.unique(np.linspace(0, len(self) - 1, min(len(self), MAX_CHECKED)).astype(int)).tolist()
         self.labeled = any(parse_line(self.lines[i])[1] != NO_LABEL for i in checked)
-        missing = [i for i in checked if not os.path.exists(self.file(i))]
+        missing = [i for i in checked if not is_remote(file := self.file(i)) and not os.path.exists(file)]
         if missing:
             examples = "".join(f"\n  line {self.lines.line_number(i)}: {self.file(i)}" for i in missing[:5])
             raise ConfigError(
@@ -123,7 +125,10 @@ class ListEntries:
         return self.resolved(self.entry(self.lines[index], index)[0])
 
     def resolved(self, name: str) -> str:
-        path = Path(name).expanduser()
+        name = storage.local_path(name)
+        if is_remote(name):
+            return name
+        path = Path(name)
         in_folder = self.path.parent / path  # equals `path` where that is absolute
         return str(in_folder if path.is_absolute() or in_folder.exists() else path)
 
@@ -137,8 +142,8 @@ class ListEntries:
                 else "ends in a label, unlike the other lines"
             )
             raise ConfigError(
-                f"data.datasets: {self.path}, line {self.lines.line_number(index)}: '{line}' {problem} the other "
-                "lines; a label is an integer from 0, after the path and a space, comma or tab"
+                f"data.datasets: {self.path}, line {self.lines.line_number(index)}: '{public(line)}' {problem} the "
+                "other lines; a label is an integer from 0, after the path and a space, comma or tab"
             )
         return name, label
 

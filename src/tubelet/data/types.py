@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from tubelet.config import UserError
+from tubelet.config.addresses import public
 
 
 class VideoError(UserError):
-    """A file that cannot be used as a clip. `filtered`: excluded by an option (too short, too long), not broken."""
+    """A file that cannot be used as a clip. `filtered`: excluded by an option (too short, too long), not broken.
+
+    Addresses lose their credentials, because messages and `path` are written to logs and reports.
+    """
 
     def __init__(self, path: str, reason: str, filtered: bool = False):
-        super().__init__(path, reason, filtered)  # all as arguments, so that pickle can rebuild it
-        self.path, self.reason, self.filtered = path, reason, filtered
+        super().__init__(public(path), reason, filtered)  # all as arguments, so that pickle can rebuild it
+        self.path, self.reason, self.filtered = public(path), reason, filtered
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"

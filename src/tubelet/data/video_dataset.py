@@ -1,16 +1,16 @@
 """Clips of video files: V-JEPA's VideoDataset, and the base class of other formats."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tubelet.config import ConfigError
+from tubelet.data import storage
 from tubelet.data.clip_sampling import clip_length, sample_frames
-from tubelet.data.decoders import Video, check_decoder, open_video, read_frames
+from tubelet.data.decoders import PathOrFile, Video, check_decoder, open_video, read_frames
 from tubelet.data.frame_cache import CachedVideo
 from tubelet.data.options import DataConfig
 from tubelet.data.rows import Rows, join_numbers, join_strings
@@ -85,7 +85,7 @@ class Dataset:
 
     def find_samples(self, entry: str) -> Source:
         """Return the samples of an entry of `data.datasets`, as paths and labels."""
-        return read_source(entry, VIDEO_SUFFIXES)
+        return read_source(entry, VIDEO_SUFFIXES, self.data.storage)
 
     def open(self, path: str) -> Video:
         """Open the video of a sample.
@@ -94,15 +94,22 @@ class Dataset:
             VideoError: It cannot be opened, or is excluded by an option.
         """
         try:
-            size = os.stat(path).st_size
+            status = storage.status(path, self.data.storage)
         except OSError as error:
-            raise VideoError(path, error.strerror or str(error)) from error
-        if size > self.data.filter_long_videos:
-            reason = f"{size} bytes, more than filter_long_videos {self.data.filter_long_videos}"
+            raise VideoError(path, storage.reason(error)) from error
+        source: PathOrFile = storage.local_path(path)
+        if storage.is_remote(path):
+            source = cast(BinaryIO, storage.RemotePart(path, 0, status.size, self.data.storage))
+        return self.decode(path, source, status)
+
+    def decode(self, path: str, source: PathOrFile, status: storage.Status) -> Video:
+        """Return the video in `source`, through the cache of decoded videos if there is one; see `open`."""
+        if status.size > self.data.filter_long_videos:
+            reason = f"{status.size} bytes, more than filter_long_videos {self.data.filter_long_videos}"
             raise VideoError(path, reason, filtered=True)
         if self.data.cache is None:
-            return open_video(path, self.data.decoder)
-        return CachedVideo(path, self.data.decoder, self.data.cache)
+            return open_video(source, self.data.decoder)
+        return CachedVideo(path, self.data.decoder, self.data.cache, source, status)
 
     def read_views(self, path: str, rng: np.random.Generator) -> tuple[Views, np.ndarray]:
         """Read and transform the clips of a sample.
@@ -166,14 +173,15 @@ class Dataset:
         rng = numpy_generator(self.seed, Purpose.CLIP, epoch, index)
         with reading(index):
             views, numbers = self.read_views(path, rng)
-        return Sample(views, self.targets(index), index, path, torch.from_numpy(numbers), tuple(bad))
+        numbers_read = torch.from_numpy(numbers)
+        return Sample(views, self.targets(index), index, storage.public(path), numbers_read, tuple(bad))
 
     def _excluded(self, index: int, bad: list[BadFile]) -> Sample:
         return Sample(
             views={},
             targets=self.targets(index),
             index=index,
-            path=self.paths[index],
+            path=storage.public(self.paths[index]),
             frames=torch.empty(0, dtype=torch.int64),
             bad=tuple(bad),
         )

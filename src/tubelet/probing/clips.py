@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from tubelet.config import ConfigError, check
+from tubelet.config.addresses import public
 from tubelet.config.registry import find
 from tubelet.data import AugConfig, Batch, DataConfig, Draw
 from tubelet.data.loader import Loader, collate
+from tubelet.data.rows import Mapped
 from tubelet.data.transforms import EvalTransform, ShuffledFrames, TrainTransform
 from tubelet.data.video_dataset import Transform
 from tubelet.probing.options import ClipsConfig, LabelledDataConfig
@@ -136,7 +138,8 @@ class LabelledClips:
             seed=seed,
             on_error=data.on_bad_video,
         )
-        self.paths: Sequence[str] = self._dataset.paths
+        # They are written to caches and predictions, so without signatures.
+        self.paths: Sequence[str] = Mapped(public, self._dataset.paths)
         self.labels: Sequence[int] = self._dataset.labels
         self.classes: list[str] = getattr(self._dataset, "classes", [])
         self.description = f"{data.format} {raw | {'datasets': None, 'cache': None}} views {views}"
