@@ -5,7 +5,7 @@ import importlib
 
 from benchmarks.harness import table
 
-BENCHMARKS = ("masks", "step", "loader", "long_videos", "windows", "start_up", "attention", "weak_scaling")
+BENCHMARKS = ("masks", "step", "loader", "long_videos", "windows", "start_up", "packed", "attention", "weak_scaling")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,80 @@
+"""Options of the program that packs videos."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tubelet.config import RESUME_IGNORED, Config
+from tubelet.data.storage.options import StorageConfig
+
+
+class EncodingOptions(Config):
+    """YAML section `encoding`."""
+
+    short_side: int | None = Field(256, ge=16)
+    """Pixels of the shorter side; smaller videos keep their size, and null keeps that of all."""
+    fps: float | None = Field(None, gt=0)
+    """Frames per second: of several frames in an interval the first is kept. null: all frames at their own times."""
+    clip_seconds: float | None = Field(None, gt=0)
+    """Cut videos into clips of this length; the last one of a video may be shorter. null: whole videos."""
+    codec: str = "libx264"
+    """An encoder of FFmpeg."""
+    crf: int | None = Field(23, ge=0)
+    """Quality of libx264, libx265 and the like; smaller is better. null: set it in `options`."""
+    gop: int = Field(16, ge=1)
+    """Largest distance of key frames: a clip decodes half of it in vain, on average."""
+    options: dict[str, str] = {"preset": "medium", "tune": "fastdecode"}
+    """Further options of the encoder."""
+    audio: bool = False
+    """Copy the first audio stream; in clips, to the precision of its packets."""
+
+
+class VerificationOptions(Config):
+    """YAML section `verification`: each clip is decoded again and compared with its source, scaled to its size."""
+
+    frames: int = Field(4, ge=1)
+    """At least so many evenly spaced frames are compared, or all of a shorter clip."""
+    min_psnr: float = 25.0
+    """Clips of a lower PSNR, in dB, are not written; they are listed with the unreadable videos."""
+
+
+class Options(Config):
+    """Shards, or files, of re-encoded videos."""
+
+    app: Literal["pack"] = "pack"
+    folder: Annotated[str, RESUME_IGNORED]
+    """Folder of the shards, unless `output` is given."""
+    output: str | None = None
+    """Folder of the shards; for job arrays, in which every task has its own `folder`."""
+    datasets: list[str] = Field(min_length=1)
+    """Videos, as in `data.datasets`: folders, lists (labels are kept), or single files; also remote ones."""
+    format: Literal["shards", "files"] = "shards"
+    """WebDataset tar files, or a folder of mp4 files for each of them."""
+    videos_per_shard: int = Field(100, ge=1)
+    """A shard is what a process writes at once, and what is lost when it is killed."""
+    encoding: EncodingOptions = EncodingOptions()
+    verification: VerificationOptions = VerificationOptions()
+    storage: Annotated[StorageConfig, RESUME_IGNORED] = StorageConfig()
+    processes: Annotated[int | None, RESUME_IGNORED] = Field(None, ge=1)
+    """Processes of each task, each with one thread; null: one per core."""
+    timeout: Annotated[float, RESUME_IGNORED] = Field(3600, gt=0)
+    """Seconds that a video may take before it counts as unreadable."""
+    task: Annotated[int, RESUME_IGNORED] = Field(0, ge=0)
+    """For job arrays: `--sweep task=0,1,2,3 tasks=4 output=/data/packed` starts four tasks that share the shards."""
+    tasks: Annotated[int, RESUME_IGNORED] = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _task_exists(self) -> "Options":
+        if self.task >= self.tasks:
+            raise ValueError(f"task {self.task}: with tasks {self.tasks}, tasks are 0 to {self.tasks - 1}")
+        return self
+
+    @property
+    def output_folder(self) -> Path:
+        return Path(self.output or self.folder)
+
+    @property
+    def num_processes(self) -> int:
+        return self.processes or len(os.sched_getaffinity(0))
