@@ -40,7 +40,9 @@ setup(
         "s3": ["s3fs"],
         "test": [
             "aiohttp",
-            "moto[server]",
+            "flask",
+            "flask-cors",
+            "moto[s3]",
             "mypy",
             "pytest",
             "pytest-timeout",
