@@ -21,7 +21,8 @@ PROGRAMS = {
     "image_classification_frozen": "evals.image_classification_frozen.eval",
 }
 # Pretrained encoders of torchvision, and programs without old keys.
-NO_OLD_KEYS = ("image_vit", "mvit_v2", "r3d_18", "s3d", "video_swin", "predictor_calibration_demo")
+PRETRAINED = ("image_vit", "mvit_v2", "r3d_18", "s3d", "video_swin")
+NO_OLD_KEYS = (*PRETRAINED, "predictor_calibration_demo", "features", "knn", "retrieval", "clustering")
 # What files that are bases of others leave out.
 MISSING = ["folder=x"]
 SHIPPED = [
