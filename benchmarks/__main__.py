@@ -5,7 +5,18 @@ import importlib
 
 from benchmarks.harness import table
 
-BENCHMARKS = ("masks", "step", "loader", "long_videos", "windows", "start_up", "packed", "attention", "weak_scaling")
+BENCHMARKS = (
+    "masks",
+    "step",
+    "loader",
+    "long_videos",
+    "windows",
+    "start_up",
+    "packed",
+    "storage",
+    "attention",
+    "weak_scaling",
+)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -77,10 +77,10 @@ def run(repeats: int = 5, num_videos: int = 4, passes: int = 20, num_workers: in
     return rows
 
 
-def batches(folder: Path, kind: str, crop: int, step: int, num_workers: int, passes: int) -> Iterator[Any]:
-    """Yield the batches of so many passes over the videos in a folder."""
+def batches(source: str | Path, kind: str, crop: int, step: int, num_workers: int, passes: int) -> Iterator[Any]:
+    """Yield the batches of so many passes over the videos of a folder."""
     raw = {
-        "datasets": [str(folder)],
+        "datasets": [str(source)],
         "format": kind,
         "num_frames": NUM_FRAMES,
         "sampling_rate": step,
