@@ -3,6 +3,7 @@
 import gc
 import io
 import os
+import struct
 from fractions import Fraction
 
 import av
@@ -304,3 +305,35 @@ def test_a_file_of_hidden_frames_only_is_an_error(h264, tmp_path):
     path = patched(h264, tmp_path / "v.mp4", b"elst", 12, 1 << 30)
     with pytest.raises(VideoError, match="v.mp4"):
         open_video(path, "pyav")
+
+
+@pytest.mark.parametrize("damage", ["a table of no whole number of rows", "times beyond 64 bits"])
+def test_damaged_tables_are_scanned(make_video, tmp_path, damage):
+    """The tables are at the end, where nothing depends on their length."""
+    content = open(make_video(tmp_path / "v.mp4", frames=5), "rb").read()
+    if damage == "times beyond 64 bits":
+        pause, shown = struct.pack(">Qqi", 1 << 63, -1, 1 << 16), struct.pack(">Qqi", 0, 0, 1 << 16)
+        content = with_box(
+            content, [b"moov", b"trak", b"edts", b"elst"], struct.pack(">II", 1 << 24, 2) + pause + shown
+        )
+        assert read_movie(io.BytesIO(content)) is None
+        return
+    path = [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz"]
+    sizes = content.index(b"stsz")
+    length = int.from_bytes(content[sizes - 4 : sizes], "big")
+    content = with_box(content, path, content[sizes + 4 : sizes - 4 + length] + b"\0")
+    assert read_movie(io.BytesIO(content)) is None
+    assert open_video(io.BytesIO(content), "pyav").num_frames == 5
+
+
+def with_box(content, path, new):
+    """Replace the content of the first box of this path."""
+    position = 0
+    while position < len(content):
+        length = int.from_bytes(content[position : position + 4], "big")
+        if content[position + 4 : position + 8] == path[0]:
+            inner = with_box(content[position + 8 : position + length], path[1:], new) if path[1:] else new
+            header = struct.pack(">I4s", len(inner) + 8, path[0])
+            return content[:position] + header + inner + content[position + length :]
+        position += length
+    raise AssertionError(path)

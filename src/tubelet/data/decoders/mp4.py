@@ -68,7 +68,7 @@ def read_movie(file: BinaryIO | FileView) -> Movie | None:
         content = file.read(size)
         movie = _children(memoryview(content))[b"moov"][0]
         return Movie(_video_tracks(_children(movie)), start, content)
-    except (Unsupported, KeyError, IndexError, struct.error):  # the file may be damaged in any way
+    except (ValueError, OverflowError, KeyError, IndexError, struct.error):  # the file may be damaged in any way
         return None
 
 
