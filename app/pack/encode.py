@@ -12,6 +12,7 @@ import numpy as np
 from app.pack.options import EncodingOptions, VerificationOptions
 from tubelet.data import storage
 from tubelet.data.decoders import open_video, read_frames
+from tubelet.data.decoders.pyav import display_matrix, upright
 from tubelet.data.storage import StorageConfig
 
 
@@ -57,7 +58,10 @@ def encode_video(
                 and timed.time - clip.planned_start >= options.clip_seconds - 1e-6
             ):
                 yield clip.finish()
-                clip = _Encoder(source, folder, timed, options, verification, clip.planned_start + options.clip_seconds)
+                # More than one clip further where a frame was shown for longer than a clip.
+                passed = max(1.0, (timed.time - clip.planned_start + 1e-6) // options.clip_seconds)
+                planned_start = clip.planned_start + passed * options.clip_seconds
+                clip = _Encoder(source, folder, timed, options, verification, planned_start)
             elif clip is None:
                 clip = _Encoder(source, folder, timed, options, verification, 0.0)
             clip.add(timed)
@@ -170,21 +174,26 @@ class _Encoder:
 
 
 class _Upright:
-    """Scales frames to 8-bit yuv420p and applies their rotation."""
+    """Scales frames to 8-bit yuv420p, and turns and mirrors them as their display matrix says."""
 
     def __init__(self, width: int, height: int):
         self._width, self._height = width, height
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        turns = frame.rotation // 90 % 4
-        width, height = (self._height, self._width) if turns % 2 else (self._width, self._height)
+        width, height = (self._height, self._width) if _is_turned(frame) else (self._width, self._height)
         scaled = frame.reformat(width, height, format="yuv420p", interpolation="AREA", dst_color_range="MPEG")
-        if turns:
-            planes = [np.rot90(plane, k=turns) for plane in _planes(scaled)]
+        if (matrix := display_matrix(frame)) is not None:
+            planes = [upright(plane, matrix) for plane in _planes(scaled)]
             turned = np.concatenate([np.ascontiguousarray(plane).reshape(-1) for plane in planes])
             scaled = av.VideoFrame.from_ndarray(turned.reshape(-1, self._width), format="yuv420p")
         scaled.pict_type = 0  # the encoder chooses the key frames
         return scaled
+
+
+def _is_turned(frame: av.VideoFrame) -> bool:
+    """Whether rows of the picture are displayed as columns."""
+    matrix = display_matrix(frame)
+    return matrix is not None and abs(int(matrix[0, 1])) > abs(int(matrix[0, 0]))
 
 
 def _planes(frame: av.VideoFrame) -> list[np.ndarray]:
@@ -201,7 +210,7 @@ def _planes(frame: av.VideoFrame) -> list[np.ndarray]:
 
 def _size(frame: av.VideoFrame, short_side: int | None) -> tuple[int, int]:
     """Return the even width and height of the upright clip."""
-    width, height = (frame.height, frame.width) if frame.rotation // 90 % 2 else (frame.width, frame.height)
+    width, height = (frame.height, frame.width) if _is_turned(frame) else (frame.width, frame.height)
     scale = min(1.0, (short_side or min(width, height)) / min(width, height))
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
 

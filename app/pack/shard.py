@@ -78,7 +78,8 @@ class ShardWriter:
                     clips = self._encode(path)
                 except Exception as error:  # of FFmpeg, of any type
                     reason = str(error) if isinstance(error, NotFaithful) else first_line(error)
-                    rows.append({"source": public(path), "label": label, "readable": False, "reason": reason})
+                    row = {"source": source_name(path), "label": label, "readable": False, "reason": as_text(reason)}
+                    rows.append(row)
                     continue
                 for part, clip in enumerate(clips):
                     key = f"{self.number * self.options.videos_per_shard + index:08d}"
@@ -99,9 +100,20 @@ class ShardWriter:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def source_name(path: str) -> str:
+    """Return the name of a video in the table, without credentials."""
+    return as_text(public(path))
+
+
+def as_text(name: str) -> str:
+    """Return a text that is UTF-8, which Parquet needs: other bytes of the names of files become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _row(key: str, path: str, label: int, clip: Clip) -> dict[str, Any]:
     values = {name: value for name, value in clip._asdict().items() if name != "content"}
-    return {"key": key, "source": public(path), "label": label, "size": len(clip.content), "readable": True, **values}
+    about = {"source": source_name(path), "label": label, "size": len(clip.content), "readable": True}
+    return {"key": key, **about, **values}
 
 
 class _Writer:

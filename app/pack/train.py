@@ -13,10 +13,9 @@ import pyarrow.compute  # noqa: F401, used as pa.compute
 import pyarrow.parquet as pq
 
 from app.pack.options import Options
-from app.pack.shard import SCHEMA, ShardWriter
+from app.pack.shard import SCHEMA, ShardWriter, source_name
 from app.pack.workers import PackError, Videos, write_shards
 from tubelet.config import ConfigError, UserError, dump
-from tubelet.config.addresses import public
 from tubelet.data.rows import join_numbers, join_strings
 from tubelet.data.sources import VIDEO_SUFFIXES, read_source
 from tubelet.runtime.distributed import World
@@ -78,10 +77,11 @@ def _is_complete(options: Options, shard: int, videos_of) -> bool:
     writer = ShardWriter(options, shard)
     if not writer.is_complete():
         return False
-    written = dict.fromkeys(pq.read_table(writer.table, columns=["source"])["source"].to_pylist())
-    if list(written) != list(dict.fromkeys(public(path) for path, _ in videos_of(shard))):
+    rows = pq.read_table(writer.table, columns=["source", "label"]).to_pylist()
+    written = dict.fromkeys((row["source"], row["label"]) for row in rows)
+    if list(written) != list(dict.fromkeys((source_name(path), label) for path, label in videos_of(shard))):
         raise ConfigError(
-            f"{writer.table} is of other videos: the files in `datasets` have changed. Choose another folder, or "
-            "remove this one"
+            f"{writer.table} is of other videos or labels: the files in `datasets` have changed. Choose another "
+            "folder, or remove this one"
         )
     return True

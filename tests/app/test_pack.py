@@ -3,9 +3,12 @@
 import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -250,3 +253,52 @@ def test_audio_is_dropped_or_cut_with_the_clips(tmp_path):
                 if kept:
                     seconds = float(container.streams.audio[0].duration * container.streams.audio[0].time_base)
                     assert seconds == pytest.approx(1.0, abs=0.1)
+
+
+def test_after_a_long_frame_clips_have_their_length_again(tmp_path):
+    """As in recordings of a screen; there were clips of one frame until their number had caught up with the time."""
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        for time in [*range(10), *range(205, 225)]:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clips = encode(path, clip_seconds=1)
+    assert [clip.frames for clip in clips] == [10, 5, 10, 5]
+    assert [round(clip.start, 6) for clip in clips] == [0, 20.5, 21, 22]
+
+
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, -1, 0), (0, 1, 1, 0), (0, -1, -1, 0)])
+def test_clips_are_turned_and_mirrored_as_the_header_says(tmp_path, matrix):
+    content = bytearray(open(write_video(tmp_path / "v.mp4", frames=3, height=48, width=64), "rb").read())
+    (a, b, c, d), header = matrix, content.index(b"tkhd") + 44
+    content[header : header + 20] = struct.pack(">5i", *(65536 * x for x in (a, b, 0, c, d)))
+    (tmp_path / "v.mp4").write_bytes(content)
+    source = read_frames(open_video(str(tmp_path / "v.mp4"), "pyav"), np.arange(3), "").astype(float)
+    (clip,) = encode(tmp_path / "v.mp4", crf=5)
+    frames = frames_of(clip, tmp_path)[0]
+    assert frames.shape == source.shape
+    assert np.abs(frames - source).mean() < 4
+
+
+def test_a_name_that_is_not_utf_8_is_packed(tmp_path):
+    (tmp_path / "v").mkdir()
+    os.rename(write_video(tmp_path / "v" / "a.mp4", frames=3), os.fsencode(tmp_path) + b"/v/\xff.mp4")
+    with open(os.fsencode(tmp_path) + b"/v/\xfe.mp4", "wb") as file:
+        file.write(b"no video")
+    for _ in range(2):  # a second call finds it complete
+        main(options(tmp_path / "v", tmp_path / "out"), World())
+    assert pq.read_table(tmp_path / "out" / "clips.parquet")["source"].to_pylist() == [f"{tmp_path}/v/\\xff.mp4"]
+
+
+def test_other_labels_are_an_error(tmp_path):
+    path = Path(write_video(tmp_path / "a.mp4", frames=3))
+    write_list(tmp_path / "list.csv", [path], [1])
+    main(options(tmp_path / "list.csv", tmp_path / "out"), World())
+    write_list(tmp_path / "list.csv", [path], [2])
+    with pytest.raises(ConfigError, match="other videos or labels"):
+        main(options(tmp_path / "list.csv", tmp_path / "out"), World())

@@ -193,12 +193,18 @@ class ToRgb:
 
     def __call__(self, frame) -> np.ndarray:
         pixels = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        return pixels if matrix is None else upright(pixels, np.frombuffer(matrix, np.int32).reshape(3, 3))
+        matrix = display_matrix(frame)
+        return pixels if matrix is None else upright(pixels, matrix)
+
+
+def display_matrix(frame) -> np.ndarray | None:
+    """Return the display matrix of a PyAV frame, int32 [3, 3]; None if it has none."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else np.frombuffer(matrix, np.int32).reshape(3, 3)
 
 
 def upright(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror a picture [H, W, 3] by a display matrix, as far as that is a matter of whole pixels.
+    """Turn and mirror a picture [H, W, …] by a display matrix, as far as that is a matter of whole pixels.
 
     Column x and row y of the picture are displayed at column `a·x + c·y` and row `b·x + d·y`, where `a, b` and `c, d`
     begin the first two rows of the matrix.
