@@ -2,14 +2,16 @@
 
 import io
 import json
+import os
 import tarfile
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from tubelet.config import ConfigError
-from tubelet.data import AugConfig, DataConfig, Draw, VideoError
+from tubelet.data import AugConfig, DataConfig, Draw, VideoError, shard_index
 from tubelet.data.decoders import open_video, read_frames
 from tubelet.data.loader import make_train_loader
 from tubelet.data.shard_index import expand
@@ -138,8 +140,6 @@ def test_patterns_folders_and_lists_name_shards(shards, tmp_path):
 
 
 def test_the_index_is_made_once_and_follows_the_shard(shards, tmp_path, cache, monkeypatch):
-    from tubelet.data import shard_index
-
     shard = tmp_path / "x.tar"
     shard.write_bytes((shards / "train-000000.tar").read_bytes())
     paths = list(read(shard).paths)
@@ -226,3 +226,29 @@ def test_a_damaged_video_in_a_shard_is_replaced_and_named(videos, broken_video, 
     assert sample.path.endswith("x.tar#0/a.mp4")
     assert [file.path for file in sample.bad] == [f"{tmp_path}/x.tar#1/b.mp4"]
     assert "cannot" in sample.bad[0].reason
+
+
+def test_a_shard_that_was_cut_off_between_two_files_is_named(shards, tmp_path):
+    with tarfile.open(shards / "train-000000.tar") as tar:
+        third = tar.getmembers()[6].offset
+    (tmp_path / "cut.tar").write_bytes((shards / "train-000000.tar").read_bytes()[:third])
+    with pytest.raises(ConfigError, match=f"cut off at byte {third}"):
+        read(tmp_path / "cut.tar")
+
+
+def test_a_label_beyond_64_bits_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="the label of a, the file, is no integer"):
+        read(write_tar(tmp_path / "a.tar", [("a.mp4", b""), ("a.cls", b"9" * 30)]))
+
+
+def test_the_index_beside_a_shard_that_was_written_again_is_not_used(tmp_path, videos):
+    content = (videos / "a.mp4").read_bytes()
+    shard = write_tar(tmp_path / "a.tar", [("a.mp4", content), ("a.cls", b"1")])
+    index = shard_index.scan(str(shard), "cls", StorageConfig())
+    (tmp_path / "a.tar.index").write_bytes(shard_index.dump(index, shard.stat().st_size, "cls"))
+    assert list(read(shard).labels) == [1]
+    size = shard.stat().st_size
+    write_tar(shard, [("a.mp4", content), ("a.cls", b"2")])
+    os.utime(shard, (time.time() + 10, time.time() + 10))
+    assert shard.stat().st_size == size
+    assert list(read(shard).labels) == [2]

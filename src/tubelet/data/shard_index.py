@@ -187,15 +187,18 @@ def _members(file: io.RawIOBase) -> Iterator[tuple[str, int, int]]:
                     raise tarfile.ReadError(f"{member.name} is stored as a sparse file")
                 yield member.name, member.offset_data, member.size
         file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end of the archive
+        end = file.read(tarfile.BLOCKSIZE)
+        # tarfile takes a damaged header for the end of the archive, and does not need the zeros there, without which
+        # an archive that was cut off between two files looks complete.
+        if not end or end.strip(b"\0"):
             raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}")
 
 
 def _parse_label(content: bytes, field: str, key: str) -> int:
     try:
         value = json.loads(content)[field] if field else content.decode().strip()
-        return NO_LABEL if value is None else int(value)
-    except (ValueError, KeyError, TypeError):
+        return NO_LABEL if value is None else int(np.int64(int(value)))
+    except (ValueError, KeyError, TypeError, OverflowError):
         where = f"the field {field} of the json file" if field else "the file"
         raise ShardError(f"the label of {key}, {where}, is no integer") from None
 
@@ -217,6 +220,9 @@ def _stored(path: str, label: str | None, options: StorageConfig) -> ShardIndex 
     if cached.is_file() and (index := parse(cached.read_bytes(), status.size, label)) is not None:
         return index
     try:
+        # Shards are padded, so that one that was written again with other labels often has the same size.
+        if not storage.is_remote(path) and os.stat(path + SIDECAR).st_mtime_ns < os.stat(path).st_mtime_ns:
+            return None
         return parse(storage.read_file(path + SIDECAR, options), status.size, label)
     except OSError:  # also where the server forbids to ask for what does not exist
         return None
