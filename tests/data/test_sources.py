@@ -102,3 +102,9 @@ def test_a_written_list_is_read_alike(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     assert read_list(tmp_path / "labelled.csv")[:2] == (absolute, [3, 0, 1, 1])
     assert read_list(tmp_path / "unlabelled.csv")[:2] == (absolute, [-1] * 4)
+
+
+def test_a_label_is_a_number_of_at_most_nine_digits(tmp_path):
+    (tmp_path / "list.csv").write_text("a.mp4 99999999999999999999\n")
+    with pytest.raises(ConfigError, match="line 1: a.mp4 99999999999999999999"):
+        read(tmp_path / "list.csv")

@@ -20,7 +20,7 @@ MAX_CHECKED = 2000
 
 # `path label`, `path,label` or `path<tab>label`; the path may be quoted, and "" within double quotes is a quote.
 _PATH = r"""(?:"(?P<double>(?:[^"]|"")*)"|'(?P<single>[^']*)'|(?P<bare>.+?))"""
-_LABELED = re.compile(_PATH + r"(?:\s*[,\t]\s*|\s+)(?P<label>\d+)")
+_LABELED = re.compile(_PATH + r"(?:\s*[,\t]\s*|\s+)(?P<label>\d{1,9})")  # a label has 32 bits
 _UNLABELED = re.compile(_PATH)
 
 _CHUNK = 1 << 24
@@ -136,11 +136,7 @@ class ListEntries:
         """Return path and label of a line. Raises ConfigError where it has a label and others do not, or reverse."""
         name, label = parse_line(line)
         if (label != NO_LABEL) != self.labeled:
-            problem = (
-                "does not end in a label like the other lines"
-                if self.labeled
-                else "ends in a label, unlike the other lines"
-            )
+            problem = "does not end in a label like" if self.labeled else "ends in a label, unlike"
             raise ConfigError(
                 f"data.datasets: {self.path}, line {self.lines.line_number(index)}: '{public(line)}' {problem} the "
                 "other lines; a label is an integer from 0, after the path and a space, comma or tab"
