@@ -196,3 +196,36 @@ def test_folders_are_walked_like_those_of_the_training_data(folder, tmp_path):
     assert len(files) == len(set(files)) == 8
     with pytest.raises(ConfigError, match="no such folder"):
         find_files([str(tmp_path / "gone")])
+
+
+def test_a_folder_does_not_remove_the_labels_of_a_list(copy, tmp_path):
+    write_list(tmp_path / "list.csv", [copy / "a.mp4"], [3])
+    write_list(tmp_path / "other.csv", [copy / "a.mp4"], [4])
+    for entries in ([tmp_path / "list.csv", copy], [copy, tmp_path / "list.csv"]):
+        assert dict(find_files(map(str, entries)))[str(copy / "a.mp4")] == 3
+    with pytest.raises(ConfigError, match=r"a.mp4 has the labels 3 and 4"):
+        find_files([str(tmp_path / "list.csv"), str(tmp_path / "other.csv")])
+
+
+def test_remote_files_are_an_error_without_their_signature(tmp_path):
+    (tmp_path / "list.csv").write_text("https://user:pw@host/a.mp4?Signature=secret 1\n")
+    with pytest.raises(ConfigError, match="index is of local files") as error:
+        find_files([str(tmp_path / "list.csv")])
+    assert "secret" not in str(error.value)
+    assert "pw" not in str(error.value)
+    with pytest.raises(ConfigError, match="index is of local files"):
+        find_files(["s3://bucket/videos"])
+
+
+def test_a_file_that_could_not_be_opened_is_read_again(copy, tmp_path, monkeypatch):
+    index = tmp_path / "index.parquet"
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tubelet.indexing.describe.content_hash", forbidden)
+        write(index, copy)
+    assert not any(row["readable"] for row in rows(index))
+    write(index, copy)
+    assert any(row["readable"] for row in rows(index))

@@ -29,6 +29,8 @@ def describe(path: str, options: ReadingOptions) -> Row:
             row["content_hash"] = content_hash(path, status.st_size, whole=options.content_hash == "file")
         _describe_video(path, options, row)
     except Exception as error:  # FFmpeg raises many types of errors for damaged files
+        if isinstance(error, OSError):  # such as of permissions: may pass without a change of the file
+            row["mtime"] = None
         return row | {"reason": first_line(error).replace(f": '{path}'", "")}
     return row | {"readable": True}
 

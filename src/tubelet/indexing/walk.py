@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tubelet.config import ConfigError
+from tubelet.config.addresses import is_remote, public
 from tubelet.data.sources import NO_LABEL, VIDEO_SUFFIXES, read_source
 
 logger = logging.getLogger(__name__)
@@ -18,16 +20,27 @@ def find_files(entries: Iterable[str]) -> list[tuple[str, int]]:
     """Return absolute path and label (-1: none) of each file of folders, lists, indexes and files, sorted, each once.
 
     Raises:
-        ConfigError: An entry does not exist or has no files.
+        ConfigError: An entry does not exist, has no files or remote ones, or a file has two labels.
     """
     found: dict[str, int] = {}
     for entry in entries:
         folder = Path(entry).expanduser()
         if folder.is_dir() and (below := files_below(folder.absolute(), VIDEO_SUFFIXES)):
-            found |= dict.fromkeys(below, NO_LABEL)
+            found = dict.fromkeys(below, NO_LABEL) | found  # a list may have named some of them with their labels
         else:
+            if is_remote(entry):
+                raise ConfigError(f"datasets: '{public(entry)}': an index is of local files; copy or mount these")
             source = read_source(entry, VIDEO_SUFFIXES)
-            found |= {os.path.abspath(path): label for path, label in zip(source.paths, source.labels, strict=True)}
+            for path, label in zip(source.paths, source.labels, strict=True):
+                if is_remote(path):
+                    raise ConfigError(
+                        f"datasets: '{entry}' names {public(path)}: an index is of local files; copy or mount these"
+                    )
+                path = os.path.abspath(path)
+                if label != NO_LABEL and found.get(path, NO_LABEL) not in (NO_LABEL, label):
+                    raise ConfigError(f"datasets: {path} has the labels {found[path]} and {label}; correct the lists")
+                if label != NO_LABEL or path not in found:
+                    found[path] = label
     return sorted(found.items())
 
 
