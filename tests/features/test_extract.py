@@ -17,6 +17,7 @@ from evals.features import eval as program
 from tests.processes import run as run_on_processes
 from tubelet.config import ConfigError, check
 from tubelet.data.decoders import open_video, read_frames
+from tubelet.data.storage import requests
 from tubelet.data.transforms import EvalTransform
 from tubelet.data.windows import sliding_windows
 from tubelet.features import store
@@ -227,3 +228,17 @@ def test_paths_that_are_not_utf8(raw, extract, collection, tmp_path):
         file.write((collection / "0.mp4").read_bytes())
     items = store.Store(extract(raw, data={"datasets": [os.fsdecode(name)]})).items("mean", "video")
     assert items.paths == [f"{tmp_path}/\\xff.mp4"]
+
+
+def test_a_store_has_no_credentials(raw, extract, tmp_path, monkeypatch):
+    (tmp_path / "list.csv").write_text("http://user:pw@127.0.0.1:9/a.mp4?Signature=secret 1\n")
+
+    def missing(*_):
+        raise requests.StorageError("HTTP status 404")
+
+    monkeypatch.setattr(requests, "status", missing)
+    folder = Path(extract(raw, data={"datasets": [str(tmp_path / "list.csv")]}))
+    assert (folder / "bad_files.txt").read_text().startswith("http://127.0.0.1:9/a.mp4?…\t")
+    for path in filter(Path.is_file, folder.rglob("*")):
+        assert b"secret" not in path.read_bytes()
+        assert b"user:pw" not in path.read_bytes()

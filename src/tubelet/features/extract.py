@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import tubelet
 from tubelet.config import ConfigError, dump
+from tubelet.config.addresses import public
 from tubelet.features import store
 from tubelet.features.options import FeaturesOptions, Kind
 from tubelet.features.reading import ClipReader, Segment
@@ -181,11 +182,11 @@ class Extraction:
         kept = [i for i, (video, _) in enumerate(rows) if video not in bad]
         tensors = {kind: torch.cat(batches[1:] if rows else batches)[kept] for kind, batches in features.items()}
         paths = self.reader.dataset.paths
-        unreadable = {paths[video]: bad[video] for video in self._videos(part) if video in bad}
+        unreadable = {public(paths[video]): bad[video] for video in self._videos(part) if video in bad}
         store.write_part(self.folder, part, [rows[i][1] for i in kept], tensors, unreadable, self.description)
 
     def _rows(self, segment: Segment) -> Iterator[Row]:
-        path, label = self.reader.dataset.paths[segment.video], self.reader.dataset.labels[segment.video]
+        path, label = public(self.reader.dataset.paths[segment.video]), self.reader.dataset.labels[segment.video]
         for i, clip in enumerate(range(segment.first, segment.stop)):
             start, end = (None, None) if segment.times is None else segment.times[i].tolist()
             yield Row(path, label, clip, start, end)
