@@ -138,3 +138,9 @@ def test_clusters(features, tmp_path):
     with pytest.raises(ConfigError, match="clusters: 8 is more than the 7 vectors"):
         run(clustering, "clustering", tmp_path, features=features, clusters=8)
     assert Path(folder / "clusters.html").read_text().count("<h2>Cluster") == 3
+
+
+def test_classes_without_votes_are_not_among_the_first_five(features, tmp_path):
+    """One neighbor votes for one class, so the others cannot be right."""
+    _, results = run(knn, "knn", tmp_path, features=str(features), num_classes=8, k=[1])
+    assert results["heads"][0]["val_top5"] == results["heads"][0]["val_top1"]

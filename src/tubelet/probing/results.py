@@ -65,7 +65,8 @@ def validate(
     order = indices.argsort()
     indices, labels, losses = indices[order], labels[order], losses[order].T
     classes, best = classes[order].transpose(0, 1), best[order].transpose(0, 1)
-    hits = (classes == labels[:, None]).double()
+    # A class without any vote of the neighbors is not among the first five, though it is in the sorted order.
+    hits = ((classes == labels[:, None]) & (best > 0)).double()
     return Validated(
         top1=_percent(hits[..., 0]),
         top5=_percent(hits.sum(-1)) if num_classes >= TOP else [None] * len(hits),
