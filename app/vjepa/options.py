@@ -18,6 +18,9 @@ from tubelet.training import schedules
 from tubelet.training.options import TrainingOptions
 from tubelet.training.schedules import NotNegative, Positive, Schedule
 
+NOT_STAGES = ("", "..", "checkpoints", "report", "tensorboard", "bad_files.txt", "config.yaml", "git.txt", "log.jsonl")
+"""Names that are no new folder in the folder of a run."""
+
 
 class OptimizationConfig(schedules.OptimizationConfig):
     """YAML section `optimization`; the defaults are those of V-JEPA."""
@@ -85,7 +88,7 @@ class Options(TrainingOptions):
         runs = [self]
         for index, stage in enumerate(self.stages):
             name = stage.get("name")
-            if not isinstance(name, str) or name == "checkpoints" or Path(name).name != name:
+            if not isinstance(name, str) or name in NOT_STAGES or Path(name).name != name:
                 raise ConfigError(f"  stages.{index}.name: {name!r}: give the name of a new folder in the run folder")
             if reserved := sorted(stage.keys() & {"app", "folder", "init_from", "stages"}):
                 raise ConfigError(f"  stages.{index}.{reserved[0]}: a stage does not have this key; remove it")

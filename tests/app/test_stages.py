@@ -93,6 +93,9 @@ def test_a_stage_can_be_added_to_a_finished_run(staged, tmp_path):
         ({"name": "longer", "stages": [{"name": "more"}]}, r"stages.0.stages: .*remove it"),
         ({"data": {"num_frames": 16}}, r"stages.0.name: None: give"),
         ({"name": "checkpoints"}, r"stages.0.name: 'checkpoints': give"),
+        ({"name": ""}, r"stages.0.name: '': give"),
+        ({"name": ".."}, r"stages.0.name: '\.\.': give"),
+        ({"name": "config.yaml"}, r"stages.0.name: 'config.yaml': give"),
         ({"name": "../run"}, r"stages.0.name: '\.\./run': give"),
     ],
 )
