@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
+import av
 from pydantic import Field, model_validator
 
 from tubelet.config import RESUME_IGNORED, Config
@@ -29,6 +30,14 @@ class EncodingOptions(Config):
     """Further options of the encoder."""
     audio: bool = False
     """Copy the first audio stream; in clips, to the precision of its packets."""
+
+    @model_validator(mode="after")
+    def _codec_exists(self) -> "EncodingOptions":
+        try:
+            av.Codec(self.codec, "w")
+        except av.codec.codec.UnknownCodecError:
+            raise ValueError(f"codec {self.codec}: PyAV's FFmpeg has no such encoder; libx264 is one") from None
+        return self
 
 
 class VerificationOptions(Config):

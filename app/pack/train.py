@@ -30,9 +30,10 @@ def main(options: Options, world: World) -> None:
     """Write the shards of this task; the one that completes the last shard also writes the table of all clips."""
     folder = options.output_folder
     check_same_configuration(folder, options)
+    # Before the configuration is written: a mistyped path must not occupy the folder.
+    sources = [read_source(entry, VIDEO_SUFFIXES, options.storage) for entry in options.datasets]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.yaml", dump(options))
-    sources = [read_source(entry, VIDEO_SUFFIXES, options.storage) for entry in options.datasets]
     paths = join_strings([source.paths for source in sources])
     labels = join_numbers([source.labels for source in sources])
 
