@@ -38,6 +38,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 LIST_SUFFIXES = frozenset([".csv", ".list", ".lst", ".tsv", ".txt"])
+OTHER_FORMATS = {".tar": "webdataset", **dict.fromkeys(IMAGE_SUFFIXES, "mixed_dataset")}
+"""Suffix -> the data format that reads such files."""
 
 
 class Source(NamedTuple):
@@ -69,6 +71,7 @@ def read_source(entry: str, suffixes: frozenset[str], options: StorageConfig = D
         if not len(paths):
             raise ConfigError(
                 f"data.datasets: '{entry}': no file of a known type in this folder or below ({_joined(suffixes)})"
+                f"{_other_format(_files_below(path, OTHER_FORMATS), suffixes)}"
             )
         return Source(paths, Numbers(np.full(len(paths), NO_LABEL, np.int32)))
     if not path.exists():
@@ -82,7 +85,7 @@ def read_source(entry: str, suffixes: frozenset[str], options: StorageConfig = D
         return Source([str(path)], [NO_LABEL])
     raise ConfigError(
         f"data.datasets: '{entry}': neither a folder, nor a list ({_joined(LIST_SUFFIXES)}), "
-        f"an index ({INDEX_SUFFIX}), nor one of {_joined(suffixes)}"
+        f"an index ({INDEX_SUFFIX}), nor one of {_joined(suffixes)}{_other_format([entry], suffixes)}"
     )
 
 
@@ -103,6 +106,10 @@ def _read_remote(entry: str, suffixes: frozenset[str], options: StorageConfig) -
             return _parse_remote_list(entry, storage.read_file(entry, options))
         if suffix in suffixes:
             return Source([entry], [NO_LABEL])
+        if suffix in OTHER_FORMATS:
+            raise ConfigError(
+                f"data.datasets: '{public(entry)}': not one of {_joined(suffixes)}{_other_format([entry], suffixes)}"
+            )
         paths = [p for p in storage.files_below(entry, options) if storage.suffix(p) in suffixes]
     except OSError as error:
         raise ConfigError(f"data.datasets: '{public(entry)}': {storage.reason(error)}") from None
@@ -171,6 +178,15 @@ def _files_below(folder: Path, suffixes: Iterable[str]) -> Iterable[str]:
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield os.path.join(parent, name)
+
+
+def _other_format(paths: Iterable[str], suffixes: frozenset[str]) -> str:
+    """Return a hint at the format that reads one of `paths`; empty if there is none, or if no videos are wanted."""
+    for path in paths:
+        suffix = storage.suffix(path)
+        if suffix in OTHER_FORMATS and suffixes >= VIDEO_SUFFIXES:
+            return f"; data.format={OTHER_FORMATS[suffix]} reads {suffix}"
+    return ""
 
 
 def _joined(suffixes: Iterable[str]) -> str:

@@ -122,5 +122,6 @@ def check_same_configuration(path: Path, options: Config) -> None:
     if differing:
         raise ConfigError(
             "\n".join([f"{path} holds a run of another configuration:", *(f"  {line}" for line in differing)])
-            + "\nChoose another folder=…, or remove that one; to start from its weights, use init_from=…"
+            + "\nChoose another folder=…, or remove that one"
+            + ("; to start from its weights, use init_from=…" if "init_from" in type(options).model_fields else "")
         )

@@ -23,8 +23,11 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "http", "https": "http"}
-"""Scheme -> the extra of tubelet that installs its client."""
+CLIENTS = {
+    **{"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"},
+    **{"hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"},
+}
+"""Scheme -> the package of its client."""
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 SIZE_NAMES = ("size", "Size")
 VERSION_NAMES = ("ETag", "etag", "md5Hash", "blob_id", "xet_hash", "Last-Modified", "mtime")
@@ -180,8 +183,7 @@ def _file_system(path: str) -> Any:
     try:
         files = fsspec.filesystem(scheme, **_settings(scheme))
     except ImportError as error:
-        install = f"pip install 'tubelet[{EXTRAS[scheme]}]'"
-        raise ConfigError(f"{public(path)}: {error}; install the client: {install}") from None
+        raise ConfigError(f"{public(path)}: {error}. Run `pip install {CLIENTS[scheme]}`") from None
     if scheme in ("s3", "s3a"):
         files.retries = 1  # of its own, with the same wait for every error
     return files
