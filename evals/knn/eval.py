@@ -1,6 +1,7 @@
 """Classify videos by their nearest neighbors in stored features. `python -m evals.main --fname <yaml>`."""
 
 import functools
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,8 @@ from tubelet.probing.split import check_labels
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.parallelize import DistributedConfig
+
+logger = logging.getLogger(__name__)
 
 
 class Options(ItemsConfig):
@@ -64,6 +67,7 @@ def main(options: Options, world: World) -> None:
     results.write_predictions(folder / "predictions.csv", validated, best, queries.paths)
     results.draw_confusion(folder / "confusion.png", validated, best, options.num_classes)
     write_json(folder / "results.json", measured)
+    logger.info("top-1 %.1f %%, top-5 %.1f %%; %s", measured["top1"], measured["top5"], folder / "results.json")
 
 
 def _classify(
