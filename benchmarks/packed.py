@@ -52,7 +52,12 @@ def run(repeats: int = 5, num_videos: int = 4, passes: int = 20, num_workers: in
             for step, title in ((1, "all frames"), (FRAME_STEP, "a quarter of the rate")):
                 folder = Path(name) / f"{height}p-{short_side}-{step}"
                 encoding = {"short_side": short_side, "fps": RATE / step if step > 1 else None}
-                raw = {"app": "pack", "folder": str(folder), "datasets": [str(originals)], "encoding": encoding}
+                raw = {
+                    "app": "pack",
+                    "folder": str(folder),
+                    "data": {"datasets": [str(originals)]},
+                    "encoding": encoding,
+                }
                 pack(check(raw, Options, "benchmark"), World())
                 timing = time_alternately(
                     lambda: batches(folder, "webdataset", crop, FRAME_STEP // step, workers, passes),  # noqa: B023

@@ -44,7 +44,7 @@ def run(repeats: int = 3, num_videos: int = 8, passes: int = 10, num_workers: in
         originals.mkdir()
         for seed in range(num_videos):
             write_video(originals / f"{seed}.mp4", seed)
-        raw = {"app": "pack", "folder": str(packed), "datasets": [str(originals)], "videos_per_shard": 4}
+        raw = {"app": "pack", "folder": str(packed), "data": {"datasets": [str(originals)]}, "videos_per_shard": 4}
         pack(check(raw, Options, "benchmark"), World())
         files.mkdir("benchmark")
         for folder, kind in ((originals, "video_dataset"), (packed, "webdataset")):

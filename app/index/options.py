@@ -20,6 +20,13 @@ class DuplicateOptions(Config):
     """Write another index without them, `<name>.deduplicated.parquet`."""
 
 
+class DataOptions(Config):
+    """YAML section `data`."""
+
+    datasets: list[str] = Field(min_length=1)
+    """Folders (searched recursively), lists (one `path label` per line), other indexes or single video files."""
+
+
 class Options(Config):
     """An index of videos."""
 
@@ -28,8 +35,7 @@ class Options(Config):
     """Folder for the report, and for the index unless `index` is given. In a job array each task has its own."""
     index: str | None = None
     """The Parquet file; null: `index.parquet` in `folder`. Processes with the same file share the work."""
-    datasets: list[str] = Field(min_length=1)
-    """Folders (searched recursively), lists (one `path label` per line), other indexes or single video files."""
+    data: DataOptions
     relative: bool = False
     """Name files below the index's folder by relative paths, so that the folder can be moved as a whole."""
     reading: ReadingOptions = ReadingOptions()

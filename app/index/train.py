@@ -1,6 +1,6 @@
 """Write an index of videos: one row for each file, near-duplicates, and a report.
 
-    python -m app.main --fname configs/data/index.yaml folder=runs/index datasets=[/data/videos]
+    python -m app.main --fname configs/data/index.yaml folder=runs/index data.datasets=[/data/videos]
 
 The same command continues after a stop, and later updates the index: only new and changed files are read.
 """
@@ -32,7 +32,7 @@ def main(options: Options, world: World) -> None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or world.broadcast_from_rank0(lambda: uuid.uuid4().hex)
     completed = build.build(
         index,
-        options.datasets,
+        options.data.datasets,
         options.reading,
         processes=options.num_processes,
         part_size=options.part_size,

@@ -25,7 +25,7 @@ class EncodingOptions(Config):
     crf: int | None = Field(23, ge=0)
     """Quality of libx264, libx265 and the like; smaller is better. null: set it in `options`."""
     gop: int = Field(16, ge=1)
-    """Largest distance of key frames: a clip decodes half of it in vain, on average."""
+    """Largest distance of key frames; on average, a clip starts half of it after one."""
     options: dict[str, str] = {"preset": "medium", "tune": "fastdecode"}
     """Further options of the encoder."""
     audio: bool = False
@@ -49,6 +49,14 @@ class VerificationOptions(Config):
     """Clips of a lower PSNR, in dB, are not written; they are listed with the unreadable videos."""
 
 
+class DataOptions(Config):
+    """YAML section `data`, with the keys of pretraining."""
+
+    datasets: list[str] = Field(min_length=1)
+    """Folders, lists (labels are kept), or single files; also remote ones."""
+    storage: Annotated[StorageConfig, RESUME_IGNORED] = StorageConfig()
+
+
 class Options(Config):
     """Shards, or files, of re-encoded videos."""
 
@@ -57,15 +65,14 @@ class Options(Config):
     """Folder of the shards, unless `output` is given."""
     output: str | None = None
     """Folder of the shards; for job arrays, in which every task has its own `folder`."""
-    datasets: list[str] = Field(min_length=1)
-    """Videos, as in `data.datasets`: folders, lists (labels are kept), or single files; also remote ones."""
+    data: DataOptions
+    """Videos to pack."""
     format: Literal["shards", "files"] = "shards"
     """WebDataset tar files, or a folder of mp4 files for each of them."""
     videos_per_shard: int = Field(100, ge=1)
     """A shard is what a process writes at once, and what is lost when it is killed."""
     encoding: EncodingOptions = EncodingOptions()
     verification: VerificationOptions = VerificationOptions()
-    storage: Annotated[StorageConfig, RESUME_IGNORED] = StorageConfig()
     processes: Annotated[int | None, RESUME_IGNORED] = Field(None, ge=1)
     """Processes of each task, each with one thread; null: one per core."""
     timeout: Annotated[float, RESUME_IGNORED] = Field(3600, gt=0)

@@ -92,7 +92,7 @@ class ShardWriter:
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
 
     def _encode(self, path: str) -> list[Clip]:
-        return list(encode_video(path, self.options.encoding, self.options.verification, self.options.storage))
+        return list(encode_video(path, self.options.encoding, self.options.verification, self.options.data.storage))
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process has left of this shard."""

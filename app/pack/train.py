@@ -1,6 +1,6 @@
 """Re-encode videos to small files with short distances between key frames, and write them as WebDataset shards.
 
-    python -m app.main --fname configs/data/pack.yaml folder=/data/packed datasets=[/data/videos]
+    python -m app.main --fname configs/data/pack.yaml folder=/data/packed data.datasets=[/data/videos]
 
 The same command continues after a stop. Which videos a shard has, and its bytes, do not depend on the number of
 processes and tasks, so a shard is either there or is written anew.
@@ -31,7 +31,7 @@ def main(options: Options, world: World) -> None:
     folder = options.output_folder
     check_same_configuration(folder, options)
     # Before the configuration is written: a mistyped path must not occupy the folder.
-    sources = [read_source(entry, VIDEO_SUFFIXES, options.storage) for entry in options.datasets]
+    sources = [read_source(entry, VIDEO_SUFFIXES, options.data.storage) for entry in options.data.datasets]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.yaml", dump(options))
     paths = join_strings([source.paths for source in sources])
@@ -82,7 +82,7 @@ def _is_complete(options: Options, shard: int, videos_of) -> bool:
     written = dict.fromkeys((row["source"], row["label"]) for row in rows)
     if list(written) != list(dict.fromkeys((source_name(path), label) for path, label in videos_of(shard))):
         raise ConfigError(
-            f"{writer.table} is of other videos or labels: the files in `datasets` have changed. Choose another "
+            f"{writer.table} is of other videos or labels: the files in `data.datasets` have changed. Choose another "
             "folder, or remove this one"
         )
     return True

@@ -20,7 +20,7 @@ FNAME = str(Path(__file__).parents[2] / "configs" / "data" / "index.yaml")
 
 
 def options(folder, *datasets, **overrides):
-    changes = [f"folder={folder}", f"datasets=[{','.join(map(str, datasets))}]", "processes=1"]
+    changes = [f"folder={folder}", f"data.datasets=[{','.join(map(str, datasets))}]", "processes=1"]
     return load(PROGRAMS, FNAME, [*changes, *(f"{key}={value}" for key, value in overrides.items())]).options
 
 

@@ -46,7 +46,9 @@ def videos(tmp_path_factory):
 
 def options(videos, folder, **changed):
     raw = {"videos_per_shard": 3, "processes": 2, "encoding": {"short_side": 64, "crf": 10, "options": FAST}}
-    return check({"datasets": [str(videos)], "folder": str(folder), "app": "pack", **raw, **changed}, Options, "test")
+    return check(
+        {"data": {"datasets": [str(videos)]}, "folder": str(folder), "app": "pack", **raw, **changed}, Options, "test"
+    )
 
 
 def digests(folder):
@@ -108,7 +110,7 @@ def test_processes_tasks_and_a_resume_write_the_same_bytes(packed, videos, tmp_p
 def test_a_kill_loses_at_most_the_shards_under_construction(packed, videos, tmp_path):
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "app.main", "--fname", "configs/data/pack.yaml", "--devices", "cpu",
-               f"folder={folder}", f"datasets=[{videos}]", "videos_per_shard=3", "processes=1",
+               f"folder={folder}", f"data.datasets=[{videos}]", "videos_per_shard=3", "processes=1",
                "encoding.short_side=64", "encoding.crf=10",
                "encoding.options={preset: ultrafast, tune: fastdecode}"]  # fmt: skip
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)

@@ -29,16 +29,16 @@ def find_files(entries: Iterable[str]) -> list[tuple[str, int]]:
             found = dict.fromkeys(below, NO_LABEL) | found  # a list may have named some of them with their labels
         else:
             if is_remote(entry):
-                raise ConfigError(f"datasets: '{public(entry)}': an index is of local files; copy or mount these")
+                raise ConfigError(f"data.datasets: '{public(entry)}': an index is of local files; copy or mount these")
             source = read_source(entry, VIDEO_SUFFIXES)
             for path, label in zip(source.paths, source.labels, strict=True):
                 if is_remote(path):
-                    raise ConfigError(
-                        f"datasets: '{entry}' names {public(path)}: an index is of local files; copy or mount these"
-                    )
+                    raise ConfigError(f"data.datasets: '{entry}' names {public(path)}; an index is of local files")
                 path = os.path.abspath(path)
                 if label != NO_LABEL and found.get(path, NO_LABEL) not in (NO_LABEL, label):
-                    raise ConfigError(f"datasets: {path} has the labels {found[path]} and {label}; correct the lists")
+                    raise ConfigError(
+                        f"data.datasets: {path} has the labels {found[path]} and {label}; correct the lists"
+                    )
                 if label != NO_LABEL or path not in found:
                     found[path] = label
     return sorted(found.items())

@@ -77,8 +77,8 @@ def _histograms(videos: pa.Table) -> list[str]:
         _histogram("Key frames", "median seconds between two key frames", videos["key_frame_seconds"], log=True),
     ]
     advice = (
-        "A clip is decoded from the key frame before it: the farther key frames are apart, the more frames are decoded "
-        "for nothing."
+        "A clip is decoded from the key frame before it: the number of frames that are decoded and not used grows with "
+        "the distance of key frames."
     )
     return ["<h2>Videos</h2>", '<div class="grid">', *map(figure, drawn), "</div>", f"<p>{advice}</p>"]
 

@@ -15,7 +15,7 @@ class StorageConfig(Config):
     """
 
     retries: int = Field(5, ge=0)
-    """Further attempts of a request that fails for a passing reason: throttling, a server error, a broken connection, a
+    """Further attempts of a request that may succeed later: throttling, a server error, a broken connection, a
     truncated answer or none in time. What is missing or forbidden is not tried again."""
     timeout: float = Field(30, gt=0)
     """Seconds that an attempt may take. Keep (retries + 1) × timeout well below `worker_timeout`."""
