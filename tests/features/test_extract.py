@@ -46,6 +46,15 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in [*files, Path(folder) / "results.json"]}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Processes are forked, which threads of torch do not survive."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def straight(raw, extract, tmp_path):
     return content(extract(raw, folder=str(tmp_path / "straight")))
