@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from app.pack.options import EncodingOptions, VerificationOptions
 from tubelet.data import storage
@@ -117,6 +118,7 @@ class _Encoder:
         self._source, self._options, self._verification = source, options, verification
         self._end, self._count, self._stride = first.end, 0, 1
         self._references: dict[int, np.ndarray] = {}
+        self._reformatter = VideoReformatter()
         self._path = os.path.join(folder, "clip.mp4")
         self._width, self._height = _size(first.frame, options.short_side)
         self._container = av.open(self._path, "w", options={"movflags": "+faststart", "fflags": "+bitexact"})
@@ -155,7 +157,8 @@ class _Encoder:
 
     def _remember(self, frame: av.VideoFrame) -> None:
         """Keep every `stride`-th frame for the comparison; if they become too many, every second of them."""
-        self._references[self._count] = frame.to_ndarray(format="rgb24")
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        self._references[self._count] = picture.to_ndarray()
         if len(self._references) > 2 * self._verification.frames:
             self._stride *= 2
             self._references = {n: kept for n, kept in self._references.items() if n % self._stride == 0}
@@ -178,10 +181,13 @@ class _Upright:
 
     def __init__(self, width: int, height: int):
         self._width, self._height = width, height
+        self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
         width, height = (self._height, self._width) if _is_turned(frame) else (self._width, self._height)
-        scaled = frame.reformat(width, height, format="yuv420p", interpolation="AREA", dst_color_range="MPEG")
+        scaled = self._reformatter.reformat(
+            frame, width, height, format="yuv420p", interpolation="AREA", dst_color_range="MPEG", threads=1
+        )
         if (matrix := display_matrix(frame)) is not None:
             planes = [upright(plane, matrix) for plane in _planes(scaled)]
             turned = np.concatenate([np.ascontiguousarray(plane).reshape(-1) for plane in planes])

@@ -26,8 +26,8 @@ class EncodingOptions(Config):
     """Quality of libx264, libx265 and the like; smaller is better. null: set it in `options`."""
     gop: int = Field(16, ge=1)
     """Largest distance of key frames; on average, a clip starts half of it after one."""
-    options: dict[str, str] = {"preset": "medium", "tune": "fastdecode"}
-    """Further options of the encoder."""
+    options: dict[str, str] = {"preset": "medium", "tune": "fastdecode", "x264-params": "mbtree=0"}
+    """Further options of the encoder. With its macroblock tree, x264 may encode the same frames to other bytes."""
     audio: bool = False
     """Copy the first audio stream; in clips, to the precision of its packets."""
 

@@ -106,6 +106,24 @@ def test_processes_tasks_and_a_resume_write_the_same_bytes(packed, videos, tmp_p
     assert (packed / "shard-000000.tar").stat().st_mtime_ns == before
 
 
+def test_the_default_encoder_writes_the_same_bytes_each_time(tmp_path):
+    path = tmp_path / "noise.mp4"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=12, options={"crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        background = rng.integers(60, 200, (96, 96, 3))
+        for t in range(16):
+            picture = background[t : t + 64, 2 * t : 2 * t + 64] + rng.integers(-30, 30, (64, 64, 3))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    encoded = set()
+    for _ in range(20):
+        (clip,) = encode_video(str(path), EncodingOptions(), VerificationOptions(), StorageConfig())
+        encoded.add(clip.content)
+    assert len(encoded) == 1
+
+
 @pytest.mark.slow
 def test_a_kill_loses_at_most_the_shards_under_construction(packed, videos, tmp_path):
     folder = tmp_path / "killed"

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -136,6 +137,34 @@ def test_array_with_different_resources_of_which_one_fails(site, uninterrupted, 
     assert same_parameters(site.folder / "wide", uninterrupted)
     assert same_parameters(site.folder / "deep", uninterrupted)
     assert "nowhere.csv" in site.launch("--status", str(site.folder))
+
+
+@pytest.mark.parametrize("program", ["index", "pack"])
+def test_tasks_of_an_array_write_what_one_process_writes(site, tmp_path, program):
+    fname, shared = f"configs/data/{program}.yaml", tmp_path / "array"
+    common = [f"data.datasets=[{site.clips / 'motion_train.csv'}]", "processes=1", "slurm.cpus_per_task=1"]
+    if program == "index":
+        common.append("part_size=4")
+        arguments = [f"index={shared}/index.parquet"]
+    else:
+        common.append("videos_per_shard=4")
+        arguments = [f"output={shared}", "tasks=2"]
+    output = site.launch(
+        "--fname", fname, "--folder", str(site.folder), *common, *arguments, "--sweep", "task=0,1"
+    )  # fmt: skip
+    for line in output.splitlines()[:2]:
+        site.wait_for_state(line.split()[0], "COMPLETED")
+    local = tmp_path / "local"
+    run(site.checkout, "app.main", "--fname", fname, "--devices", "cpu", f"folder={local}", *common)
+    if program == "index":
+        expected = pq.read_table(local / "index.parquet")
+        assert expected.num_rows == 16
+        assert pq.read_table(shared / "index.parquet").equals(expected)
+    else:
+        names = [f"shard-{number:06d}.tar" for number in range(4)]
+        assert sorted(path.name for path in shared.glob("*.tar")) == names
+        for name in names:
+            assert (shared / name).read_bytes() == (local / name).read_bytes()
 
 
 def test_job_runs_the_code_at_submission(site, uninterrupted):

@@ -105,8 +105,10 @@ def _packet_times(container, stream, most: int | None) -> tuple[list[int], list[
 
 def _sample_frames(container, stream, row: Row, all_frames: bool) -> tuple[np.ndarray, int]:
     """Decode the frames of the hash, or only the first one: gray [n, 32, 32], and their rotation in degrees."""
+    from av.video.reformatter import VideoReformatter
+
     start = (stream.start_time or 0) * stream.time_base
-    pictures, frame = [], None
+    reformatter, pictures, frame = VideoReformatter(), [], None
     for fraction in FRACTIONS if all_frames else (0.0,):
         time = float(start) + fraction * row["duration"]
         container.seek(int(time / stream.time_base), stream=stream)
@@ -115,7 +117,7 @@ def _sample_frames(container, stream, row: Row, all_frames: bool) -> tuple[np.nd
                 break
         if frame is None:
             raise ValueError("no frame can be decoded")
-        small = frame.reformat(width=SIDE, height=SIDE, format="gray", interpolation="AREA").to_ndarray()
+        small = reformatter.reformat(frame, SIDE, SIDE, format="gray", interpolation="AREA", threads=1).to_ndarray()
         pictures.append(np.rot90(small, k=frame.rotation // 90 % 4))
     assert frame is not None
     return np.stack(pictures), frame.rotation % 360
