@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make demo        pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
-	@echo "make test        fast tests (CPU, 5 min)"
-	@echo "make test-all    all tests but those on SLURM (CPU, 12 min)"
+	@echo "make test        fast tests (CPU, 8 min)"
+	@echo "make test-all    all tests but those on SLURM (CPU, 20 min)"
 	@echo "make test-slurm  jobs on a real SLURM, started on this machine (root, Debian's packages; 8 min)"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       speed against peers: masks, training step, loader, attention; two processes against one"
