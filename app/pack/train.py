@@ -37,16 +37,18 @@ def main(options: Options, world: World) -> None:
     paths = join_strings([source.paths for source in sources])
     labels = join_numbers([source.labels for source in sources])
 
+    rows = range(len(paths))
+    parts = [rows[first : first + options.videos_per_shard] for first in rows[:: options.videos_per_shard]]
+    shards = range(len(parts))
+
     def videos_of(shard: int) -> Videos:
-        part = slice(shard * options.videos_per_shard, (shard + 1) * options.videos_per_shard)
+        part = slice(parts[shard].start, parts[shard].stop)
         return list(zip(paths[part], labels[part], strict=True))
 
-    shards = range(-(-len(paths) // options.videos_per_shard))
     tasks, task = options.tasks * world.world_size, options.task * world.world_size + world.rank
     mine = shards[task::tasks]
     missing = [shard for shard in mine if not _is_complete(options, shard, videos_of)]
-    num_videos = sum(len(videos_of(shard)) for shard in mine)
-    num_missing = sum(len(videos_of(shard)) for shard in missing)
+    num_videos, num_missing = (sum(len(parts[shard]) for shard in group) for group in (mine, missing))
     with progress(desc="packing", total=num_videos, initial=num_videos - num_missing, unit="video") as bar:
         try:
             write_shards(options, videos_of, missing, bar.update)

@@ -49,18 +49,19 @@ def run(options: FeaturesOptions, world: World) -> None:
         encoder = load_frozen(
             options.pretrain, options.data, options.data.resolution, world, bfloat16=options.use_bfloat16
         )
-        missing = world.broadcast_from_rank0(lambda: _prepare(options, reader, encoder))
-        Extraction(options, reader, encoder, watchdog).run(missing)
+        description, missing = world.broadcast_from_rank0(lambda: _prepare(options, reader, encoder))
+        Extraction(options, reader, encoder, watchdog, description).run(missing)
 
 
-def _prepare(options: FeaturesOptions, reader: ClipReader, encoder: FrozenEncoder) -> list[int]:
-    """Check and begin the store of the folder; return the parts that it misses."""
+def _prepare(options: FeaturesOptions, reader: ClipReader, encoder: FrozenEncoder) -> tuple[dict[str, Any], list[int]]:
+    """Check and begin the store of the folder; return its description and the parts that it misses."""
     folder = Path(options.folder)
     check_same_configuration(folder, options)
     folder.mkdir(parents=True, exist_ok=True)
-    store.begin(folder, describe(options, reader, encoder))
+    description = describe(options, reader, encoder)
+    store.begin(folder, description)
     write_atomic(folder / "config.yaml", dump(options))
-    return store.missing_parts(folder, parts_of_shard(options, reader))
+    return description, store.missing_parts(folder, parts_of_shard(options, reader))
 
 
 def parts_of_shard(options: FeaturesOptions, reader: ClipReader) -> range:
@@ -103,12 +104,18 @@ def describe(options: FeaturesOptions, reader: ClipReader, encoder: FrozenEncode
 class Extraction:
     """The share of one process."""
 
-    def __init__(self, options: FeaturesOptions, reader: ClipReader, encoder: FrozenEncoder, watchdog: Watchdog):
-        self.options, self.reader, self.encoder = options, reader, encoder
+    def __init__(
+        self,
+        options: FeaturesOptions,
+        reader: ClipReader,
+        encoder: FrozenEncoder,
+        watchdog: Watchdog,
+        description: dict[str, Any],
+    ):
+        self.options, self.reader, self.encoder, self.description = options, reader, encoder, description
         self.watchdog, self.world = watchdog, watchdog.world
         self.folder = Path(options.folder)
         self.parts = parts_of_shard(options, reader)
-        self.description = describe(options, reader, encoder)
         self.grid = encoder.module.grid_size(
             options.data.frames_per_clip, options.data.resolution, options.data.resolution
         )
