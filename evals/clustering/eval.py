@@ -2,13 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from tubelet.config import RESUME_IGNORED, ConfigError, dump
+from tubelet.config import ConfigError, dump
 from tubelet.data import Decoder
 from tubelet.features.clustering import Clusters, agreement, kmeans
 from tubelet.features.options import ItemsConfig
@@ -16,14 +16,12 @@ from tubelet.features.store import Items, open_items
 from tubelet.probing import neighbors
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import replacing, write_atomic, write_json
-from tubelet.runtime.parallelize import DistributedConfig
 
 logger = logging.getLogger(__name__)
 
 
 class Options(ItemsConfig):
     eval_name: Literal["clustering"]
-    folder: str
     clusters: int = Field(ge=1)
     """Number of clusters."""
     restarts: int = Field(10, ge=1)
@@ -36,7 +34,6 @@ class Options(ItemsConfig):
     page_clusters: int = Field(50, ge=0)
     """Clusters on the page, the largest ones."""
     decoder: Decoder = Decoder()
-    distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
 
 
 def main(options: Options, world: World) -> None:

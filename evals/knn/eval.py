@@ -8,21 +8,19 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from tubelet.config import RESUME_IGNORED, ConfigError, dump
+from tubelet.config import ConfigError, dump
 from tubelet.features.options import ItemsConfig
 from tubelet.features.store import Items, open_items
 from tubelet.probing import neighbors, results
 from tubelet.probing.split import check_labels
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
-from tubelet.runtime.parallelize import DistributedConfig
 
 logger = logging.getLogger(__name__)
 
 
 class Options(ItemsConfig):
     eval_name: Literal["knn"]
-    folder: str
     test: str | None = None
     """Store of the videos to classify; null: each video of `features` by all others (leave-one-out)."""
     num_classes: int = Field(ge=2)
@@ -32,7 +30,6 @@ class Options(ItemsConfig):
     """Weights of the votes, exp(cosine / temperature); null: equal votes."""
     center: bool = True
     """Subtract the mean of `features` first, as the head `knn` of a probe; false: as DINO."""
-    distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
 
 
 def main(options: Options, world: World) -> None:

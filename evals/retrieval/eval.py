@@ -10,21 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tubelet.config import RESUME_IGNORED, ConfigError, dump
+from tubelet.config import ConfigError, dump
 from tubelet.data import Decoder, evenly_spaced
 from tubelet.features.options import ItemsConfig
 from tubelet.features.store import Items, open_items
 from tubelet.probing import neighbors
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import replacing, write_atomic, write_json
-from tubelet.runtime.parallelize import DistributedConfig
 
 logger = logging.getLogger(__name__)
 
 
 class Options(ItemsConfig):
     eval_name: Literal["retrieval"]
-    folder: str
     queries: str | None = None
     """Store of the queries; null: those of `features`, each searched among all other videos."""
     num_queries: int | None = Field(None, ge=1)
@@ -39,7 +37,6 @@ class Options(ItemsConfig):
     """Queries on the page, evenly spaced over all."""
     page_neighbors: int = Field(6, ge=1)
     decoder: Decoder = Decoder()
-    distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
 
 
 def main(options: Options, world: World) -> None:

@@ -78,11 +78,13 @@ class FeaturesOptions(Config):
 
 
 class ItemsConfig(Config):
-    """How vectors are made from stored features."""
+    """A program that reads stored features: its folder, and how vectors are made from them."""
 
+    folder: str
     features: str
     """Folder of `evals.features`, or one whose subfolders are those of its shards."""
     kind: Literal["mean", "slots"] = "mean"
     """Which of the stored features; `slots` are concatenated."""
     unit: Literal["video", "clip"] = "video"
     """Whether a vector is a video, the mean over its clips, or a clip."""
+    distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
