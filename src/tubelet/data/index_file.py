@@ -17,7 +17,7 @@ import numpy as np
 from tubelet.config import ConfigError
 from tubelet.data.row_store import RowStore, RowStoreWriter
 from tubelet.data.rows import Rows
-from tubelet.runtime.files import replacing
+from tubelet.runtime.files import cache_folder, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def _store(path: Path) -> RowStore:
     key = hashlib.sha256(f"{VERSION} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
     beside = path.with_name(f".{path.name}.{key}.rows")
     of_path = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
-    in_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tubelet" / f"{of_path}.{key}.rows"
+    in_cache = cache_folder() / f"{of_path}.{key}.rows"
     for stored in (beside, in_cache):
         if stored.is_file():
             return RowStore(stored)

@@ -14,6 +14,7 @@ import numpy as np
 
 from tubelet.data.rows import ROWS_AT_ONCE, RowFile, Rows, decode, offsets_of
 
+T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 HEADER_BYTES = 1024
@@ -107,21 +108,33 @@ class RowStore:
         return self._maps[column]
 
 
-class StoredStrings(Rows[str]):
-    """The strings of a store."""
+class _Stored(Rows[T]):
+    """What a store has for each row. Subclasses implement `_read`."""
 
-    def __init__(self, store: RowStore, folder: str):
-        self._store, self._folder = store, folder
+    def __init__(self, store: RowStore):
+        self._store = store
 
     def __len__(self) -> int:
         return len(self._store)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[T]:
         for first in range(0, len(self), ROWS_AT_ONCE):
             yield from self._read(first, min(first + ROWS_AT_ONCE, len(self)))
 
-    def _row(self, index: int) -> str:
+    def _row(self, index: int) -> T:
         return self._read(index, index + 1)[0]
+
+    def _read(self, first: int, last: int) -> list[T]:
+        """Return rows `first` to `last` - 1."""
+        raise NotImplementedError
+
+
+class StoredStrings(_Stored[str]):
+    """The strings of a store."""
+
+    def __init__(self, store: RowStore, folder: str):
+        super().__init__(store)
+        self._folder = folder
 
     def _read(self, first: int, last: int) -> list[str]:
         offsets = self._store.read(_OFFSETS, first, last + 1)
@@ -131,25 +144,19 @@ class StoredStrings(Rows[str]):
         return [os.path.join(self._folder, string) for string in strings] if self._folder else strings
 
 
-class StoredNumbers(Rows[N]):
+class StoredNumbers(_Stored[N]):
     """A column of a store; `np.asarray` of it is mapped into memory."""
 
     def __init__(self, store: RowStore, column: str):
-        self._store, self._column = store, column
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def __iter__(self) -> Iterator[N]:
-        for first in range(0, len(self), ROWS_AT_ONCE):
-            yield from self._store.read(self._column, first, min(first + ROWS_AT_ONCE, len(self))).tolist()
+        super().__init__(store)
+        self._column = column
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         column = self._store.map(self._column)
         return np.array(column, dtype=dtype) if copy or dtype not in (None, column.dtype) else column
 
-    def _row(self, index: int) -> N:
-        return self._store.read(self._column, index, index + 1)[0].item()
+    def _read(self, first: int, last: int) -> list[N]:
+        return self._store.read(self._column, first, last).tolist()
 
 
 def _entry(dtype: str, length: int, start: int, stop: int) -> dict[str, Any]:

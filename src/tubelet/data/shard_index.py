@@ -26,7 +26,7 @@ from tubelet.config.addresses import public
 from tubelet.data import storage
 from tubelet.data.sources import LIST_SUFFIXES
 from tubelet.data.storage import Status, StorageConfig
-from tubelet.runtime.files import write_atomic
+from tubelet.runtime.files import cache_folder, write_atomic
 from tubelet.runtime.progress import progress
 
 VERSION = "1"
@@ -243,8 +243,7 @@ def _cache_file(path: str, status: Status, label: str | None) -> Path:
     name = public(path) if storage.is_remote(path) else os.path.abspath(path)
     identity = f"{VERSION}|{name}|{status.size}|{status.version}|{label}"
     digest = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "tubelet" / "shards" / digest[:2] / f"{digest}.index"
+    return cache_folder() / "shards" / digest[:2] / f"{digest}.index"
 
 
 def expand(entry: str, options: StorageConfig) -> list[str]:
