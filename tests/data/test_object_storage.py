@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.batches import load
 from tests.data.servers import Server
 from tubelet.config import ConfigError, check
 from tubelet.data import AugConfig, DataConfig, Draw, VideoError, image_dataset, storage, video_dataset, webdataset
-from tubelet.data.loader import make_train_loader
 from tubelet.data.storage import StorageConfig, StorageError
-from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 
 s3fs = pytest.importorskip("s3fs")
@@ -59,16 +58,6 @@ def data(*entries, **changed):
     return check({"datasets": [str(entry) for entry in entries], **raw}, DataConfig, "test")
 
 
-def batches(dataset, *, workers=0, rank=0, world_size=1, first=0, last=4):
-    stream = SampleStream(dataset.sizes, None, 2, seed=7)
-    return list(
-        make_train_loader(
-            dataset, stream, None, seed=7, first_step=first, last_step=last, num_workers=workers, rank=rank,
-            world_size=world_size,
-        )
-    )  # fmt: skip
-
-
 @pytest.fixture
 def shards(proxy, videos, tmp_path):
     """Folder of two local shards, which are also in the bucket."""
@@ -91,17 +80,17 @@ def test_the_batches_are_those_of_local_files_for_any_workers_and_processes(prox
     ]
     for module, changed, remote, local in kinds:
         dataset = module.Dataset(data(remote, **changed), transform, **options)
-        straight = batches(dataset)
+        straight = load(dataset)
         if local is not None:
             plain = module.Dataset(data(local, **changed), transform, **options)
             assert list(dataset.labels) == list(plain.labels)
-            for one, two in zip(straight, batches(plain), strict=True):
+            for one, two in zip(straight, load(plain), strict=True):
                 assert torch.equal(one.clips, two.clips)
         for workers, first in ((2, 0), (1, 2)):
-            for one, two in zip(straight[first:], batches(dataset, workers=workers, first=first), strict=True):
+            for one, two in zip(straight[first:], load(dataset, workers=workers, first=first), strict=True):
                 assert torch.equal(one.clips, two.clips)
                 assert one.paths == two.paths
-        halves = [batches(dataset, rank=rank, world_size=2) for rank in (0, 1)]
+        halves = [load(dataset, rank=rank, world_size=2) for rank in (0, 1)]
         for one, *parts in zip(straight, *halves, strict=True):
             assert torch.equal(one.clips, torch.cat([part.clips for part in parts]))
 

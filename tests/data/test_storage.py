@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.batches import load
 from tests.data.servers import Server
 from tubelet.config import ConfigError, check
 from tubelet.config.addresses import has_credentials, public
 from tubelet.data import AugConfig, DataConfig, Draw, VideoError, storage, video_dataset
 from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import make_train_loader
 from tubelet.data.storage import RemotePart, StorageConfig, StorageError
-from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 
 pytest.importorskip("aiohttp")
@@ -261,15 +260,9 @@ def test_a_clip_of_a_long_video_downloads_a_part_of_it(server, folder):
 # ---------------------------------------------------------------- processes
 
 
-def batches(options, *, workers=0, rank=0, world_size=1, first=0):
+def batches(options, **part):
     dataset = video_dataset.Dataset(options, TrainTransform(AugConfig(), 32), seed=7, on_error="replace")
-    stream = SampleStream(dataset.sizes, None, 2, seed=7)
-    return list(
-        make_train_loader(
-            dataset, stream, None, seed=7, first_step=first, last_step=3, num_workers=workers, rank=rank,
-            world_size=world_size,
-        )
-    )  # fmt: skip
+    return load(dataset, last=3, **part)
 
 
 def test_workers_forked_after_requests_of_the_main_process_give_the_same_batches(server, folder):

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.batches import load
 from tubelet.config import ConfigError
 from tubelet.data import AugConfig, DataConfig, Draw, VideoError, shard_index
 from tubelet.data.decoders import open_video, read_frames
-from tubelet.data.loader import make_train_loader
 from tubelet.data.shard_index import expand
 from tubelet.data.storage import StorageConfig
-from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.data.webdataset import Dataset
 
@@ -91,15 +90,9 @@ def test_clips_are_those_of_the_plain_files(shards, videos, tmp_path):
     assert len(list((tmp_path / "frames").iterdir())) == 6
 
 
-def batches(data, *, workers=0, rank=0, world_size=1, first=0):
+def batches(data, **part):
     dataset = Dataset(data, TrainTransform(AugConfig(auto_augment=True), 32), seed=7, on_error="replace")
-    stream = SampleStream(dataset.sizes, None, 4, seed=7)
-    return list(
-        make_train_loader(
-            dataset, stream, None, seed=7, first_step=first, last_step=5, num_workers=workers, rank=rank,
-            world_size=world_size,
-        )
-    )  # fmt: skip
+    return load(dataset, batch_size=4, last=5, **part)
 
 
 def test_batches_do_not_depend_on_workers_processes_or_a_resume(shards):

@@ -102,11 +102,16 @@ def slow_describe(path, options):
     return describe(path, options)
 
 
+def copies(video, number, folder):
+    """A folder with so many copies of a video."""
+    folder.mkdir()
+    for copy in range(number):
+        shutil.copy(video, folder / f"{copy:02d}.mp4")
+    return folder
+
+
 def test_after_a_kill_only_the_last_part_is_read_again(folder, tmp_path, monkeypatch):
-    many = tmp_path / "many"
-    many.mkdir()
-    for number in range(20):
-        shutil.copy(folder / "a.mp4", many / f"{number:02d}.mp4")
+    many = copies(folder / "a.mp4", 20, tmp_path / "many")
     monkeypatch.setattr(building, "describe", slow_describe)
     monkeypatch.setenv("READ", str(tmp_path / "read"))
     index = tmp_path / "index.parquet"
@@ -129,10 +134,7 @@ def test_after_a_kill_only_the_last_part_is_read_again(folder, tmp_path, monkeyp
 
 
 def test_processes_share_the_work_and_one_of_them_completes_it(folder, tmp_path, monkeypatch):
-    many = tmp_path / "many"
-    many.mkdir()
-    for number in range(12):
-        shutil.copy(folder / "a.mp4", many / f"{number:02d}.mp4")
+    many = copies(folder / "a.mp4", 12, tmp_path / "many")
     monkeypatch.setattr(building, "describe", slow_describe)
     monkeypatch.setattr(building, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("READ", str(tmp_path / "read"))
