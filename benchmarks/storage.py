@@ -23,7 +23,7 @@ from benchmarks.harness import Row, time_alternately
 from benchmarks.loader import BATCH_SIZE, FRAME_STEP, seconds_after_first, write_video
 from benchmarks.packed import batches
 from tubelet.config import check
-from tubelet.runtime.distributed import World
+from tubelet.runtime.distributed import World, free_address
 
 CROP = 224
 SECONDS_TO_START = 60
@@ -67,9 +67,7 @@ def run(repeats: int = 3, num_videos: int = 8, passes: int = 10, num_workers: in
 @contextlib.contextmanager
 def _server() -> Iterator:
     """Start an S3 server and yield its file system; `s3://` refers to it until then."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = int(free_address().rpartition(":")[2])
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (

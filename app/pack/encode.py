@@ -118,7 +118,6 @@ class _Encoder:
         self._source, self._options, self._verification = source, options, verification
         self._end, self._count, self._stride = first.end, 0, 1
         self._references: dict[int, np.ndarray] = {}
-        self._reformatter = VideoReformatter()
         self._path = os.path.join(folder, "clip.mp4")
         self._width, self._height = _size(first.frame, options.short_side)
         self._container = av.open(self._path, "w", options={"movflags": "+faststart", "fflags": "+bitexact"})
@@ -157,8 +156,7 @@ class _Encoder:
 
     def _remember(self, frame: av.VideoFrame) -> None:
         """Keep every `stride`-th frame for the comparison; if they become too many, every second of them."""
-        picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        self._references[self._count] = picture.to_ndarray()
+        self._references[self._count] = frame.to_ndarray(format="rgb24")
         if len(self._references) > 2 * self._verification.frames:
             self._stride *= 2
             self._references = {n: kept for n, kept in self._references.items() if n % self._stride == 0}

@@ -26,7 +26,6 @@ class PyavVideo:
     """
 
     def __init__(self, source: PathOrFile):
-
         self._source = source
         self._container: Any = None
         self._file: BinaryIO | FileView | None = None
