@@ -146,7 +146,8 @@ class Dataset:
             if durations is None:
                 raise ConfigError(
                     f"data.weight_by_duration: '{entry}' has no durations; give an index, written by: "
-                    f"python -m app.main --fname configs/data/index.yaml folder=runs/index datasets=[{entry}]"
+                    f"python -m app.main --fname configs/data/index.yaml folder=runs/index "
+                    f"data.datasets=[{entry}]"
                 )
         return [durations for durations in known if durations is not None]
 
