@@ -3,6 +3,7 @@
 Data, head, loss and results are those of a probe; here the encoder learns too.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tubelet.data.bad_files import BadFiles
 from tubelet.probing import heads, results
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import with_normalization
+from tubelet.probing.fit import HeadsDiverged
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import read_json, write_json
 from tubelet.runtime.run_folder import check_same_configuration, read_log
@@ -79,7 +81,7 @@ def callbacks(trainer: Trainer, videos: Videos) -> list[Callback]:
         result.append(
             Evaluation(
                 "val_top1",
-                lambda: validate(trainer, videos, videos.val, monitored, trainer.watchdog).top1[0],
+                lambda: top1(validate(trainer, videos, videos.val, monitored, trainer.watchdog)),
                 at_last_step=False,
             )
         )
@@ -106,10 +108,21 @@ def validate(
     return validated
 
 
+def top1(validated: results.Validated) -> float:
+    """Return the accuracy; NaN, which the log shows as null, where the losses are not finite."""
+    return validated.top1[0] if validated.finite[0] else math.nan
+
+
 def write(
     folder: Path, options: Options, videos: Videos, validated: results.Validated, shuffled: results.Validated | None
 ) -> None:
-    """Write `predictions.csv`, `confusion.png` and `results.json`."""
+    """Write `predictions.csv`, `confusion.png` and `results.json`.
+
+    Raises:
+        HeadsDiverged: The losses are not finite.
+    """
+    if not all(part.finite[0] for part in (validated, shuffled) if part is not None):
+        raise HeadsDiverged(folder, "in validation")
     num_classes = options.data.num_classes
     results.write_predictions(folder / "predictions.csv", validated, 0, videos.val.paths)
     results.draw_confusion(folder / "confusion.png", validated, 0, num_classes)

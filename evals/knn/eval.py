@@ -43,11 +43,11 @@ def main(options: Options, world: World) -> None:
     grid = [{"k": k, "temperature": temperature} for k in options.k for temperature in options.temperature]
     queries = train if test is None else test
     validated = _classify(options, train, test, grid, world)
+    best = results.best_head(validated.top1, validated.loss, validated.finite)
+    assert best is not None  # `open_items` refuses features that are not finite
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.yaml", dump(options))
-    best = results.best_head(validated.top1, validated.loss, [True] * len(grid))
-    assert best is not None
     rows = [{**grid[i], "val_top1": validated.top1[i], "val_top5": validated.top5[i]} for i in range(len(grid))]
     measured: dict[str, Any] = {
         "top1": validated.top1[best],

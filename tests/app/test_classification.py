@@ -14,7 +14,7 @@ from app.classification import train as program
 from app.classification.data import Videos
 from tests.processes import run as run_on_processes
 from tubelet import hub
-from tubelet.config import ConfigError, check, load
+from tubelet.config import ConfigError, UserError, check, load
 from tubelet.config import read as load_yaml
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder
@@ -88,6 +88,18 @@ def test_time_slots_are_read_and_shuffled_frames_are_classified_too(raw):
     results = run(raw, head="linear_slots", data={"num_segments": 2}, evaluation={"shuffle_frames": True})
     assert results["top1"] == results["shuffled_top1"] == 100  # brightness is the same in any order
     assert hub.load_encoder(raw["folder"], "encoder").embed_dim == 24
+
+
+def test_a_run_that_diverges_has_no_result(raw, monkeypatch):
+    def poisoned(trainer, *rest, validate=program.validate):
+        next(trainer.objective.parameters()).data.fill_(float("nan"))
+        return validate(trainer, *rest)
+
+    monkeypatch.setattr(program, "validate", poisoned)
+    with pytest.raises(UserError, match="no head has a finite loss in validation"):
+        run(raw, optimization={"num_epochs": 2})
+    assert not (Path(raw["folder"]) / "results.json").exists()
+    assert not (Path(raw["folder"]) / "predictions.csv").exists()
 
 
 def test_a_head_that_is_not_trained_by_gradient_descent_is_refused(raw):

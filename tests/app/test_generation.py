@@ -18,7 +18,7 @@ from app.vjepa import options as pretraining_options
 from app.vjepa.train import make_trainer as make_pretraining
 from tests.processes import run as run_on_processes
 from tubelet import config
-from tubelet.config import ConfigError, check
+from tubelet.config import ConfigError, UserError, check
 from tubelet.generation.forecasts import roll_out
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
@@ -181,6 +181,17 @@ def test_videos_of_a_folder(raw, videos):
         ConfigError, match="data.test: none of the 6 clips can be used; .* 14 frames, fewer than the 24"
     ):
         run(raw, folder=raw["folder"] + "2", data=data, evaluation={"num_frames": 20})
+
+
+def test_a_model_whose_weights_are_not_finite_has_no_result(raw, monkeypatch):
+    def poisoned(model, *rest, evaluate=program.evaluate):
+        next(model.parameters()).data.fill_(float("nan"))
+        return evaluate(model, *rest)
+
+    monkeypatch.setattr(program, "evaluate", poisoned)
+    with pytest.raises(UserError, match="results.json is not written: .*model.mse nan"):
+        run(raw)
+    assert not (Path(raw["folder"]) / "results.json").exists()
 
 
 def test_where_nothing_moves_copying_cannot_be_beaten(raw, tmp_path):

@@ -339,20 +339,6 @@ def test_names_of_0_1_warn_once_and_those_of_v_jepa_do_not(tmp_path, caplog):
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [("a: 1\nb: 2\na: 3\n", 3), ("data:\n  x: 1\n  y: 2\n  x: 3\n", 4), ("mask:\n  - {x: 1, x: 2}\n", 2)],
-)
-def test_duplicate_keys_are_refused_with_the_line(tmp_path, text, line):
-    with pytest.raises(ConfigError, match=rf"duplicate key '\w'\n.*line {line}"):
-        config.read(write(tmp_path, "twice.yaml", text))
-
-
-def test_a_merge_key_may_be_overridden_in_its_mapping(tmp_path):
-    raw = config.read(write(tmp_path, "x.yaml", "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n"))
-    assert raw["b"] == {"x": 3, "y": 2}
-
-
 def test_keys_of_the_baselines_that_were_renamed(tmp_path):
     from evals.baselines.eval import Options
 

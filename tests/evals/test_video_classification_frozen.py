@@ -27,6 +27,10 @@ from tubelet.runtime.run_folder import read_log
 from tubelet.runtime.seeds import Purpose, numpy_generator
 
 
+class Stopped(Exception):
+    pass
+
+
 def options(raw, **sections):
     raw = copy.deepcopy(raw)
     for name, change in sections.items():
@@ -235,6 +239,8 @@ def test_a_head_that_diverges_is_never_the_best(raw):
         results = run(raw, folder=folder, optimization={"heads": heads, "select": select})
         assert results["best_head"]["index"] == 1
         diverged, other = results["heads"]
+        assert diverged.pop("diverged")
+        assert "diverged" not in other
         assert {value for key, value in diverged.items() if key not in ("lr", "weight_decay")} == {None}
         assert math.isfinite(other["train_loss"])
 
@@ -245,6 +251,27 @@ def test_a_probe_of_which_all_heads_diverge_ends_with_an_error(raw, select):
     with pytest.raises(UserError, match="no head has a finite loss.*Lower optimization.lr"):
         run(raw, optimization={"heads": heads, "select": select})
     assert not (Path(raw["folder"]) / "results.json").exists()
+
+
+def test_checkpoints_with_a_head_that_has_diverged_are_strict_json_and_continue(raw, tmp_path, monkeypatch):
+    sections = {
+        "meta": {"save_every_minutes": 0.0},
+        "optimization": {"heads": {"lr": [1e30, 1e-2], "weight_decay": [0.01]}},
+    }
+    straight = run(raw, folder=str(tmp_path / "straight"), **sections)
+    save = checkpoint.save
+
+    def stop_after_six_steps(folder, step, state, **options):
+        save(folder, step, state, **options)
+        assert "null" in json.dumps(state.metadata, allow_nan=False)
+        if step == 6:
+            raise Stopped
+
+    monkeypatch.setattr(checkpoint, "save", stop_after_six_steps)
+    with pytest.raises(Stopped):
+        run(raw, **sections)
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert run(raw, **sections)["heads"] == straight["heads"]
 
 
 def test_the_learning_rate_is_advanced_before_each_step(raw, monkeypatch):
@@ -271,10 +298,6 @@ def test_names_that_are_not_utf8(raw, labelled, tmp_path):
     results = run(raw, data={**data, "cache_features": True})
     assert (results["num_train"], results["num_val"]) == (19, 13)
     assert name in (Path(raw["folder"]) / "predictions.csv").read_bytes()
-
-
-class Stopped(Exception):
-    pass
 
 
 @pytest.mark.parametrize("augmented", [False, True])

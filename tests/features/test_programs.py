@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from evals.clustering import eval as clustering
 from evals.knn import eval as knn
@@ -124,6 +126,22 @@ def test_missing_videos_are_named_on_the_page(raw, extract, collection, tmp_path
         assert page.count("data:image/gif") > 1
         assert "map" not in results  # without labels
         assert "purity" not in results
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "options"),
+    [(knn, "knn", {"num_classes": 3}), (retrieval, "retrieval", {}), (clustering, "clustering", {"clusters": 2})],
+)
+def test_features_that_are_not_finite_are_refused(program, name, options, features, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(features, folder)
+    path = max((folder / "tensors").iterdir())
+    tensors = load_file(path)
+    tensors["mean"][-1] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(ConfigError, match="numbers that are not finite; extract the features again"):
+        run(program, name, tmp_path, features=str(folder), **options)
+    assert not (tmp_path / name).exists()
 
 
 def test_clusters(features, tmp_path):

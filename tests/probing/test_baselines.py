@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from tubelet.config import UserError
 from tubelet.probing import baselines
 
 
@@ -52,6 +53,17 @@ def test_logistic_regression_is_that_of_scikit_learn():
     theirs = LogisticRegression(C=1 / (penalty * 120), tol=1e-10, max_iter=10_000).fit(standard, labels)
     ours = baselines.logistic_regression(torch.from_numpy(features), torch.from_numpy(labels), 3, penalty)
     np.testing.assert_array_equal(ours(torch.from_numpy(features)).numpy(), theirs.predict(standard))
+
+
+def test_a_single_sample_of_which_there_is_no_deviation_gives_its_class():
+    predict = baselines.logistic_regression(torch.tensor([[1.0, 2.0]]), torch.tensor([2]), 3, 1.0)
+    assert predict(torch.tensor([[5.0, -3.0]])).tolist() == [2]
+
+
+def test_weights_that_are_not_finite_are_an_error_and_not_an_accuracy():
+    features = torch.tensor([[1.0], [float("nan")]])
+    with pytest.raises(UserError, match="has diverged"):
+        baselines.logistic_regression(features, torch.tensor([0, 1]), 2, 1.0)
 
 
 def test_accuracy_is_high_where_the_label_shows_and_chance_where_it_does_not():

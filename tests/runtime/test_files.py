@@ -1,13 +1,15 @@
 import errno
 import json
+import math
 import os
 import stat
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from tubelet.runtime.files import read_json, replacing, save_tensors, write_atomic, write_json
+from tubelet.runtime.files import NotFinite, read_json, replacing, save_tensors, write_atomic, write_json
 
 
 def names(folder):
@@ -39,6 +41,18 @@ def test_json(tmp_path):
     assert path.read_text().startswith('{\n "a"')
     path.write_text("{")
     with pytest.raises(json.JSONDecodeError):
+        read_json(path)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, np.float64("nan")])
+def test_a_number_that_is_not_finite_is_never_written_or_read_as_a_result(tmp_path, number):
+    path = tmp_path / "results.json"
+    write_json(path, {"top1": 5.0})
+    with pytest.raises(NotFinite, match=r"results\.json is not written: heads\.1\.loss -?(nan|inf) is no result"):
+        write_json(path, {"top1": 1.0, "heads": [{"loss": 0.0}, {"loss": number}]})
+    assert read_json(path) == {"top1": 5.0}
+    path.write_text(json.dumps({"top1": float(number)}))
+    with pytest.raises(NotFinite, match=r"results\.json has -?(NaN|Infinity), which is no result; remove the file"):
         read_json(path)
 
 

@@ -17,9 +17,11 @@ class ConfigError(UserError):
 
 
 class Config(pydantic.BaseModel):
-    """Options of a component: typed and read-only. Unknown keys and wrong types are errors."""
+    """Options of a component: typed and read-only. Unknown keys, wrong types, inf and nan are errors."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 # YAML has lists only, so a tuple is written as a list there.

@@ -1,6 +1,5 @@
 """Read YAML files with their bases and overrides, and check them."""
 
-import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from tubelet.config import addresses, aliases
 from tubelet.config.aliases import merge
 from tubelet.config.base import Config, ConfigError, nearest
 from tubelet.config.registry import PartField
+from tubelet.config.yaml_files import parse_yaml, read_yaml
 
 __all__ = ["check", "check_part", "dump", "load", "merge", "read"]
 
@@ -28,24 +28,6 @@ class Raw(dict):
     """
 
     written: Mapping[str, str] = {}
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader that reads `1e-3` as a number (in YAML 1.1 it is a string) and rejects duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key.value}'", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def load(fname: str | Path, overrides: Sequence[str], schema: type[Schema]) -> Schema:
@@ -149,25 +131,15 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base: files name each other in a circle; remove one of the base: lines")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file" + (f" (named as base: in {seen[-1]})" if seen else ""))
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        place = f"named as base: in {seen[-1]}" if seen else f"looked in {Path.cwd()}"
+        raise ConfigError(f"{path}: no such file ({place})")
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(raw).__name__}")
-    raw = _unshared(raw)
     base = raw.pop("base", None)
     if base is not None:
         yield from _layers(path.parent / base, (*seen, path.resolve()))
     yield path, raw
-
-
-def _unshared(node: Any) -> Any:
-    """Copy values that a YAML `*alias` shares with its `&anchor`, so that an override changes only one of them."""
-    if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    return [_unshared(value) for value in node] if isinstance(node, list) else node
 
 
 def _parse(override: str) -> tuple[str, str, Any]:
@@ -175,10 +147,7 @@ def _parse(override: str) -> tuple[str, str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"'{override}': an override is written key.path=value, as in optimization.lr=1e-3")
-    try:
-        return override, path, yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{override}': the value is not valid YAML: {error}") from None
+    return override, path, parse_yaml(text, f"'{override}'")
 
 
 def _override(raw: dict[str, Any], override: str, path: str, value: Any) -> None:

@@ -217,6 +217,11 @@ class Store:
                 part = file.get_tensor(kind)
                 if len(part):
                     parts.append(part)
+                if not part.isfinite().all():
+                    raise ConfigError(
+                        f"features: {tensors_path(path)} has numbers that are not finite; extract the features again "
+                        "from another checkpoint, or with dtype=float32"
+                    )
         if not parts:
             raise ConfigError(f"features: {self.folder} has no clips; see its bad_files.txt")
         return torch.cat(parts)

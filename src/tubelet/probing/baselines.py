@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.config import UserError
 from tubelet.data.decoders import open_video, read_frames
 from tubelet.probing.split import stratified_parts
 
@@ -80,10 +81,11 @@ def logistic_regression(
 ) -> Callable[[Tensor], Tensor]:
     """Fit a logistic regression; returns a function from features [n, D] to classes [n].
 
-    Minimizes mean cross-entropy + penalty / 2 · |W|² of the standardized features by L-BFGS, in float64.
+    Minimizes mean cross-entropy + penalty / 2 · |W|² of the standardized features by L-BFGS, in float64. Raises
+    UserError where it diverges.
     """
     features = features.double()
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, std = features.mean(0), features.std(0, correction=min(1, len(features) - 1)).clamp_min(1e-6)
     x = (features - mean) / std
     weight = torch.zeros(x.shape[1], num_classes, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
@@ -97,6 +99,8 @@ def logistic_regression(
 
     optimizer.step(loss)
     weight, bias = weight.detach(), bias.detach()
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise UserError("baselines: a logistic regression has diverged; leave its input out of `kinds`")
     return lambda features: (((features.double() - mean) / std) @ weight + bias).argmax(1)
 
 

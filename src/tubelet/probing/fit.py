@@ -185,7 +185,8 @@ class Fitter:
             {"heads": heads.state_dict()},
             {"optimizers": [optimizer.state_dict() for optimizer in optimizers]},
             {
-                "sums": now.sums.tolist(),
+                # JSON has no NaN; the sums of a head that has diverged are null.
+                "sums": [[x if math.isfinite(x) else None for x in of_heads] for of_heads in now.sums.tolist()],
                 "seen": now.seen,
                 "excluded": self.features.excluded,
                 "global_batch": self.global_batch,
@@ -211,7 +212,8 @@ class Fitter:
         for optimizer, stored in zip(optimizers, state.optimizer["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.features.excluded.update(metadata["excluded"])
-        return _Progress(metadata["step"], torch.tensor(metadata["sums"], device=device), metadata["seen"])
+        sums = [[math.nan if x is None else x for x in of_heads] for of_heads in metadata["sums"]]
+        return _Progress(metadata["step"], torch.tensor(sums, device=device), metadata["seen"])
 
 
 def read_out(heads: nn.Module, tokens: Tensor, dtype: torch.dtype, attend_across_segments: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Validated:
     indices: Tensor
     classes: Tensor
     probabilities: Tensor
+
+    @property
+    def finite(self) -> list[bool]:
+        """Whether the losses of each head are finite; the other figures of a head whose losses are not mean nothing."""
+        return [math.isfinite(loss) for loss in self.loss]
 
 
 def validate(

@@ -185,9 +185,9 @@ class Probe:
         finite = []
         for column, g in enumerate(finalists):
             figures = fitted.figures[column]
-            finite.append(all(map(math.isfinite, [*figures.values(), validated.loss[column]])))
+            finite.append(validated.finite[column] and all(map(math.isfinite, figures.values())))
             measured = {**figures, "val_top1": validated.top1[column], "val_top5": validated.top5[column]}
-            rows[g] |= measured if finite[-1] else dict.fromkeys(measured)
+            rows[g] |= measured if finite[-1] else _diverged(measured)
         best = results.best_head(validated.top1, validated.loss, finite)
         if best is None:
             raise HeadsDiverged(self.folder, "in validation")
@@ -265,7 +265,7 @@ class Probe:
             lambda tokens: ensemble.pool(ensemble.per_prediction(tokens, across), num_slots).flatten(2),
         )
         means = means.flatten(0, 1)
-        return means.mean(0), means.std(0)
+        return means.mean(0), means.std(0, correction=min(1, len(means) - 1))  # of a single video 0, not NaN
 
     def _readable(self) -> Tensor:
         """The samples to train on, without those known to be unreadable."""
@@ -278,7 +278,7 @@ class Probe:
         measured = self._holdout(fitter, grid)
         finite = [all(map(math.isfinite, figures.values())) for figures in measured]
         for row, figures, is_finite in zip(rows, measured, finite, strict=True):
-            row |= figures if is_finite else dict.fromkeys(figures)
+            row |= figures if is_finite else _diverged(figures)
         top1, loss = ([figures[f"holdout_{name}"] for figures in measured] for name in ("top1", "loss"))
         best = results.best_head(top1, loss, finite)
         if best is None:
@@ -321,7 +321,10 @@ class Probe:
         if self.shuffled is None:
             return {}
         samples = torch.arange(len(self.shuffled.clips))
-        return {"shuffled_top1": self._validate(ensemble.Heads([head]), self.shuffled, samples).top1[0]}
+        validated = self._validate(ensemble.Heads([head]), self.shuffled, samples)
+        if not validated.finite[0]:
+            raise HeadsDiverged(self.folder, "on shuffled frames")
+        return {"shuffled_top1": validated.top1[0]}
 
     @torch.no_grad()
     def _validate(self, heads: Heads, features: Features, indices: Tensor) -> results.Validated:
@@ -354,6 +357,11 @@ class Probe:
         if excluded and self.world.is_main:
             logger.warning("%d unreadable files were excluded; %s/results.json lists them", len(excluded), self.folder)
         return excluded
+
+
+def _diverged(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return what results.json says of a head whose `figures` are not finite."""
+    return {**dict.fromkeys(figures), "diverged": True}
 
 
 class _Log:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tubelet.config import ConfigError, check
 from tubelet.config.aliases import to_canonical
 from tubelet.config.registry import find
+from tubelet.config.yaml_files import read_yaml
 from tubelet.data import AugConfig, DataConfig
 from tubelet.grid import Grid
 from tubelet.masks import build_collator
@@ -41,7 +40,7 @@ class ClipOptions:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return the resolved configuration of a run folder; None where there is none, e.g. a study without pretraining."""
     path = folder / "config.yaml"
-    return to_canonical(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return to_canonical(read_yaml(path)) if path.is_file() else None
 
 
 def has_masks(config: dict[str, Any]) -> bool:

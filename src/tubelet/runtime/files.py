@@ -2,14 +2,21 @@
 
 import contextlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tubelet.config import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class NotFinite(UserError):
+    """A number that is not finite is no result. The message names the numbers and the remedy."""
 
 
 def cache_folder() -> Path:
@@ -51,11 +58,36 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, s
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, see `write_atomic`; the folder is made if it is missing."""
+    """Write `content` as indented JSON, see `write_atomic`; the folder is made if it is missing.
+
+    Raises:
+        NotFinite: It has a number that is not finite. What is left open has to be None.
+    """
+    if found := list(_not_finite(content)):
+        raise NotFinite(
+            f"{path} is not written: {', '.join(found[:5])}{', …' if len(found) > 5 else ''} is no result. The weights "
+            "or features are not finite: choose another checkpoint, or a lower learning rate"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(content, indent=1) + "\n")
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The content of a JSON file, or None if there is no such file. Raises NotFinite where it has NaN or Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise NotFinite(f"{path} has {constant}, which is no result; remove the file, and run its program again")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse) if path.is_file() else None
+
+
+def _not_finite(content: Any, key: str = "") -> Iterator[str]:
+    """Yield "key.path nan" for each number in `content` that is not finite."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _not_finite(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list | tuple):
+        for index, value in enumerate(content):
+            yield from _not_finite(value, f"{key}.{index}")
+    elif isinstance(content, float) and not math.isfinite(content):
+        yield f"{key} {content}"

@@ -93,7 +93,8 @@ def _parse_arguments(package: str, argv: list[str] | None) -> argparse.Namespace
 
 
 def _find_program(package: Package, raw: dict[str, Any], fname: str) -> Any:
-    programs = sorted(path.parent.name for path in Path(package.name).glob(f"*/{package.module}.py"))
+    folders = importlib.import_module(package.name).__path__  # wherever it is run from
+    programs = sorted(path.parent.name for folder in folders for path in Path(folder).glob(f"*/{package.module}.py"))
     name = raw.get(package.key)
     if name not in programs:
         problem = f"no program '{name}' in {package.name}/" if name else f"required: a program in {package.name}/"

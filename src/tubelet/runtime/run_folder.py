@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from tubelet.config import Config, ConfigError, dump
 from tubelet.config.resume import differences
+from tubelet.config.yaml_files import read_yaml
 from tubelet.runtime.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ def check_same_configuration(path: Path, options: Config) -> None:
     earlier = path / "config.yaml"
     if not earlier.is_file():
         return
-    differing = differences(yaml.safe_load(earlier.read_text(encoding="utf-8")), options)
+    differing = differences(read_yaml(earlier), options)
     if differing:
         raise ConfigError(
             "\n".join([f"{path} holds a run of another configuration:", *(f"  {line}" for line in differing)])

@@ -9,9 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tubelet.config import ConfigError, check_part, dump, merge, read
+from tubelet.config.yaml_files import read_yaml
 from tubelet.runtime.launch import Package, load
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.slurm import cluster, snapshot, status
@@ -100,7 +99,7 @@ def _probe(before: Run, fname: str, module: str) -> Run:
 
 def _listed(fname: str) -> list[str]:
     path = Path(fname)
-    listed = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    listed = read_yaml(path) if path.is_file() else None
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
         raise ConfigError(f"--batch-launch {fname}: expected a YAML file with a list of configuration files")
     return listed
