@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.harness import Row
 from tubelet.data.index_file import open_index
-from tubelet.data.text_list import parse_line
+from tubelet.data.list_forms import parse_line
 from tubelet.data.video_dataset import Dataset, Views
 
 KINDS = ("index", "list", "python lists")

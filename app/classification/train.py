@@ -125,6 +125,7 @@ def write(
         raise HeadsDiverged(folder, "in validation")
     num_classes = options.data.num_classes
     results.write_predictions(folder / "predictions.csv", validated, 0, videos.val.paths)
+    results.write_classes(folder, videos.val.classes)
     results.draw_confusion(folder / "confusion.png", validated, 0, num_classes)
     measured = {
         "top1": validated.top1[0],

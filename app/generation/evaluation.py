@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from app.generation.options import Options
-from tubelet.config import ConfigError
+from tubelet.config import ConfigError, naming
 from tubelet.config.registry import find
 from tubelet.data import Batch, Draw, Sample, evenly_spaced
 from tubelet.data.loader import collate, make_eval_loader
@@ -30,9 +30,10 @@ class HeldOutClips:
 
     def __init__(self, options: Options, number: int | None, num_frames: int):
         data = options.data
-        self._dataset = find("data", data.format.name).Dataset(
-            data.clips(data.test, num_frames, at_random=False), EvalTransform(data.crop_size), on_error="exclude"
-        )
+        with naming("data.test", instead_of="data.datasets"):
+            self._dataset = find("data", data.format.name).Dataset(
+                data.clips(data.test, num_frames, at_random=False), EvalTransform(data.crop_size), on_error="exclude"
+            )
         self.indices = evenly_spaced(len(self._dataset), number or len(self._dataset)).tolist()
         self.unreadable = self._dataset.unreadable
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tubelet.config import RESUME_IGNORED, Config, check_part
+from tubelet.config import RESUME_IGNORED, Config, Square, check_part
 from tubelet.data import AugConfig, DataFormat, Decoder
 from tubelet.data import DataConfig as ClipsConfig
 from tubelet.generation.feature_decoder import DecoderConfig, PretrainConfig
@@ -31,7 +31,7 @@ class DataConfig(Config):
     """Take every n-th frame of the file."""
     channels: Literal[1, 3] = 3
     """1 for grayscale."""
-    crop_size: int = Field(64, ge=1)
+    crop_size: Square = 64
     patch_size: int = Field(8, ge=1)
     tubelet_size: int = Field(1, ge=1)
     normalize_mean: float = 0.5

@@ -7,6 +7,7 @@ from torch import nn
 
 from app.generation.evaluation import HeldOutClips, HeldOutError, evaluate
 from app.generation.options import Options
+from tubelet.config import naming
 from tubelet.config.registry import find
 from tubelet.data.bad_files import BadFiles
 from tubelet.data.loader import make_train_loader
@@ -28,7 +29,8 @@ def main(options: Options, world: World) -> None:
     augment = options.data_aug
     transform = EvalTransform(data.crop_size) if augment is None else TrainTransform(augment, data.crop_size)
     clips = data.clips(data.train, data.num_frames + data.num_target_frames, at_random=True)
-    dataset = find("data", data.format.name).Dataset(clips, transform, seed=seed, on_error="replace")
+    with naming("data.train", instead_of="data.datasets"):
+        dataset = find("data", data.format.name).Dataset(clips, transform, seed=seed, on_error="replace")
     stream = SampleStream(dataset.sizes, None, data.batch_size * world.world_size, seed)
     held_out = HeldOutClips(options, options.evaluation.num_clips, data.num_frames + options.num_predicted())
     held_out.first(1)  # fails before training where no test clip can be used

@@ -17,7 +17,7 @@ from app.pack.shard import SCHEMA, ShardWriter, source_name
 from app.pack.workers import PackError, Videos, write_shards
 from tubelet.config import ConfigError, UserError, dump
 from tubelet.data.rows import join_numbers, join_strings
-from tubelet.data.sources import VIDEO_SUFFIXES, read_source
+from tubelet.data.sources import VIDEO_SUFFIXES, check_whole_files, read_source
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import replacing, write_atomic
 from tubelet.runtime.progress import progress
@@ -32,6 +32,8 @@ def main(options: Options, world: World) -> None:
     check_same_configuration(folder, options)
     # Before the configuration is written: a mistyped path must not occupy the folder.
     sources = [read_source(entry, VIDEO_SUFFIXES, options.data.storage) for entry in options.data.datasets]
+    for entry, source in zip(options.data.datasets, sources, strict=True):
+        check_whole_files(entry, source, "a shard")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.yaml", dump(options))
     paths = join_strings([source.paths for source in sources])

@@ -1,5 +1,6 @@
 """Non-learned baselines of labelled video sets. `python -m evals.main --fname <yaml>`."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,17 +8,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from tubelet.config import Config, dump
+from tubelet.config import Config, dump, naming
 from tubelet.data import Decoder
-from tubelet.data.sources import Source, read_list
+from tubelet.data.sources import Source, number_classes, read_list
 from tubelet.probing import baselines
 from tubelet.probing.label_subset import LabelSubset
-from tubelet.probing.split import check_labels, labelled_subset
+from tubelet.probing.split import check_labels, labelled_subset, problems_of_labels
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.runtime.progress import progress
 from tubelet.runtime.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 
 class Task(LabelSubset):
@@ -48,7 +51,11 @@ def main(options: Options, world: World) -> None:
 
     The processes share the reading of the videos; rank 0 does the rest.
     """
-    lists = {path: read_list(Path(path)) for task in options.tasks.values() for path in (task.train, task.test)}
+    lists: dict[str, Source] = {}
+    for name, task in options.tasks.items():
+        for key, path in (("train", task.train), ("test", task.test)):
+            with naming(f"tasks.{name}.{key}", instead_of="data.datasets"):
+                lists[path] = read_list(Path(path))
     paths = list(dict.fromkeys(path for source in lists.values() for path in source.paths))
     described = _describe(paths, options, world)
     if not world.is_main:
@@ -73,14 +80,18 @@ def main(options: Options, world: World) -> None:
 def _measure(
     kind: str, name: str, task: Task, seed: int, train: Source, val: Source, described: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, float]:
-    for source, key in ((train, "train"), (val, "test")):
-        check_labels(source.labels, source.paths, task.num_classes, f"tasks.{name}.{key}")
-    chosen = labelled_subset(train.labels, task.labels_per_class, task.label_fraction, seed)
+    with naming(f"tasks.{name}", instead_of="data.datasets"):
+        classes, (train_labels, val_labels) = number_classes([task.train, task.test], [train, val])
+    for labels, source, key in ((train_labels, train, "train"), (val_labels, val, "test")):
+        check_labels(labels, source.paths, task.num_classes, f"tasks.{name}.{key}")
+    for problem in problems_of_labels(train_labels, val_labels, task.num_classes, classes):
+        logger.warning("tasks.%s: %s", name, problem)
+    chosen = labelled_subset(train_labels, task.labels_per_class, task.label_fraction, seed)
     top1 = baselines.accuracy(
         baselines.stack([described[path] for path in train.paths], kind)[chosen],
-        torch.tensor(np.asarray(train.labels))[chosen],
+        torch.tensor(np.asarray(train_labels))[chosen],
         baselines.stack([described[path] for path in val.paths], kind),
-        torch.tensor(np.asarray(val.labels)),
+        torch.tensor(np.asarray(val_labels)),
         task.num_classes,
     )
     return {"top1": top1, "num_val": len(val.paths)}

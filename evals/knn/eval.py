@@ -12,7 +12,7 @@ from tubelet.config import ConfigError, dump
 from tubelet.features.options import ItemsConfig
 from tubelet.features.store import Items, open_items
 from tubelet.probing import neighbors, results
-from tubelet.probing.split import check_labels
+from tubelet.probing.split import check_labels, problems_of_labels
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
 
@@ -40,6 +40,9 @@ def main(options: Options, world: World) -> None:
     for items, key in ((train, "features"), (test, "test")):
         if items is not None:
             check_labels(items.labels.tolist(), items.paths, options.num_classes, f"{key}: {getattr(options, key)}")
+    val = None if test is None else test.labels.numpy()
+    for problem in problems_of_labels(train.labels.numpy(), val, options.num_classes, description.get("classes", ())):
+        logger.warning("%s", problem)
     grid = [{"k": k, "temperature": temperature} for k in options.k for temperature in options.temperature]
     queries = train if test is None else test
     validated = _classify(options, train, test, grid, world)

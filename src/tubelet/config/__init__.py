@@ -13,8 +13,10 @@ from tubelet.config.base import (
     ConfigError,
     Pair,
     Size,
+    Square,
     Triple,
     UserError,
+    naming,
     nearest,
 )
 from tubelet.config.reading import Schema, check, check_part, dump, load, merge, read
@@ -27,6 +29,7 @@ __all__ = [
     "Pair",
     "Schema",
     "Size",
+    "Square",
     "Triple",
     "UserError",
     "check",
@@ -34,6 +37,7 @@ __all__ = [
     "dump",
     "load",
     "merge",
+    "naming",
     "nearest",
     "read",
 ]

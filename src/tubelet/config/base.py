@@ -1,9 +1,10 @@
 """Base class of options, errors of configurations, and markers of option fields."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
 
 import pydantic
 
@@ -14,6 +15,15 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """An invalid configuration. The message names the file, the key and the remedy."""
+
+
+@contextlib.contextmanager
+def naming(key: str, instead_of: str) -> Iterator[None]:
+    """Let messages of ConfigErrors have the key that the user has set instead of the one that code below has got."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{instead_of}: ", f"{key}: ")) from None
 
 
 class Config(pydantic.BaseModel):
@@ -27,8 +37,30 @@ class Config(pydantic.BaseModel):
 # YAML has lists only, so a tuple is written as a list there.
 Pair = Annotated[tuple[float, float], pydantic.Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], pydantic.Field(strict=False)]
-# Pixels: one number for a square, or [height, width].
-Size = pydantic.PositiveInt | Annotated[tuple[pydantic.PositiveInt, pydantic.PositiveInt], pydantic.Field(strict=False)]
+
+
+def _height_and_width(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not (len(value) == 2 and all(type(x) is int and x > 0 for x in value)):
+        raise ValueError(f"expected pixels, one number for a square or [height, width], got {list(value)}")
+    return value
+
+
+def _square(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        raise ValueError(
+            f"expected the pixels of a square as one number, got {list(value)}; only pretraining's "
+            "data.crop_size may be [height, width]"
+        )
+    return value
+
+
+Size = Annotated[
+    pydantic.PositiveInt | Annotated[tuple[pydantic.PositiveInt, pydantic.PositiveInt], pydantic.Field(strict=False)],
+    pydantic.BeforeValidator(_height_and_width),
+]
+"""Pixels: one number for a square, or [height, width]."""
+Square = Annotated[int, pydantic.Field(ge=1), pydantic.BeforeValidator(_square)]
+"""Pixels of height and width."""
 
 
 class Marker:

@@ -10,11 +10,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from tubelet.config import ConfigError
 from tubelet.data import video_dataset
 from tubelet.data.decoders import Video
+from tubelet.data.segments import VideoPart
 from tubelet.data.sources import Source
 from tubelet.data.types import VideoError
 
@@ -78,22 +77,6 @@ class Dataset(video_dataset.Dataset):
         if last < first:
             raise VideoError(path, f"the file has {video.num_frames} frames")
         return VideoPart(video, first - 1, last)
-
-
-class VideoPart:
-    """Frames `start` to `stop` - 1 of a video, as a `Video`."""
-
-    def __init__(self, video: Video, start: int, stop: int):
-        self._video, self._start = video, start
-        self.num_frames, self.fps = stop - start, video.fps
-
-    @property
-    def times(self) -> np.ndarray:
-        times = self._video.times[self._start : self._start + self.num_frames]
-        return times - times[0]
-
-    def frames_at(self, indices: np.ndarray) -> np.ndarray:
-        return self._video.frames_at(indices + self._start)
 
 
 def read_list(folder: Path) -> list[Sequence]:

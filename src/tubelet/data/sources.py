@@ -11,34 +11,14 @@ import numpy as np
 from tubelet.config import ConfigError
 from tubelet.data import storage
 from tubelet.data.index_file import INDEX_SUFFIX, open_index
-from tubelet.data.rows import Numbers, Rows, Strings
+from tubelet.data.list_forms import NO_LABEL
+from tubelet.data.rows import Mapped, Numbers, Rows, Strings
+from tubelet.data.segments import split_segment
 from tubelet.data.storage import DEFAULT_STORAGE, StorageConfig, is_remote, public
-from tubelet.data.text_list import NO_LABEL, ListEntries, ListLabels, ListPaths, parse_line
+from tubelet.data.suffixes import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES
+from tubelet.data.text_list import LinesInMemory, ListEntries, ListLabels, ListPaths, TextLines
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".flv",
-        ".gif",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
-)
-IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
-LIST_SUFFIXES = frozenset([".csv", ".list", ".lst", ".tsv", ".txt"])
-OTHER_FORMATS = {".tar": "webdataset", **dict.fromkeys(IMAGE_SUFFIXES, "mixed_dataset")}
+OTHER_FORMATS = {".tar": "webdataset", **dict.fromkeys(IMAGE_SUFFIXES, "image_dataset")}
 """Suffix -> the data format that reads such files."""
 
 
@@ -50,6 +30,8 @@ class Source(NamedTuple):
     """`NO_LABEL` where a file has none."""
     cumulative_durations: Rows[float] | None = None
     """Seconds of each file and all before it; None where they are not known."""
+    classes: Sequence[str] = ()
+    """Names of the classes, where the labels of a list are names: label i is the i-th of them."""
 
 
 def read_source(entry: str, suffixes: frozenset[str], options: StorageConfig = DEFAULT_STORAGE) -> Source:
@@ -90,12 +72,19 @@ def read_source(entry: str, suffixes: frozenset[str], options: StorageConfig = D
 
 
 def read_list(path: Path) -> Source:
-    """Open a list in V-JEPA's format. Relative paths are relative to the list's folder or to the working directory.
+    """Open a list, see `list_forms`. Relative paths are relative to the list's folder or to the working directory.
 
     Some of its lines are checked now, each one when it is used; see `ListEntries`.
     """
-    entries = ListEntries(path)
-    return Source(ListPaths(entries), ListLabels(entries))
+    try:
+        lines = TextLines(path)
+    except OSError as error:
+        raise ConfigError(f"data.datasets: {path}: {error.strerror}") from None
+    return _source_of(ListEntries(str(path), lines))
+
+
+def _source_of(entries: ListEntries) -> Source:
+    return Source(ListPaths(entries), ListLabels(entries), classes=entries.classes)
 
 
 def _read_remote(entry: str, suffixes: frozenset[str], options: StorageConfig) -> Source:
@@ -103,7 +92,7 @@ def _read_remote(entry: str, suffixes: frozenset[str], options: StorageConfig) -
     suffix = storage.suffix(entry)
     try:
         if suffix in LIST_SUFFIXES:
-            return _parse_remote_list(entry, storage.read_file(entry, options))
+            return _source_of(ListEntries(entry, LinesInMemory(storage.read_file(entry, options))))
         if suffix in suffixes:
             return Source([entry], [NO_LABEL])
         if suffix in OTHER_FORMATS:
@@ -120,21 +109,35 @@ def _read_remote(entry: str, suffixes: frozenset[str], options: StorageConfig) -
     return Source(Strings(paths), Numbers(np.full(len(paths), NO_LABEL, np.int32)))
 
 
-def _parse_remote_list(path: str, content: bytes) -> Source:
-    lines = content.decode("utf-8-sig", errors="surrogateescape").splitlines()
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise ConfigError(f"data.datasets: {public(path)}: the list is empty; it needs one line `path label` per video")
-    entries = [parse_line(line) for _, line in numbered]
-    labels = [label for _, label in entries]
-    if NO_LABEL in labels and max(labels) != NO_LABEL:
-        number, line = numbered[labels.index(NO_LABEL)]
-        raise ConfigError(
-            f"data.datasets: {public(path)}, line {number}: '{public(line)}' does not end in a label like the other "
-            "lines; a label is an integer from 0, after the path and a space, comma or tab"
-        )
-    folder = os.path.dirname(path)
-    return Source(Strings(storage.join(folder, name) for name, _ in entries), Numbers(np.array(labels, np.int64)))
+def number_classes(entries: Sequence[str], sources: Sequence[Source]) -> tuple[list[str], list[Sequence[int]]]:
+    """Return the names of the classes in all of these lists, and the labels of each list as indices of them.
+
+    Raises ConfigError where some of them name classes and others do not.
+    """
+    if not any(source.classes for source in sources):
+        return [], [source.labels for source in sources]
+    for entry, source in zip(entries, sources, strict=True):
+        if not source.classes:
+            raise ConfigError(
+                f"data.datasets: '{public(entry)}' does not name classes, as other lists do; name them in all, or give "
+                "numbers in all"
+            )
+    classes = sorted({name for source in sources for name in source.classes})
+    return classes, [renumbered(source.labels, source.classes, classes) for source in sources]
+
+
+def renumbered(labels: Sequence[int], classes: Sequence[str], as_in: Sequence[str]) -> Rows[int]:
+    """Return labels, which are indices of `classes`, as indices of another sequence with these names."""
+    numbers = {name: number for number, name in enumerate(as_in)}
+    return Mapped([numbers[name] for name in classes].__getitem__, labels)
+
+
+def check_whole_files(entry: str, source: Source, of: str) -> None:
+    """Raise ConfigError where a list has what an index or a shard has no place for: parts of videos, or class names."""
+    if split_segment(source.paths[0])[1] is not None:
+        raise ConfigError(f"data.datasets: '{entry}' has parts of videos; {of} has whole ones. Give training the list")
+    if source.classes:
+        raise ConfigError(f"data.datasets: '{entry}' has names of classes; {of} has numbers. Number them in the list")
 
 
 def write_list(path: Path, videos: Iterable[Path], labels: Sequence[int] | None = None) -> None:
@@ -185,7 +188,8 @@ def _other_format(paths: Iterable[str], suffixes: frozenset[str]) -> str:
     for path in paths:
         suffix = storage.suffix(path)
         if suffix in OTHER_FORMATS and suffixes >= VIDEO_SUFFIXES:
-            return f"; data.format={OTHER_FORMATS[suffix]} reads {suffix}"
+            also = ", mixed_dataset images and videos" if suffix in IMAGE_SUFFIXES else ""
+            return f"; data.format={OTHER_FORMATS[suffix]} reads {suffix}{also}"
     return ""
 
 

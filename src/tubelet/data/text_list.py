@@ -1,9 +1,8 @@
-"""Lists of videos in V-JEPA's format, one `path label` per line, read line by line where they are needed."""
+"""Lists of videos, read line by line where they are needed. For the forms of a line see `list_forms`."""
 
 import itertools
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,11 @@ import numpy as np
 from tubelet.config import ConfigError
 from tubelet.config.addresses import is_remote, public
 from tubelet.data import storage
-from tubelet.data.rows import ROWS_AT_ONCE, RowFile, Rows, decode
+from tubelet.data.list_forms import EXPECTED, Entry, Form, Table, form_of, parse_line, without_numbers
+from tubelet.data.rows import ROWS_AT_ONCE, RowFile, Rows, Strings, decode
 
-NO_LABEL = -1
 MAX_CHECKED = 2000
 """Lines that are checked before training, with the existence of their files; a network drive takes 1 ms for each."""
-
-# `path label`, `path,label` or `path<tab>label`; the path may be quoted, and "" within double quotes is a quote.
-_PATH = r"""(?:"(?P<double>(?:[^"]|"")*)"|'(?P<single>[^']*)'|(?P<bare>.+?))"""
-_LABELED = re.compile(_PATH + r"(?:\s*[,\t]\s*|\s+)(?P<label>\d{1,9})")  # a label has 32 bits
-_UNLABELED = re.compile(_PATH)
 
 _CHUNK = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -91,57 +85,144 @@ def _first_line(content: bytes) -> str:
     return decode(content.partition(b"\n")[0]).strip()
 
 
-class ListEntries:
-    """The entries of a list. Either all lines end in a label or none does; which, is decided by `MAX_CHECKED` lines.
+class LinesInMemory(Rows[str]):
+    """As `TextLines`, of the content of a file."""
 
-    Raises:
-        ConfigError: The list cannot be read or is empty, one of the checked lines is invalid, or its file does not
-            exist.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self.lines = TextLines(path)
-        except OSError as error:
-            raise ConfigError(f"data.datasets: {path}: {error.strerror}") from None
-        if not len(self.lines):
-            raise ConfigError(f"data.datasets: {path}: the list is empty; it needs one line `path label` per video")
-        checked = np.unique(np.linspace(0, len(self) - 1, min(len(self), MAX_CHECKED)).astype(int)).tolist()
-        self.labeled = any(parse_line(self.lines[i])[1] != NO_LABEL for i in checked)
-        missing = [i for i in checked if not is_remote(file := self.file(i)) and not os.path.exists(file)]
-        if missing:
-            examples = "".join(f"\n  line {self.lines.line_number(i)}: {self.file(i)}" for i in missing[:5])
-            raise ConfigError(
-                f"data.datasets: {path}: {len(missing)} of {len(checked)} checked files do not exist; "
-                f"correct the list or remove these lines:{examples}"
-            )
+    def __init__(self, content: bytes):
+        lines = enumerate(decode(content.removeprefix(_BYTE_ORDER_MARK)).split("\n"), start=1)
+        numbered = [(number, line.strip()) for number, line in lines if line.strip()]
+        self._lines, self._numbers = Strings(line for _, line in numbered), [number for number, _ in numbered]
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self._lines)
 
-    def file(self, index: int) -> str:
+    def line_number(self, index: int) -> int:
+        """Return the number of line `index` in the file, blank lines counted, from 1."""
+        return self._numbers[index]
+
+    def _row(self, index: int) -> str:
+        return self._lines[index]
+
+
+class ListEntries:
+    """The entries of a list, all of which have one form; which, is decided by `MAX_CHECKED` lines.
+
+    Args:
+        path: Path or address of the list.
+        lines: Its lines.
+
+    Attributes:
+        classes: Names of the classes, where labels are names: label i is the i-th of them, in alphabetical order.
+
+    Raises:
+        ConfigError: The list is empty, one of the checked lines is invalid, or its file does not exist.
+    """
+
+    def __init__(self, path: str, lines: TextLines | LinesInMemory):
+        self.path, self._lines = path, lines
+        if not len(lines):
+            raise ConfigError(f"data.datasets: {public(path)}: the list is empty; {EXPECTED}")
+        self._check_text(lines[0])
+        self._first = int(Table.is_heading(lines[0]))
+        if not len(self):
+            raise ConfigError(f"data.datasets: {public(path)}: no line below that of the names of the columns")
+        checked = np.unique(np.linspace(0, len(self) - 1, min(len(self), MAX_CHECKED)).astype(int)).tolist()
+        self._form = self._find_form([self._line(i) for i in checked])
+        entries = {i: self.entry(i) for i in checked}
+        self._check_files(entries)
+        self.classes: list[str] = []
+        if isinstance(entries[0].label, str):
+            self.classes = sorted({str(entry.label) for entry in self})
+        self._number_of = {name: number for number, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self._lines) - self._first
+
+    def __iter__(self) -> Iterator[Entry]:
+        for index, line in enumerate(itertools.islice(self._lines, self._first, None)):
+            yield self._parse(line, index)
+
+    def entry(self, index: int) -> Entry:
+        """Return what a line says. Raises ConfigError where its form is not that of the others."""
+        return self._parse(self._line(index), index)
+
+    def file(self, entry: Entry) -> str:
         """Return the path of an entry; a relative one is relative to the list's folder or to the working directory."""
-        return self.resolved(self.entry(self.lines[index], index)[0])
+        return self._resolved(entry.name) + entry.segment
 
-    def resolved(self, name: str) -> str:
+    def label(self, entry: Entry) -> int:
+        """Return the label of an entry, `NO_LABEL` where it has none."""
+        return entry.label if isinstance(entry.label, int) else self._number_of[entry.label]
+
+    def _line(self, index: int) -> str:
+        return self._lines[index + self._first]
+
+    def _parse(self, line: str, index: int) -> Entry:
+        try:
+            return self._form.parse(line)
+        except ValueError as error:
+            raise self._error(line, index + self._first, str(error)) from None
+
+    def _error(self, line: str, number: int, problem: str) -> ConfigError:
+        where = f"{public(self.path)}, line {self._lines.line_number(number)}"
+        return ConfigError(f"data.datasets: {where}: '{public(line)}' {problem}")
+
+    def _resolved(self, name: str) -> str:
+        if is_remote(self.path):
+            return storage.join(os.path.dirname(self.path), name)
         name = storage.local_path(name)
         if is_remote(name):
             return name
         path = Path(name)
-        in_folder = self.path.parent / path  # equals `path` where that is absolute
+        in_folder = Path(self.path).parent / path  # equals `path` where that is absolute
         return str(in_folder if path.is_absolute() or in_folder.exists() else path)
 
-    def entry(self, line: str, index: int) -> tuple[str, int]:
-        """Return path and label of a line. Raises ConfigError where it has a label and others do not, or reverse."""
-        name, label = parse_line(line)
-        if (label != NO_LABEL) != self.labeled:
-            problem = "does not end in a label like" if self.labeled else "ends in a label, unlike"
+    def _check_text(self, line: str) -> None:
+        problem = ""
+        if "\0" in line or line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+            problem = "the list is not in UTF-8, but in UTF-16 or binary"
+        elif "\r" in line:
+            problem = "lines of the list end in CR alone"
+        if problem:
             raise ConfigError(
-                f"data.datasets: {self.path}, line {self.lines.line_number(index)}: '{public(line)}' {problem} the "
-                "other lines; a label is an integer from 0, after the path and a space, comma or tab"
+                f"data.datasets: {public(self.path)}: {problem}; save it as UTF-8 with a newline per line"
             )
-        return name, label
+
+    def _find_form(self, lines: Sequence[str]) -> Form:
+        if self._first:
+            try:
+                table = Table(self._lines[0])
+            except ValueError as error:
+                raise self._error(self._lines[0], 0, str(error)) from None
+            table.choose(lines)
+            return table
+        file = self._resolved(parse_line(lines[0])[0])
+        return form_of(lines, is_file=not is_remote(file) and os.path.exists(file))
+
+    def _check_files(self, entries: dict[int, Entry]) -> None:
+        missing = {
+            i: file
+            for i, entry in entries.items()
+            if not is_remote(file := self._resolved(entry.name)) and not os.path.isfile(file)
+        }
+        if not missing:
+            return
+        shown = itertools.islice(missing.items(), 5)
+        examples = "".join(f"\n  line {self._lines.line_number(i + self._first)}: {file}" for i, file in shown)
+        raise ConfigError(
+            f"data.datasets: {public(self.path)}: {len(missing)} of {len(entries)} checked files do not exist; correct "
+            f"the list or remove these lines:{examples}{self._hint(entries[next(iter(missing))].name)}"
+        )
+
+    def _hint(self, name: str) -> str:
+        """Return what the user may have meant with a name that is not that of a file, as a further line."""
+        shorter = without_numbers(name)
+        for other in filter(None, (name, shorter)):
+            if os.path.isdir(self._resolved(other)):
+                return f"\n{other} is a folder, as in lists of folders of frames. Lists are of videos; {EXPECTED}"
+        if shorter is not None and os.path.isfile(self._resolved(shorter)):
+            return f"\nThere is a file {shorter}. If what follows is no part of its name: {EXPECTED}, in seconds"
+        return ""
 
 
 class ListPaths(Rows[str]):
@@ -154,11 +235,10 @@ class ListPaths(Rows[str]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[str]:
-        for index, line in enumerate(self._entries.lines):
-            yield self._entries.resolved(self._entries.entry(line, index)[0])
+        return map(self._entries.file, self._entries)
 
     def _row(self, index: int) -> str:
-        return self._entries.file(index)
+        return self._entries.file(self._entries.entry(index))
 
 
 class ListLabels(Rows[int]):
@@ -171,23 +251,10 @@ class ListLabels(Rows[int]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[int]:
-        for index, line in enumerate(self._entries.lines):
-            yield self._entries.entry(line, index)[1]
+        return map(self._entries.label, self._entries)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.fromiter(self, dtype or np.int64, len(self))
 
     def _row(self, index: int) -> int:
-        return self._entries.entry(self._entries.lines[index], index)[1]
-
-
-def parse_line(line: str) -> tuple[str, int]:
-    """Parse a line of a list to (path, label); `NO_LABEL` if it does not end in an integer."""
-    labeled = _LABELED.fullmatch(line)
-    match = labeled or _UNLABELED.fullmatch(line)
-    assert match is not None
-    if match["double"] is not None:
-        name = match["double"].replace('""', '"')
-    else:
-        name = match["single"] if match["single"] is not None else match["bare"]
-    return name, int(labeled["label"]) if labeled else NO_LABEL
+        return self._entries.label(self._entries.entry(index))

@@ -14,7 +14,8 @@ from tubelet.data.decoders import PathOrFile, Video, check_decoder, open_video, 
 from tubelet.data.frame_cache import CachedVideo
 from tubelet.data.options import DataConfig
 from tubelet.data.rows import Rows, join_numbers, join_strings
-from tubelet.data.sources import VIDEO_SUFFIXES, Source, read_source
+from tubelet.data.segments import part_of, split_segment
+from tubelet.data.sources import VIDEO_SUFFIXES, Source, number_classes, read_source, renumbered
 from tubelet.data.types import BadFile, Draw, Sample, VideoError
 from tubelet.data.worker_monitor import reading
 from tubelet.runtime.seeds import Purpose, numpy_generator
@@ -41,6 +42,7 @@ class Dataset:
         paths: Path of each sample; a sequence, but no list (see `rows`).
         labels: Label of each sample, -1 if it has none; a sequence, but no list.
         classes: Names of the classes, where the format knows them.
+        named_in_list: Whether lists name the class of each sample.
         sizes: Number of samples of each entry of `data.datasets`.
         cumulative_durations: With `data.weight_by_duration`, for each entry, the seconds of each sample and all before
             it.
@@ -63,7 +65,11 @@ class Dataset:
         sources = [self.find_samples(entry) for entry in data.datasets]
         self.sizes = [len(source.paths) for source in sources]
         self.paths = join_strings([source.paths for source in sources])
-        self.labels = join_numbers([source.labels for source in sources])
+        names, labels = number_classes(data.datasets, sources)
+        self.named_in_list = bool(names)
+        if names:
+            self.classes = names
+        self.labels = join_numbers(labels)
         self.cumulative_durations = self._durations(sources) if data.weight_by_duration else None
 
     def __len__(self) -> int:
@@ -83,24 +89,32 @@ class Dataset:
         listed = "".join(f"\n  {file.path}: {file.reason}" for file in bad)
         raise VideoError(self.paths[draw.index], f"neither this video nor {len(bad) - 1} others can be used:{listed}")
 
+    def use_classes(self, classes: Sequence[str]) -> None:
+        """Number the classes as in `classes`, which has all those of this data set."""
+        if self.classes != list(classes):
+            self.labels = renumbered(self.labels, self.classes, classes)
+            self.classes = list(classes)
+
     def find_samples(self, entry: str) -> Source:
         """Return the samples of an entry of `data.datasets`, as paths and labels."""
         return read_source(entry, VIDEO_SUFFIXES, self.data.storage)
 
     def open(self, path: str) -> Video:
-        """Open the video of a sample.
+        """Open the video of a sample, or the part of it that the path selects; see `segments`.
 
         Raises:
             VideoError: It cannot be opened, or is excluded by an option.
         """
+        file, segment = split_segment(path)
         try:
-            status = storage.status(path, self.data.storage)
+            status = storage.status(file, self.data.storage)
         except OSError as error:
             raise VideoError(path, storage.reason(error)) from error
-        source: PathOrFile = storage.local_path(path)
-        if storage.is_remote(path):
-            source = cast(BinaryIO, storage.RemotePart(path, 0, status.size, self.data.storage))
-        return self.decode(path, source, status)
+        source: PathOrFile = storage.local_path(file)
+        if storage.is_remote(file):
+            source = cast(BinaryIO, storage.RemotePart(file, 0, status.size, self.data.storage))
+        video = self.decode(file, source, status)
+        return video if segment is None else part_of(video, segment, path)
 
     def decode(self, path: str, source: PathOrFile, status: storage.Status) -> Video:
         """Return the video in `source`, through the cache of decoded videos if there is one; see `open`."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tubelet.config import RESUME_IGNORED, Config
+from tubelet.config import RESUME_IGNORED, Config, Square
 from tubelet.probing.options import ClipsConfig, PretrainConfig
 from tubelet.runtime.parallelize import DistributedConfig
 
@@ -22,7 +22,7 @@ class FeaturesDataConfig(ClipsConfig):
     overlap: int = Field(0, ge=0)
     """Frames of a sliding window that the next one has, too: a window starts `frames_per_clip - overlap` of its own
     frames after the one before it. The last window is aligned to the end of the video."""
-    resolution: int = Field(224, ge=1)
+    resolution: Square = 224
     """Height and width of the clips: the center crop of the video, resized."""
 
     @model_validator(mode="after")

@@ -261,4 +261,10 @@ def open_items(options: ItemsConfig, other: str | None = None) -> tuple[Items, I
     second = Store(other)
     if second.description["encoder"] != store.description["encoder"]:
         raise ConfigError(f"{options.features} and {other} have features of different encoders; extract them with one")
+    ours, theirs = store.description.get("classes"), second.description.get("classes")
+    if ours != theirs:
+        raise ConfigError(
+            f"{options.features} has features of the classes {ours}, {other} of {theirs}, so that equal labels are "
+            "other classes; extract them with lists that give labels as numbers"
+        )
     return items, second.items(options.kind, options.unit), store.description

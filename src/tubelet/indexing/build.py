@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tubelet.config import ConfigError
+from tubelet.data.list_forms import NO_LABEL
 from tubelet.data.row_store import RowStore, RowStoreWriter
-from tubelet.data.text_list import NO_LABEL
 from tubelet.indexing.claims import STALE_SECONDS, Claim, claim
 from tubelet.indexing.describe import Row, describe
 from tubelet.indexing.options import SCHEMA, VERSION, ReadingOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tubelet.config import ConfigError
 from tubelet.config.addresses import is_remote, public
-from tubelet.data.sources import NO_LABEL, VIDEO_SUFFIXES, read_source
+from tubelet.data.sources import NO_LABEL, VIDEO_SUFFIXES, check_whole_files, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def find_files(entries: Iterable[str]) -> list[tuple[str, int]]:
             if is_remote(entry):
                 raise ConfigError(f"data.datasets: '{public(entry)}': an index is of local files; copy or mount these")
             source = read_source(entry, VIDEO_SUFFIXES)
+            check_whole_files(entry, source, "an index")
             for path, label in zip(source.paths, source.labels, strict=True):
                 if is_remote(path):
                     raise ConfigError(f"data.datasets: '{entry}' names {public(path)}; an index is of local files")

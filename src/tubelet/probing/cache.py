@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tubelet.data.segments import split_segment
 from tubelet.runtime.files import replacing, save_tensors
 
 
@@ -97,7 +98,8 @@ class StoredTokens:
 
 def identity(path: str) -> str:
     """What a video is identified by: path, size and modification time."""
-    if not os.path.exists(path):
+    file, _ = split_segment(path)
+    if not os.path.exists(file):
         return path
-    stat = os.stat(path)
+    stat = os.stat(file)
     return f"{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tubelet.config import ConfigError, check
+from tubelet.config import ConfigError, check, naming
 from tubelet.config.addresses import public
 from tubelet.config.registry import find
 from tubelet.data import AugConfig, Batch, DataConfig, Draw
@@ -16,7 +16,7 @@ from tubelet.data.rows import Mapped
 from tubelet.data.transforms import EvalTransform, ShuffledFrames, TrainTransform
 from tubelet.data.video_dataset import Transform
 from tubelet.probing.options import ClipsConfig, LabelledDataConfig
-from tubelet.probing.split import check_labels, fingerprint
+from tubelet.probing.split import check_labels, fingerprint, problems_of_labels
 from tubelet.runtime.distributed import World
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,10 @@ def labelled_sets(
     """
     train = LabelledClips(data, "dataset_train", resolution=resolution, augmentation=augmentation, seed=seed)
     val = LabelledClips(data, "dataset_val", resolution=resolution, views=data.num_views_per_segment)
-    if train.classes != val.classes:
-        raise ConfigError(
-            f"data.dataset_train has the class folders {train.classes}, data.dataset_val has {val.classes}; "
-            "both need the same, even if some are empty"
-        )
+    _same_classes(train, val)
+    if world.is_main:
+        for problem in problems_of_labels(train.labels, val.labels, data.num_classes, train.classes):
+            logger.warning("%s, %s: %s", train.source, val.source, problem)
     if world.is_main and (both := set(val.paths).intersection(train.paths)):
         logger.warning(
             "%d videos are in data.dataset_train and in data.dataset_val, e.g. %s: the accuracy on them says nothing "
@@ -64,7 +63,21 @@ def labelled_sets(
     if shuffle_frames:
         views = data.num_views_per_segment
         shuffled = LabelledClips(data, "dataset_val", resolution=resolution, views=views, shuffle_frames=True)
+        _same_classes(train, shuffled)
     return LabelledSets(train, val, shuffled)
+
+
+def _same_classes(train: "LabelledClips", val: "LabelledClips") -> None:
+    """Number the classes of both alike. Raises ConfigError where they are folders, and others."""
+    if train.named_in_list and val.named_in_list:
+        classes = sorted({*train.classes, *val.classes})
+        train.use_classes(classes)
+        val.use_classes(classes)
+    elif train.classes != val.classes:
+        raise ConfigError(
+            f"data.dataset_train has the classes {train.classes}, data.dataset_val has {val.classes}; both need the "
+            "same: as folders, even if some are empty, as names in both lists, or as numbers in both"
+        )
 
 
 def clip_options(
@@ -105,7 +118,7 @@ class LabelledClips:
 
     Attributes:
         paths, labels: Of each sample.
-        classes: Names of the classes, where folders name them.
+        classes: Names of the classes, where folders or the list name them.
         description: Everything that the clips depend on except the files.
 
     Raises:
@@ -132,23 +145,38 @@ class LabelledClips:
             transform = TrainTransform(augmentation, resolution)
         elif shuffle_frames:
             transform = ShuffledFrames(transform)
-        self._dataset = find("data", data.format.name).Dataset(
-            check(raw | {"num_workers": data.num_workers}, DataConfig, self.source),
-            transform,
-            seed=seed,
-            on_error=data.on_bad_video,
-        )
-        # They are written to caches and predictions, so without signatures.
-        self.paths: Sequence[str] = Mapped(public, self._dataset.paths)
-        self.labels: Sequence[int] = self._dataset.labels
-        self.classes: list[str] = getattr(self._dataset, "classes", [])
+        options = check(raw | {"num_workers": data.num_workers}, DataConfig, self.source)
+        with naming(f"data.{key}", instead_of="data.datasets"):
+            self._dataset = find("data", data.format.name).Dataset(
+                options, transform, seed=seed, on_error=data.on_bad_video
+            )
+            # They are written to caches and predictions, so without signatures.
+            self.paths: Sequence[str] = Mapped(public, self._dataset.paths)
+            check_labels(self.labels, self.paths, data.num_classes, self.source)
         self.description = f"{data.format} {raw | {'datasets': None, 'cache': None}} views {views}"
         if shuffle_frames:  # in another list, a file has another index
             self.description += f" shuffled {fingerprint(self.paths)}"
-        check_labels(self.labels, self.paths, data.num_classes, self.source)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return self._dataset.labels
+
+    @property
+    def classes(self) -> list[str]:
+        return getattr(self._dataset, "classes", [])
+
+    @property
+    def named_in_list(self) -> bool:
+        """Whether a list names the class of each sample."""
+        return getattr(self._dataset, "named_in_list", False)
+
+    def use_classes(self, classes: list[str]) -> None:
+        """Number the classes as in `classes`, which has all those of this list. Raises ConfigError for too many."""
+        self._dataset.use_classes(classes)
+        check_labels(self.labels, self.paths, self._data.num_classes, self.source)
 
     def check_any_readable(self) -> None:
         """Raises ConfigError where none of the videos can be read; stops at the first that can."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from tubelet.config import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, Triple, merge
+from tubelet.config import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, Square, Triple, merge
 from tubelet.data import NORMALIZATION, AugConfig, DataFormat, Decoder
 from tubelet.models import ENCODERS, check_returns_tokens, drop_lacking_defaults
 from tubelet.probing.heads import HeadOptions
@@ -121,7 +121,7 @@ class ProbeOptimizationConfig(RateConfig):
     num_epochs: int = Field(20, ge=1)
     min_steps: int = Field(0, ge=0)
     """Train for more epochs where `num_epochs` take fewer steps than this."""
-    resolution: int = Field(224, ge=1)
+    resolution: Square = 224
     batch_size: Annotated[int, RESUME_IGNORED] = Field(4, ge=1)
     """Videos of a step in one process."""
     lr: Positive = 1e-3
@@ -174,7 +174,7 @@ class PretrainConfig(Config):
     """Which encoder, see `tubelet.hub.load_encoder`."""
     encoder: dict[str, Any] = {}
     """The encoder as in pretraining, `{name: vit_large, …}`; for a run, only the options that differ."""
-    resolution: int | None = Field(None, ge=1)
+    resolution: Square | None = None
     frames_per_clip: int | None = Field(None, ge=1)
     """Size of the clips in pretraining. Those of `data` may have another one; positions are then interpolated."""
     patch_size: int | None = Field(None, ge=1)

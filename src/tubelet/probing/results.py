@@ -120,6 +120,13 @@ def write_predictions(path: Path, validated: Validated, head: int, paths: Sequen
             writer.writerow([paths[index], label, classes[0], f"{probabilities[0]:.4f}", " ".join(map(str, classes))])
 
 
+def write_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Write `classes.csv`, the name of each label, where classes have names."""
+    if classes:
+        with replacing(folder / "classes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("label", "class"), *enumerate(classes)])
+
+
 def confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
     """Number of samples [num_classes, num_classes] with each label (row) and each predicted class (column)."""
     pairs = labels * num_classes + predicted

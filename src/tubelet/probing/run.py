@@ -346,6 +346,7 @@ class Probe:
     def _write(self, head: Head, validated: results.Validated, column: int) -> None:
         head_file.write(self.folder / head_file.NAME, head, self.options.model_dump(mode="json"))
         results.write_predictions(self.folder / "predictions.csv", validated, column, self.val.clips.paths)
+        results.write_classes(self.folder, self.val.clips.classes)
         results.draw_confusion(self.folder / "confusion.png", validated, column, self.options.data.num_classes)
 
     def _excluded(self) -> list[dict[str, str]]:

@@ -10,6 +10,9 @@ from tubelet.config import ConfigError
 from tubelet.data.rows import Rows
 from tubelet.runtime.seeds import torch_generator
 
+MAX_SHOWN = 10
+"""Classes that a warning lists."""
+
 
 def labelled_subset(
     labels: Sequence[int], labels_per_class: int | None, label_fraction: float | None, seed: int
@@ -62,6 +65,45 @@ def check_labels(labels: Sequence[int], paths: Sequence[str], num_classes: int, 
             raise ConfigError(
                 f"{key}: {paths[index]} {problem}; with num_classes {num_classes} labels are 0 to {num_classes - 1}"
             )
+
+
+def problems_of_labels(
+    train: Sequence[int], val: Sequence[int] | None, num_classes: int, classes: Sequence[str] = ()
+) -> list[str]:
+    """Return what is unusual about the classes of training and validation videos, a sentence each.
+
+    Args:
+        train, val: Labels, 0 to `num_classes` - 1; `val` is None where the training videos are validated.
+        num_classes: Number of classes.
+        classes: Their names, where they are known.
+    """
+
+    def shown(labels: np.ndarray, of: np.ndarray | None = None) -> str:
+        texts = [f"{i} ({classes[i]})" if i < len(classes) else str(i) for i in labels[:MAX_SHOWN].tolist()]
+        if of is not None:
+            texts = [f"{text}: {of[i]}" for text, i in zip(texts, labels.tolist(), strict=False)]
+        return ", ".join(texts) + (", …" if len(labels) > MAX_SHOWN else "")
+
+    in_train = np.bincount(np.asarray(train), minlength=num_classes)
+    in_val = in_train if val is None else np.bincount(np.asarray(val), minlength=num_classes)
+    problems = []
+    for kind, count in (("training", in_train), *([] if val is None else [("validation", in_val)])):
+        if len(present := np.flatnonzero(count)) == 1:
+            problems.append(f"all {count.sum()} {kind} videos have one class, {shown(present)}")
+    absent = np.flatnonzero((in_train == 0) & (in_val == 0))
+    if absent.tolist() == [0]:
+        problems.append(
+            f"no video has label 0, though all others to {num_classes - 1} are there; labels start at 0: subtract 1 "
+            f"from each, and set num_classes to {num_classes - 1}"
+        )
+    elif len(absent):
+        problems.append(f"{len(absent)} of {num_classes} classes have no video: {shown(absent)}; see num_classes")
+    if len(only_val := np.flatnonzero((in_train == 0) & (in_val > 0))):
+        problems.append(
+            f"{in_val[only_val].sum()} validation videos have a class without training videos, so that they cannot be "
+            f"classified correctly: {shown(only_val, in_val)}"
+        )
+    return problems
 
 
 def fingerprint(*parts: object) -> str:

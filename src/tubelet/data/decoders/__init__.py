@@ -18,6 +18,7 @@ from tubelet.data.decoders.files import PathOrFile, first_line, name_of
 from tubelet.data.decoders.pyav import PyavVideo
 from tubelet.data.decoders.torchcodec import TorchcodecVideo, check_device
 from tubelet.data.options import DECODERS, Decoder
+from tubelet.data.segments import part_of, split_segment
 from tubelet.data.types import VideoError
 
 __all__ = ["DECODERS", "PathOrFile", "Video", "check_decoder", "iter_frames", "name_of", "open_video", "read_frames"]
@@ -53,8 +54,8 @@ def open_video(source: PathOrFile, decoder: Decoder | str) -> Video:
     """Open a video with one of `DECODERS`.
 
     Args:
-        source: Path of the file, or a binary file-like object with `read` and `seek`, which is read from its beginning
-            and must stay open as long as the video is used.
+        source: Path of the file or of a part of it (see `segments`), or a binary file-like object with `read` and
+            `seek`, which is read from its beginning and must stay open as long as the video is used.
         decoder: "pyav", "decord" or "torchcodec", or a decoder with its options.
 
     Raises:
@@ -67,6 +68,10 @@ def open_video(source: PathOrFile, decoder: Decoder | str) -> Video:
         >>> frames = read_frames(video, np.arange(16), "clip")  # uint8 [16, H, W, 3]
     """
     options = Decoder.model_validate(decoder)
+    if isinstance(source, str):
+        file, segment = split_segment(source)
+        if segment is not None:
+            return part_of(open_video(file, options), segment, source)
     try:
         video = _open(source, options)
     except (ImportError, ConfigError):
