@@ -42,6 +42,7 @@ setup(
             "aiohttp",
             "flask",
             "flask-cors",
+            "hypothesis",
             "moto[s3]",
             "mypy",
             "pytest",

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 
 from app.vjepa.options import Options
 from app.vjepa.train import initialize, main, make_trainer
-from tubelet import config
+from tubelet import config, report
 from tubelet.config import ConfigError
 from tubelet.data import Batch
 from tubelet.runtime import checkpoint
@@ -153,6 +154,26 @@ def test_two_processes_are_one_with_twice_the_batch(small, tmp_path):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_names_that_are_not_utf_8(small, videos, tmp_path):
+    """As those of a folder, of a list, of a readable file and of an unreadable one, up to the report."""
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    for number in range(10):
+        shutil.copy(videos / f"clip {number}.mp4", folder + b"/\xff%d.mp4" % number)
+    Path(os.fsdecode(folder + b"/bad\xff.mp4")).write_bytes(b"no video")
+    names = [*(b"\xff%d.mp4" % number for number in range(10)), b"bad\xff.mp4"]
+    Path(os.fsdecode(folder + b"/\xfe.csv")).write_bytes(b"".join(b'"%s",3\n' % name for name in names))
+    entries = json.dumps([os.fsdecode(folder), os.fsdecode(folder + b"/\xfe.csv")], ensure_ascii=False)
+    run(small(data={"max_bad_fraction": 1.0}), f"data.datasets={entries}")
+    assert folder + b"/bad\xff.mp4\t" in (tmp_path / "run" / "bad_files.txt").read_bytes()
+    assert "data" in config.read(tmp_path / "run" / "config.yaml")
+    report.write(tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
 
 
 def test_run_folder_holds_what_it_should(small, tmp_path):

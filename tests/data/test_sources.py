@@ -123,6 +123,7 @@ NAMED = [
     ('"Label","Split","Video"\n"cat, black","train","a.mp4"\n"a","train","b c.mp4"\n', ["a", "cat, black"], [1, 0]),
     ("path label\na.mp4 2\n", [], [2]),
     ("path\nb c.mp4\n", [], [-1]),
+    ("path label\nb c.mp4 cat\n", ["cat"], [0]),
     ("a.mp4\nb c.mp4\n", [], [-1, -1]),
 ]
 

@@ -301,6 +301,58 @@ def test_names_that_are_not_utf8(raw, labelled, tmp_path):
     assert name in (Path(raw["folder"]) / "predictions.csv").read_bytes()
 
 
+def rewritten(labelled, folder, of_label, split="train", skip=()):
+    """A list of the same videos with other labels, and without those of the classes `skip`."""
+    lines = [line.rsplit(" ", 1) for line in (labelled / f"{split}.csv").read_text().splitlines()]
+    kept = [f"{path} {of_label(int(label))}\n" for path, label in lines if int(label) not in skip]
+    (folder / f"{split}.csv").write_text("".join(kept))
+    return str(folder / f"{split}.csv")
+
+
+def test_names_of_classes_are_numbered_alike_in_both_lists_and_written_down(raw, labelled, tmp_path, caplog):
+    numbers = run(raw, data={"dataset_val": rewritten(labelled, tmp_path, str, "val", skip=[1])})
+    assert not caplog.records
+    (tmp_path / "named").mkdir()
+    name = ["moving right", "to the left", "zero"].__getitem__
+    data = {
+        "dataset_train": rewritten(labelled, tmp_path / "named", name),
+        "dataset_val": rewritten(labelled, tmp_path / "named", name, "val", skip=[1]),
+    }
+    named = run(raw, folder=raw["folder"] + "-named", data=data)
+    assert named["heads"] == numbers["heads"]
+    written = (Path(raw["folder"] + "-named") / "classes.csv").read_text().splitlines()
+    assert written[:4] == ["label,class", "0,moving right", "1,to the left", "2,zero"]
+    with pytest.raises(
+        ConfigError, match="dataset_train has the classes .'moving right'.*dataset_val has ..; both need"
+    ):
+        run(raw, folder=raw["folder"] + "-mixed", data={"dataset_train": data["dataset_train"]})
+
+
+def test_unusual_labels_are_a_warning(raw, labelled, tmp_path, caplog):
+    data = {"dataset_train": rewritten(labelled, tmp_path, lambda i: i + 1), "num_classes": 4}
+    run(raw, data={**data, "dataset_val": rewritten(labelled, tmp_path, lambda i: i + 1, "val")})
+    assert "no video has label 0" in caplog.text
+    assert "set num_classes to 3" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["dataset_train", "dataset_val"])
+def test_a_wrong_list_is_reported_under_its_own_key(raw, labelled, key, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: 'gone\.csv': no such folder, list or file"):
+        run(raw, data={key: "gone.csv"})
+    (tmp_path / "list.csv").write_text("gone.mp4 1\n")
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: .*list\.csv: 1 of 1 checked files do not exist"):
+        run(raw, data={key: str(tmp_path / "list.csv")})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").touch()
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: .*; data\.format=image_dataset reads \.png"):
+        run(raw, data={key: str(tmp_path / "a")})
+
+
+def test_a_side_of_a_square_is_one_number(raw):
+    with pytest.raises(ConfigError, match=r"optimization\.resolution: expected the pixels of a square as one number"):
+        options(raw, optimization={"resolution": [32, 48]})
+
+
 @pytest.mark.parametrize("augmented", [False, True])
 def test_a_resumed_probe_equals_one_without_a_stop(raw, augmented, tmp_path, monkeypatch):
     sections = {"meta": {"save_every_minutes": 0.0}, "data_aug": {"horizontal_flip": False} if augmented else None}

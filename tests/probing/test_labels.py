@@ -20,7 +20,7 @@ USUAL = [0, 1, 2, 2]
             [1, 3],
             [3],
             4,
-            ["2 of 4 classes have no video: 0 .a., 2 .c.; see num_classes", "all 1 validation videos .*3"],
+            ["all 1 validation videos .* 3", "2 of 4 classes have no video: 0 .a., 2 .c.; see"],
         ),
         (USUAL, USUAL, 5, ["2 of 5 classes have no video: 3, 4"]),
         (USUAL, [0, 3, 3], 4, [r"2 validation videos have a class without training videos.*: 3: 2$"]),

@@ -116,6 +116,12 @@ class Table:
         is_data = any(name.isdigit() or re.search(r"[./\\]", name) for name in names)
         return not is_data and not {"youtube_id", *PATHS}.isdisjoint(names)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the heading only names what a line without one has, `path` or `path label`."""
+        only_these = self.columns[1:] == [] or (self._label == 1 and self.columns[2:] == [])
+        return self.delimiter == " " and self._path == 0 and only_these
+
     def parse(self, line: str) -> Entry:
         fields = self._fields(line)
         if len(fields) != len(self.columns):

@@ -24,7 +24,7 @@ _IS_SPACE[list(b" \t\r\n\v\f")] = True
 
 
 class TextLines(Rows[str]):
-    """The lines of a UTF-8 file that are not blank, without white space around them.
+    """The lines of a UTF-8 file that are not blank, without ASCII white space around them.
 
     Only their offsets are in memory, 8 bytes a line.
     """
@@ -82,15 +82,15 @@ class TextLines(Rows[str]):
 
 
 def _first_line(content: bytes) -> str:
-    return decode(content.partition(b"\n")[0]).strip()
+    return decode(content.partition(b"\n")[0].strip())
 
 
 class LinesInMemory(Rows[str]):
     """As `TextLines`, of the content of a file."""
 
     def __init__(self, content: bytes):
-        lines = enumerate(decode(content.removeprefix(_BYTE_ORDER_MARK)).split("\n"), start=1)
-        numbered = [(number, line.strip()) for number, line in lines if line.strip()]
+        lines = enumerate(content.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1)
+        numbered = [(number, decode(line.strip())) for number, line in lines if line.strip()]
         self._lines, self._numbers = Strings(line for _, line in numbered), [number for number, _ in numbered]
 
     def __len__(self) -> int:
@@ -194,8 +194,9 @@ class ListEntries:
                 table = Table(self._lines[0])
             except ValueError as error:
                 raise self._error(self._lines[0], 0, str(error)) from None
-            table.choose(lines)
-            return table
+            if not table.is_plain:
+                table.choose(lines)
+                return table
         file = self._resolved(parse_line(lines[0])[0])
         return form_of(lines, is_file=not is_remote(file) and os.path.exists(file))
 
