@@ -46,7 +46,7 @@ def assigned(node, keys, value):
     raise LookupError
 
 
-@bounded(150)
+@bounded(80)
 @given(base=FILES, over=FILES, changes=st.lists(st.tuples(PATHS, VALUES), max_size=4))
 def test_overrides_are_assignments(tmp_path, base, over, changes):
     (tmp_path / "base.yaml").write_text(json.dumps(base))
@@ -63,7 +63,7 @@ def test_overrides_are_assignments(tmp_path, base, over, changes):
     assert config.read(tmp_path / "over.yaml", overrides) == expected
 
 
-@bounded(150)
+@bounded(80)
 @given(text=st.text(st.characters(max_codepoint=0x2FF) | st.sampled_from("\n:-[]{}&*!<#'\"|>%@0 1"), max_size=20))
 def test_any_text_is_a_configuration_or_a_message(tmp_path, text):
     (tmp_path / "any.yaml").write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ NAMES = st.text(CHARACTERS | st.sampled_from(" ,;\t'\"#=0 1"), min_size=1, max_s
 LABELS = st.integers(0, 10**9 - 1)
 
 
-@bounded(150)
+@bounded(80)
 @given(videos=st.lists(st.tuples(NAMES, LABELS), min_size=1, max_size=5), labeled=st.booleans())
 def test_a_written_list_is_read_alike(tmp_path, videos, labeled):
     paths, labels = [Path(name) for name, _ in videos], [label for _, label in videos]
@@ -35,7 +35,7 @@ def test_a_written_list_is_read_alike(tmp_path, videos, labeled):
     assert [entry.label for entry in read] == (labels if labeled else [-1] * len(paths))
 
 
-@bounded(150)
+@bounded(80)
 @given(
     rows=st.lists(st.tuples(NAMES, NAMES | LABELS.map(str), LABELS), min_size=1, max_size=4),
     delimiter=st.sampled_from(",;\t"),
@@ -74,7 +74,7 @@ def slow_parse(line):
     return None
 
 
-@bounded(300)
+@bounded(80)
 @given(path=st.text("ab1. ", min_size=1, max_size=8), separator=st.sampled_from([" ", "  ", ",", ", ", "\t", " ; "]),
        label=st.integers(0, 10**11))  # fmt: skip
 def test_unquoted_lines_are_split_where_a_slow_search_splits_them(path, separator, label):
@@ -83,7 +83,7 @@ def test_unquoted_lines_are_split_where_a_slow_search_splits_them(path, separato
     assert (name, number) == (slow_parse(line) or (line, -1))
 
 
-@bounded(150)
+@bounded(80)
 @given(
     content=st.lists(
         st.sampled_from([b"a", b"\n", b" ", b"\r\n", b"\t", b"\xef\xbb\xbf", b"\xc2\xa0", b"\x1c", b"\xff", b"b c"]),

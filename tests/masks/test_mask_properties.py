@@ -37,7 +37,7 @@ def collator_of(config, grid, truncate):
         reject()
 
 
-@bounded(100)
+@bounded(40)
 @given(config=CONFIGS, grid=GRIDS, seed=st.integers(0, 99), truncate=st.sampled_from(["random", "first"]))
 def test_context_and_target_are_disjoint_sorted_and_equally_long(config, grid, seed, truncate):
     collator = collator_of(config, grid, truncate)
@@ -60,9 +60,12 @@ def test_context_and_target_are_disjoint_sorted_and_equally_long(config, grid, s
             assert (slots == slots[:, :1]).all(), "all time slots keep the same positions"
 
 
-@bounded(100)
+@bounded(40)
 @given(config=CONFIGS, grid=GRIDS, seed=st.integers(0, 99))
 def test_truncate_first_is_the_cut_of_masks_drawn_one_at_a_time(config, grid, seed):
+    area = int(grid[1] * grid[2] * config.spatial_scale[0])
+    if not area * config.aspect_ratio[0] > 0.25 < area / config.aspect_ratio[1]:
+        reject()  # the sides of V-JEPA's blocks may be rounded to 0, ours are at least one token
     collator = collator_of(config, grid, "first")
     (context,), (target,) = collator.sample_masks(BATCH, np.random.default_rng(seed))
     config = collator.configs[0]

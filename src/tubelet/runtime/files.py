@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write text (as UTF-8; paths as the bytes that they are) or bytes so that a kill leaves the old file or the new."""
+    """Write text (as UTF-8, paths as their bytes) or bytes so that a kill leaves the old file or the new one."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
 
