@@ -16,7 +16,7 @@ class _Loader(yaml.SafeLoader):
     """A loader that reads `1e-3` as a number (in YAML 1.1 it is a string) and refuses duplicate keys."""
 
     # Beside YAML's characters, those that stand for the bytes of a path that is not UTF-8; see `os.fsdecode`.
-    NON_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\udc80-\udcff\ue000-\ufffd\U00010000-\U0010ffff]")
+    NON_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\udc80-\udcff\ue000-\ufffd\U00010000-\U0010ffff]")  # type: ignore[misc]
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         # Not in `construct_mapping`, where a mapping may already hold the keys that it merges with `<<`.
