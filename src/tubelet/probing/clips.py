@@ -74,9 +74,12 @@ def _same_classes(train: "LabelledClips", val: "LabelledClips") -> None:
         train.use_classes(classes)
         val.use_classes(classes)
     elif train.classes != val.classes:
+        kind, remedy = "class folders", "even if some are empty"
+        if train.named_in_list or val.named_in_list:
+            kind, remedy = "classes", "as names in both lists, or as numbers in both"
         raise ConfigError(
-            f"data.dataset_train has the classes {train.classes}, data.dataset_val has {val.classes}; both need the "
-            "same: as folders, even if some are empty, as names in both lists, or as numbers in both"
+            f"data.dataset_train has the {kind} {train.classes}, data.dataset_val has {val.classes}; both need the "
+            f"same, {remedy}"
         )
 
 
