@@ -1,20 +1,21 @@
 """Predictor of V-JEPA (Bardes et al. 2024): features of masked tokens from the features of visible tokens."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from tubelet.grid import ClipShape
 from tubelet.layers import Block
 from tubelet.layers.block import run_block
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.positions import Positions, RopePairing
+from tubelet.layers.segments import attend_in_segments, join
 from tubelet.models.interfaces import Predictor
 
 NoiseSchedule = Literal["cosine", "linear", "vjepa"]
@@ -70,8 +71,9 @@ class VisionTransformerPredictor(Predictor):
         ValueError: If sizes or noise options are incompatible.
     """
 
+    packs_masks = True
     use_mask_tokens: bool = True
-    alphas: torch.Tensor
+    alphas: Tensor
 
     def __init__(
         self,
@@ -169,26 +171,27 @@ class VisionTransformerPredictor(Predictor):
 
     def forward(
         self,
-        context: torch.Tensor,
-        target: torch.Tensor | None,
-        masks_context: torch.Tensor,
-        masks_target: torch.Tensor,
+        context: Tensor | list[Tensor],
+        target: Tensor | list[Tensor] | None,
+        masks_context: Tensor | list[Tensor],
+        masks_target: Tensor | list[Tensor],
         mask_index: int = 0,
         *,
-        noise: torch.Tensor | None = None,
-        timestep: torch.Tensor | None = None,
+        noise: Tensor | list[Tensor] | None = None,
+        timestep: Tensor | list[Tensor] | None = None,
         return_context: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Predict the features of masked tokens.
+    ) -> Any:
+        """Predict the features of masked tokens, for one mask or, with lists of tensors, for several masks at once.
 
-        The width D of inputs and outputs is that of all levels together.
+        The width D of inputs and outputs is that of all levels together. The tokens of all masks form one sequence, see
+        `tubelet.layers.segments`.
 
         Args:
             context: Features of the visible tokens [B, Kc, D].
             target: Layer-normalized features of the masked tokens [B, Kt, D]; not used with mask tokens.
             masks_context: Indices of the visible tokens [B, Kc].
             masks_target: Indices of the masked tokens [B, Kt].
-            mask_index: Index of the mask token to use.
+            mask_index: Index of the mask token to use; of the first mask of a list.
             noise: Gaussian noise [B, Kt, predictor_embed_dim]; drawn from torch's default generator if None.
             timestep: Time steps [B] from 0 (nearly clean) to noise_steps - 1; drawn from torch's default generator if
                 None.
@@ -196,26 +199,51 @@ class VisionTransformerPredictor(Predictor):
 
         Returns:
             Predicted features [B, Kt, D]; with `return_context` a pair of these and those of the visible tokens
-            [B, Kc, D].
+            [B, Kc, D]. A list of these for lists.
         """
-        tokens = self._masked_tokens(target, masks_target, mask_index, noise, timestep)
-        tokens = self._run(self.predictor_embed(context), tokens, masks_context, masks_target)
-        visible, masked = tokens.split([masks_context.shape[1], masks_target.shape[1]], dim=1)
-        if return_context:
-            return self.predictor_proj(masked), self.predictor_proj_context(visible)
-        return self.predictor_proj(masked)
+        if isinstance(masks_context, Tensor):
+            inputs = ([context], [target], [masks_context], [masks_target], [noise], [timestep])
+            return self._predict(*inputs, mask_index, return_context)[0]
+        target, noise, timestep = ([None] * len(masks_context) if x is None else x for x in (target, noise, timestep))
+        return self._predict(context, target, masks_context, masks_target, noise, timestep, mask_index, return_context)
+
+    def _predict(
+        self,
+        contexts: Sequence[Tensor],
+        targets: Sequence[Tensor | None],
+        masks_context: Sequence[Tensor],
+        masks_target: Sequence[Tensor],
+        noises: Sequence[Tensor | None],
+        timesteps: Sequence[Tensor | None],
+        first_index: int,
+        return_context: bool,
+    ) -> list[Any]:
+        """Return the result of `forward` for each mask."""
+        masked = [
+            self._masked_tokens(target, mask, first_index + i, noise, timestep)
+            for i, (target, mask, noise, timestep) in enumerate(
+                zip(targets, masks_target, noises, timesteps, strict=True)
+            )
+        ]
+        visible = self._split(self.predictor_embed(join(contexts)), masks_context)
+        tokens = self._run(visible, masked, masks_context, masks_target)
+        predictions = self._split(self.predictor_proj(join(tokens[1::2])), masks_target)
+        if not return_context:
+            return predictions
+        of_visible = self._split(self.predictor_proj_context(join(tokens[::2])), masks_context)
+        return list(zip(predictions, of_visible, strict=True))
 
     @torch.no_grad()
     def sample(
         self,
-        context: torch.Tensor,
-        masks_context: torch.Tensor,
-        masks_target: torch.Tensor,
+        context: Tensor,
+        masks_context: Tensor,
+        masks_target: Tensor,
         steps: int,
         draws: int = 1,
         generator: torch.Generator | None = None,
         eta: float = 0.0,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Sample features of the masked tokens with DDIM (Song et al. 2021, equations 12 and 16).
 
         Training adds the noise to the latent: the target's projection to the width of the predictor, normalized. The
@@ -269,12 +297,12 @@ class VisionTransformerPredictor(Predictor):
 
     def _masked_tokens(
         self,
-        target: torch.Tensor | None,
-        masks_target: torch.Tensor,
+        target: Tensor | None,
+        masks_target: Tensor,
         mask_index: int,
-        noise: torch.Tensor | None,
-        timestep: torch.Tensor | None,
-    ) -> torch.Tensor:
+        noise: Tensor | None,
+        timestep: Tensor | None,
+    ) -> Tensor:
         """Return the inputs at the masked positions [B, Kt, Dp]; arguments as for `forward`."""
         if self.mask_tokens is not None:
             return self.mask_tokens[mask_index].expand(*masks_target.shape, -1)
@@ -288,53 +316,70 @@ class VisionTransformerPredictor(Predictor):
         alpha = self.alphas[timestep, None, None]
         return self._with_time(alpha.sqrt() * latent + (1 - alpha).sqrt() * noise, timestep)
 
-    def _latent(self, target: torch.Tensor) -> torch.Tensor:
+    def _latent(self, target: Tensor) -> Tensor:
         """Project target features to the width of the predictor, normalized to the variance of the noise."""
         return F.layer_norm(self.predictor_embed(target), (self.predictor_embed_dim,))
 
     def _denoise(
         self,
-        context: torch.Tensor,
-        noised: torch.Tensor,
-        timestep: torch.Tensor,
-        masks_context: torch.Tensor,
-        masks_target: torch.Tensor,
-    ) -> torch.Tensor:
-        tokens = self._run(context, self._with_time(noised, timestep), masks_context, masks_target)
-        return self.predictor_proj(tokens[:, context.shape[1] :])
+        context: Tensor,
+        noised: Tensor,
+        timestep: Tensor,
+        masks_context: Tensor,
+        masks_target: Tensor,
+    ) -> Tensor:
+        tokens = self._run([context], [self._with_time(noised, timestep)], [masks_context], [masks_target])
+        return self.predictor_proj(tokens[1])
 
-    def _with_time(self, noised: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def _with_time(self, noised: Tensor, timestep: Tensor) -> Tensor:
         """Add the embedding of the time step, which the published schedule does without."""
         return noised if self.time_embed is None else noised + self.time_embed(timestep)[:, None]
 
     def _run(
-        self, context: torch.Tensor, tokens: torch.Tensor, masks_context: torch.Tensor, masks_target: torch.Tensor
-    ) -> torch.Tensor:
-        """Run the blocks on the embedded context [B, Kc, Dp] and masked tokens [B, Kt, Dp]; return [B, Kc + Kt, Dp]."""
-        indices = torch.cat([masks_context, masks_target], dim=1)
-        x = self.positions.add(torch.cat([context, tokens.type_as(context)], dim=1), indices)
+        self,
+        contexts: Sequence[Tensor],
+        masked: Sequence[Tensor],
+        masks_context: Sequence[Tensor],
+        masks_target: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Run the blocks on the embedded context [B, Kc, Dp] and the masked tokens [B, Kt, Dp] of each mask.
+
+        Returns:
+            The normalized tokens in the same shapes: context, masked, context of the second mask, ...
+        """
+        masks = [mask for pair in zip(masks_context, masks_target, strict=True) for mask in pair]
+        tokens = [x for c, m in zip(contexts, masked, strict=True) for x in (c, m.type_as(c))]
+        indices = join(masks)
+        x = self.positions.add(join(tokens), indices)
         rope = self.positions.rope(indices)
+        lengths = [c.shape[1] + t.shape[1] for c, t in zip(masks_context, masks_target, strict=True)]
+        attend = attend_in_segments(lengths, [F.scaled_dot_product_attention] * len(lengths))
         for block in self.predictor_blocks:
-            x = run_block(block, x, rope, use_checkpoint=self.use_activation_checkpointing and self.training)
-        return self.predictor_norm(x)
+            x = run_block(block, x, rope, attend, use_checkpoint=self.use_activation_checkpointing and self.training)
+        return self._split(self.predictor_norm(x), masks)
+
+    @staticmethod
+    def _split(x: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Split joined tokens [B, sum of K_i, D] into those of each mask [B, K_i]."""
+        return list(x.split([mask.shape[1] for mask in masks], dim=1))
 
 
 class TimeEmbedding(nn.Module):
     """Embed time steps [B] as [B, dim]: sines and cosines of `dim / 2` frequencies and an MLP (Ho et al. 2020)."""
 
-    omega: torch.Tensor
+    omega: Tensor
 
     def __init__(self, dim: int):
         super().__init__()
         self.register_buffer("omega", 10000.0 ** -(torch.arange(dim // 2, device="cpu") / (dim // 2)), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim // 2 * 2, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
+    def forward(self, timestep: Tensor) -> Tensor:
         angle = timestep[:, None] * self.omega
         return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1))
 
 
-def noise_alphas(schedule: NoiseSchedule, steps: int, beta: tuple[float, float] | None = None) -> torch.Tensor:
+def noise_alphas(schedule: NoiseSchedule, steps: int, beta: tuple[float, float] | None = None) -> Tensor:
     """Return the fraction of the target's variance that remains at each time step: the cumulative product of 1 - beta.
 
     Args:
@@ -369,13 +414,13 @@ def noise_alphas(schedule: NoiseSchedule, steps: int, beta: tuple[float, float] 
 
 
 def ddim_step(
-    x: torch.Tensor,
-    clean: torch.Tensor,
-    alpha: torch.Tensor,
-    next_alpha: torch.Tensor,
+    x: Tensor,
+    clean: Tensor,
+    alpha: Tensor,
+    next_alpha: Tensor,
     eta: float = 0.0,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Take one step of DDIM (Song et al. 2021, equations 12 and 16).
 
     Args:

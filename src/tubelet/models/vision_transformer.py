@@ -17,6 +17,7 @@ from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.pattern_attention import pattern_attention
 from tubelet.layers.patterns import Lookback
 from tubelet.layers.positions import Positions, RopePairing
+from tubelet.layers.segments import attend_in_segments, join
 from tubelet.models.interfaces import Encoder
 
 
@@ -168,15 +169,15 @@ class VisionTransformer(Encoder):
         Args:
             x: Clips [B, C, T, H, W], or images [B, C, H, W] if `num_frames` is 1 or there is an image tokenizer.
             masks: Indices [B, K] of the tokens to keep, or a list of such masks; all tokens if None. Dropped tokens are
-                never computed.
+                never computed. The tokens of all masks of a list form one sequence, see `tubelet.layers.segments`.
             all_levels: Return the tokens after each block of `levels`, normalized and concatenated.
 
         Returns:
             Tokens [B, N, D], or [B, K, D] with a mask; the width is len(levels) * D with `all_levels`. A list of these
             for a list of masks. With `out_layers` every entry is a list with the tokens of each layer.
         """
-        if isinstance(masks, list):
-            return [self.forward(x, mask, all_levels) for mask in masks]
+        keeps = masks if isinstance(masks, list) else [masks]
+        keep = None if masks is None else join(keeps)
         if self.image_tokenizer and x.ndim == 4:
             x = x.unsqueeze(2)
         grid = self._grid_of(x)
@@ -184,9 +185,10 @@ class VisionTransformer(Encoder):
             x = x.squeeze(2)
         is_image = self.image_tokenizer and x.shape[2] == 1
         embed = self.patch_embed_img if is_image else self.patch_embed
-        x = self.positions.add(embed(x, masks), masks, grid)
-        rope = self.positions.rope(masks, grid)
-        attend = self._attention(masks, grid, x.device)
+        x = self.positions.add(embed(x, keep), keep, grid)
+        rope = self.positions.rope(keep, grid)
+        lengths = [x.shape[1]] if keep is None else [mask.shape[1] for mask in keeps]
+        attend = attend_in_segments(lengths, [self._attention(mask, grid, x.device) for mask in keeps])
 
         wanted = self.levels if all_levels else self.out_layers or ()
         features = []
@@ -194,9 +196,12 @@ class VisionTransformer(Encoder):
             x = run_block(block, x, rope, attend, use_checkpoint=self.use_activation_checkpointing and self.training)
             if layer in wanted:
                 features.append(self._norm_of(layer)(x))
-        if all_levels:
-            return torch.cat(features, dim=-1)
-        return self.norm(x) if self.out_layers is None else features
+        if all_levels or self.out_layers is None:
+            tokens = torch.cat(features, dim=-1) if all_levels else self.norm(x)
+            return list(tokens.split(lengths, dim=1)) if isinstance(masks, list) else tokens
+        if isinstance(masks, list):
+            return [list(layers) for layers in zip(*(tokens.split(lengths, dim=1) for tokens in features), strict=True)]
+        return features
 
     def freeze_unused(self) -> None:
         """Exclude from training what the last tokens of clips do not use: other levels' norms, image tokenizer."""

@@ -14,7 +14,7 @@ from tubelet.data import Batch, to_float
 from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
-from tubelet.objectives.losses.hidden_features import take_tokens
+from tubelet.objectives.losses.hidden_features import predict, take_tokens
 from tubelet.objectives.losses.projector import Projector
 from tubelet.objectives.losses.sigreg import SIGRegOptions, sigreg
 from tubelet.report.curves import Curves
@@ -103,10 +103,11 @@ class LeJEPA(Objective):
         projections = self.projector(self.encoder(clips)).float()  # [B, N, P]
         targets = projections.detach() if o.stop_gradient else projections
         contexts = self.encoder(clips, list(batch.masks_context))
-        errors = []
-        for index, (context, target) in enumerate(zip(contexts, batch.masks_target, strict=True)):
-            predicted = self.predictor(context, None, batch.masks_context[index], target, index).float()
-            errors.append((predicted - take_tokens(targets, target)).square().mean())
+        predictions = predict(self.predictor, contexts, None, batch, rng)
+        errors = [
+            (predicted.float() - take_tokens(targets, mask)).square().mean()
+            for predicted, mask in zip(predictions, batch.masks_target, strict=True)
+        ]
         prediction = torch.stack(errors).mean(0)
         gauss = sigreg(projections[:, self.positions(projections, rng)].transpose(0, 1), rng, o.sigreg)
         loss, terms = prediction + o.sigreg_coeff * gauss, {"loss_pred": prediction, "loss_sigreg": gauss}

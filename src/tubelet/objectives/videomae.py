@@ -14,7 +14,7 @@ from tubelet.grid import ClipShape, as_pair
 from tubelet.models import PredictorOptions
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.objectives import Setup
-from tubelet.objectives.losses.hidden_features import take_tokens
+from tubelet.objectives.losses.hidden_features import predict, take_tokens
 from tubelet.training.objective import Objective, ObjectiveOptions, StepRng
 
 
@@ -69,10 +69,11 @@ class VideoMAE(Objective):
         clips = to_float(batch.clips, self.mean, self.std)
         pixels = self.targets(batch.clips)
         contexts = self.encoder(clips, list(batch.masks_context))
-        errors = []
-        for index, (context, target) in enumerate(zip(contexts, batch.masks_target, strict=True)):
-            predicted = self.decoder(context, None, batch.masks_context[index], target, index)
-            errors.append((predicted.float() - take_tokens(pixels, target)).square().mean())
+        predictions = predict(self.decoder, contexts, None, batch, rng)
+        errors = [
+            (predicted.float() - take_tokens(pixels, mask)).square().mean()
+            for predicted, mask in zip(predictions, batch.masks_target, strict=True)
+        ]
         return {"loss": torch.stack(errors).mean(0)}
 
     @torch.no_grad()

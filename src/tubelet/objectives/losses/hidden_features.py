@@ -43,7 +43,7 @@ def take_tokens(features: Tensor, mask: Tensor) -> Tensor:
 def predict(
     predictor: Predictor,
     contexts: Sequence[Tensor],
-    targets: Sequence[Tensor],
+    targets: Sequence[Tensor] | None,
     batch: Batch,
     rng: StepRng,
     **arguments: Any,
@@ -53,7 +53,7 @@ def predict(
     Args:
         predictor: With mask tokens, or with noised targets.
         contexts: Features of the visible tokens [B, Kc, D] for each mask.
-        targets: True features [B, Kt, D] for each mask; a predictor with mask tokens does not read them.
+        targets: True features [B, Kt, D] for each mask; a predictor with mask tokens does not need them.
         batch: Batch whose masks these are.
         rng: Seeds of the noise.
         arguments: Further arguments of the predictor.
@@ -61,18 +61,21 @@ def predict(
     Returns:
         Predictions [B, Kt, D] for each mask, or what `arguments` make the predictor return.
     """
-    seeds = rng.clip_seeds(batch, "noise")
+    inputs = [list(contexts), targets, list(batch.masks_context), list(batch.masks_target)]
+    noise = {}
+    if targets is not None and not predictor.use_mask_tokens:
+        noise = _draw_noise(predictor, rng.clip_seeds(batch, "noise"), targets)
+    if getattr(predictor, "packs_masks", False):
+        return predictor(*inputs, **noise, **arguments)
+    of_mask = lambda values, i: None if values is None else values[i]  # noqa: E731
     return [
         predictor(
-            context,
-            target,
-            batch.masks_context[index],
-            batch.masks_target[index],
+            *(of_mask(values, index) for values in inputs),
             index,
-            **_draw_noise(predictor, seeds, index, target),
+            **{name: values[index] for name, values in noise.items()},
             **arguments,
         )
-        for index, (context, target) in enumerate(zip(contexts, targets, strict=True))
+        for index in range(len(contexts))
     ]
 
 
@@ -93,14 +96,16 @@ def prediction_error(
     return torch.stack([error.mean() / exponent for error in errors]).mean(0)
 
 
-def _draw_noise(predictor: Predictor, seeds: list[int], mask_index: int, target: Tensor) -> dict[str, Tensor]:
-    """Draw noise and time steps of a diffusion predictor clip by clip; nothing for mask tokens."""
-    if predictor.use_mask_tokens:
-        return {}
-    shape = (target.shape[1], predictor.predictor_embed_dim)
-    noise, timestep = [], []
-    for seed in seeds:
-        generator = torch.Generator(target.device).manual_seed(seed_for(seed, mask_index))
-        timestep.append(torch.randint(predictor.noise_steps, (), generator=generator, device=target.device))
-        noise.append(torch.randn(shape, generator=generator, device=target.device))
-    return {"noise": torch.stack(noise), "timestep": torch.stack(timestep)}
+def _draw_noise(predictor: Predictor, seeds: list[int], targets: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Draw noise and time steps of a diffusion predictor for each mask, clip by clip."""
+    draws: dict[str, list[Tensor]] = {"noise": [], "timestep": []}
+    for mask_index, target in enumerate(targets):
+        shape, device = (target.shape[1], predictor.predictor_embed_dim), target.device
+        noise, timestep = [], []
+        for seed in seeds:
+            generator = torch.Generator(device).manual_seed(seed_for(seed, mask_index))
+            timestep.append(torch.randint(predictor.noise_steps, (), generator=generator, device=device))
+            noise.append(torch.randn(shape, generator=generator, device=device))
+        draws["noise"].append(torch.stack(noise))
+        draws["timestep"].append(torch.stack(timestep))
+    return draws
