@@ -26,6 +26,7 @@ from tubelet.grid import ClipShape
 from tubelet.masks.multiblock3d import MaskCollator
 from tubelet.models import build_encoder, build_predictor
 from tubelet.objectives import vjepa
+from tubelet.runtime.parallelize import compile_blocks
 from tubelet.training.objective import StepRng
 from tubelet.training.optimizer import adamw
 
@@ -101,8 +102,8 @@ def on_gpu(setting: Setting, repeats: int) -> list[Row]:
     for compiled in (False, True):
         jepa = make_jepa(setting)
         if compiled:
-            for module in (jepa.encoder, jepa.target_encoder, jepa.predictor):
-                module.compile()
+            for part in jepa.parts().values():
+                compile_blocks(part)
         step = our_step(setting, jepa)
         for _ in range(3):
             step(*batch)

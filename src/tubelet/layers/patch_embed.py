@@ -23,10 +23,10 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Return all tokens [B, N, D], or those with the indices `keep` [B, K] as [B, K, D]."""
-        if keep is None:
-            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # otherwise every following norm copies it
         p, q = self.proj.kernel_size
         patches = rearrange(x, "B C (h p) (w q) -> B h w C p q", p=p, q=q)
+        if keep is None:
+            return _project(patches.flatten(1, 2), self.proj)
         w = patches.shape[2]
         return _project(patches[_batch_index(keep), keep // w, keep % w], self.proj)
 
@@ -48,11 +48,11 @@ class PatchEmbed3D(nn.Module):
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Return all tokens [B, N, D], or those with the indices `keep` [B, K] as [B, K, D]."""
-        if keep is None:
-            return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # otherwise every following norm copies it
         s, p, q = self.proj.kernel_size
         # A view; indexing it copies only the kept patches.
         patches = rearrange(x, "B C (t s) (h p) (w q) -> B t h w C s p q", s=s, p=p, q=q)
+        if keep is None:
+            return _project(patches.flatten(1, 3), self.proj)
         h, w = patches.shape[2:4]
         return _project(patches[_batch_index(keep), keep // (h * w), keep // w % h, keep % w], self.proj)
 
@@ -96,5 +96,8 @@ def _batch_index(keep: torch.Tensor) -> torch.Tensor:
 
 
 def _project(patches: torch.Tensor, conv: nn.Conv2d | nn.Conv3d) -> torch.Tensor:
-    """Apply the convolution to extracted patches: [B, K, C, ...] -> [B, K, D]."""
+    """Apply the convolution to extracted patches: [B, K, C, ...] -> [B, K, D].
+
+    A convolution of patches that do not overlap is a matrix product, which is the faster kernel in low precision.
+    """
     return F.linear(patches.flatten(2), conv.weight.flatten(1), conv.bias)

@@ -129,14 +129,23 @@ def _to_host(tensors: dict[str, Tensor], kind: str, rank: int, buffers: dict[str
     shards = {}
     for name, tensor in tensors.items():
         local = local_shard(tensor)
-        if rank > 0 and local.shape == tensor.shape:
-            continue  # rank 0 has it, too
+        if (rank > 0 and local.shape == tensor.shape) or _is_replica(tensor):
+            continue  # a lower rank has it, too
         buffer = buffers.get(f"{kind}/{name}")
         if buffer is None or (buffer.shape, buffer.dtype) != (local.shape, local.dtype):
             buffer = torch.empty(local.shape, dtype=local.dtype)
         buffers[f"{kind}/{name}"] = buffer.copy_(local.detach())
         shards[name] = _Shard(buffer, tuple(tensor.shape), offsets.get(name, (0,) * tensor.dim()))
     return shards
+
+
+def _is_replica(tensor: Tensor) -> bool:
+    """Whether the shard is a copy of that of a lower rank, as with HSDP in all groups of processes but the first."""
+    if not isinstance(tensor, DTensor):
+        return False
+    coordinates = tensor.device_mesh.get_coordinate()
+    assert coordinates is not None  # all processes are in the mesh
+    return any(i > 0 and p.is_replicate() for i, p in zip(coordinates, tensor.placements, strict=True))
 
 
 def _shard_offsets(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

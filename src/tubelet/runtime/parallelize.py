@@ -1,7 +1,8 @@
-"""Data-parallel training: replicated (DDP) or sharded (FSDP2) models, and their state dicts."""
+"""Compiled blocks, replicated (DDP) or sharded (FSDP2) models, and their state dicts."""
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,12 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tubelet.config import Config
+from tubelet.config import Config, ConfigError
 from tubelet.runtime.distributed import World
 
 
@@ -29,6 +30,12 @@ class DistributedConfig(Config):
     """ddp: every process has the full model. fsdp: each has a shard of encoder, target encoder and predictor."""
     cpu_offload: bool = False
     """fsdp: keep parameters, gradients and optimizer state in host memory."""
+    reshard_after_forward: bool = False
+    """fsdp: free the gathered parameters of trained parts between the forward and the backward pass, and gather them
+    again. Saves as much memory as these parameters need in `meta.dtype`, for half as many collectives again."""
+    shard_size: int | None = Field(None, ge=2)
+    """fsdp: number of consecutive processes that hold a copy of the model together, such as the GPUs of a node, so that
+    parameters are gathered within it only (HSDP); null: all processes."""
     timeout: float = Field(600.0, gt=0)
     """Seconds without progress of a process after which the job is aborted, see `Watchdog`."""
 
@@ -41,7 +48,29 @@ class DistributedConfig(Config):
     def _check_cpu_offload(self) -> "DistributedConfig":
         if self.cpu_offload and self.kind != "fsdp":
             raise ValueError("cpu_offload requires kind: fsdp")
+        if self.shard_size and self.kind != "fsdp":
+            raise ValueError("shard_size requires kind: fsdp")
         return self
+
+
+def blocks_of(part: nn.Module) -> Iterator[list[nn.Module]]:
+    """Yield the lists of transformer blocks of a part: its module lists whose elements are more than single layers."""
+    for child in part.children():
+        if isinstance(child, nn.ModuleList) and all(any(True for _ in block.children()) for block in child):
+            yield list(child)
+
+
+def compile_blocks(part: nn.Module, backend: str = "inductor") -> None:
+    """Compile the transformer blocks of a part in place; names of parameters do not change.
+
+    Blocks of the same structure share a graph, which takes as long to compile as one block, and it serves any number of
+    tokens. The few layers outside of blocks stay as they are.
+    """
+    # A graph of a single block need not be cut at DDP's buckets, as that of a whole model.
+    torch._dynamo.config.optimize_ddp = False
+    for blocks in blocks_of(part):
+        for block in blocks:
+            block.compile(dynamic=True, backend=backend)
 
 
 def parallelize(
@@ -65,21 +94,53 @@ def parallelize(
         constants = dict(model.named_buffers()).keys() - model.state_dict().keys()
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constants)
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    for part in parts:
+        _shard(part, config, world, dtype)
+    return model
+
+
+def _shard(part: nn.Module, config: DistributedConfig, world: World, dtype: torch.dtype) -> None:
+    """Shard a part of the model, with each of its blocks as a unit."""
+    is_trained = any(parameter.requires_grad for parameter in part.parameters())
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(world.device.type, (world.world_size,)),
+        "mesh": _mesh(config, world),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
         ),
         "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
-        # Also in the root unit, so that all parameters are sharded outside of forward and backward passes.
-        "reshard_after_forward": True,
+        # What has no backward pass would stay gathered.
+        "reshard_after_forward": config.reshard_after_forward or not is_trained,
     }
-    for part in parts:
-        for blocks in (child for child in part.children() if isinstance(child, nn.ModuleList)):
-            for block in blocks:
-                fully_shard(block, **options)
-        fully_shard(part, **options)
-    return model
+    for blocks in blocks_of(part):
+        for block in blocks:
+            fully_shard(block, **options)
+        # The host starts the gathering of the next block before the current one, not after it.
+        for block, following in itertools.pairwise(blocks):
+            block.set_modules_to_forward_prefetch([following])
+    fully_shard(part, **options)
+    part.register_forward_hook(_reshard_without_gradients)
+
+
+def _mesh(config: DistributedConfig, world: World) -> DeviceMesh:
+    """Return the mesh of all processes, with two dimensions if several groups hold a copy of the model each."""
+    size = config.shard_size or world.world_size
+    if world.world_size % size:
+        raise ConfigError(
+            f"distributed.shard_size: {size} does not divide the {world.world_size} processes; take a divisor, or null"
+        )
+    if size == world.world_size:
+        return init_device_mesh(world.device.type, (size,))
+    return init_device_mesh(
+        world.device.type, (world.world_size // size, size), mesh_dim_names=("replicate", "shard")
+    )
+
+
+def _reshard_without_gradients(part: nn.Module, inputs: Any, output: Any) -> None:
+    """Shard a part again after a forward pass that no backward pass follows, so that its parameters are shards."""
+    if not torch.is_grad_enabled():
+        for module in part.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def gradient_sync(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """AdamW with the parameter groups usual in the field, layer-wise rates, and gradient clipping."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -80,7 +81,7 @@ def clip_gradients(groups: Sequence[Sequence[nn.Parameter]], max_norm: float, *,
 
     Args:
         groups: Parameters, by the part of the model.
-        max_norm: Largest gradient norm.
+        max_norm: Largest gradient norm; the gradients are only read if it is infinite.
         separately: Whether it limits the norm of each group by itself, or that of all of them together.
 
     Returns:
@@ -88,5 +89,10 @@ def clip_gradients(groups: Sequence[Sequence[nn.Parameter]], max_norm: float, *,
     """
     if not separately:
         groups = [[parameter for group in groups for parameter in group]]
-    norms = [full_tensor(torch.nn.utils.clip_grad_norm_(group, max_norm)) for group in groups]
+    norms = []
+    for group in groups:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+        if max_norm < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+        norms.append(full_tensor(norm))
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()

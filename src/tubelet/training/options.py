@@ -18,7 +18,9 @@ class MetaConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of autocast; float16 losses are scaled."""
     compile: bool = False
-    """Compile the parts of the objective with torch.compile."""
+    """Compile the transformer blocks with torch.compile."""
+    tf32: bool = True
+    """Round the factors of float32 matrix products on GPUs to TF32, with 10 bits of mantissa; sums stay float32."""
     load_checkpoint: Annotated[bool, RESUME_IGNORED] = True
     """Continue the run in the folder; false: refuse a folder that holds a run."""
 

@@ -78,12 +78,14 @@ class Trainer:
         self.folder, self.seed, self.step = Path(options.folder), options.meta.seed, 0
         check_loggers(options.logging.loggers)
         world.broadcast_from_rank0(lambda: check_same_configuration(self.folder, options))
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if options.meta.tf32 else "highest")
         self.objective = objective.to(world.device)
         parts = objective.parts()
         _check_parts(objective, parts)
         if options.meta.compile:
             for part in parts.values():
-                part.compile()
+                parallelize.compile_blocks(part)
         self.model = parallelize.parallelize(objective, list(parts.values()), options.distributed, world, options.dtype)
         self.sharded = parallelize.is_sharded(self.model)
         o = options.optimization
@@ -96,10 +98,8 @@ class Trainer:
             eps=o.eps,
             lr_scales=objective.lr_scales(),
         )
-        # float16 losses are scaled. In every precision the scaler skips updates with non-finite gradients, without
-        # reading from the device.
         self.scales_loss = options.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16 if self.scales_loss else 1.0)
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16, enabled=self.scales_loss)
         self.watchdog = Watchdog(world, options.distributed.timeout)
         self.signals = SignalHandler()
         keep, milestones = options.logging.keep_checkpoints, options.logging.milestones
@@ -203,11 +203,16 @@ class Trainer:
 
     def update(self, clip_grad: float) -> Tensor:
         """Clip the gradients and take a step, unless a gradient is not finite. Returns the gradient norm."""
-        self.scaler.unscale_(self.optimizer)
+        if self.scales_loss:
+            self.scaler.unscale_(self.optimizer)
         groups = [list(part.parameters()) for part in self.trained.values()]
         grad_norm = clip_gradients(groups, clip_grad, separately=self.options.optimization.clip_separately)
-        self.scaler.step(self.optimizer)
-        self.scaler.update(None if self.scales_loss else 1.0)
+        if self.scales_loss:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:  # as the scaler does: the fused kernel skips the update, without reading from the device
+            self.optimizer.found_inf = (~grad_norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm
 
