@@ -11,12 +11,14 @@ from typing import Literal, get_args, get_origin
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 from app.vjepa.options import Options
 from tubelet.config import ConfigError, check
 from tubelet.config.registry import product
 from tubelet.grid import ClipShape
 from tubelet.models import ENCODERS, build_encoder
+from tubelet.runtime.parallelize import compile_blocks
 
 FRAMES, HEIGHT, WIDTH, GRID = 8, 32, 40, (4, 4, 5)
 N = math.prod(GRID)
@@ -219,7 +221,7 @@ def test_tube_masks_give_the_same_tokens(case, monkeypatch):
 def test_a_list_of_masks_gives_a_list(case):
     model, x, both = masked_encoder(case), clips(), [masks(keep=5), masks(keep=12, seed=3)]
     for tokens, keep in zip(model(x, both), both, strict=True):
-        assert torch.equal(tokens, model(x, keep))
+        torch.testing.assert_close(tokens, model(x, keep))
     if "num_classes" in accepted(case):
         model = build(case, num_classes=7)
         for logits, tokens, keep in zip(model(x, both), model.forward_features(x, both), both, strict=True):
@@ -246,6 +248,24 @@ def test_pretraining_accepts_the_encoder_or_reports_that_it_takes_no_masks(case,
             encoder(case)(clips(), keep)
     with pytest.raises(ConfigError, match=f"encoder.name: {name} needs all tokens"):
         check(raw, Options, "file.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case, (_, chosen) in CASES.items() if not chosen])
+@torch.no_grad()
+def test_compiled_blocks_serve_any_number_of_tokens(case):
+    """As `meta.compile` compiles them: equal tokens, and no graph after the second batch."""
+    torch._dynamo.reset()
+    counters.clear()
+    model, x, graphs = masked_encoder(case), clips(), []
+    compiled = build(case)
+    compile_blocks(compiled, backend="eager")
+    for keep in (17, 9, 13, 5):
+        both = [masks(keep=keep), masks(keep=keep - 2, seed=3)]
+        for tokens, expected in zip(compiled(x, both), model(x, both), strict=True):
+            torch.testing.assert_close(tokens, expected)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] == graphs[-1] <= 8
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+import copy
+import math
 import re
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from torch import nn
 
 from tubelet.models import ENCODERS
-from tubelet.training.optimizer import adamw, layer_decay, set_hyperparameters
+from tubelet.training.optimizer import adamw, clip_gradients, layer_decay, set_hyperparameters
 
 
 def test_biases_and_vectors_are_not_decayed():
@@ -65,3 +67,23 @@ def test_rates_fall_from_block_to_block(name):
 def test_an_encoder_without_blocks_has_no_rates_that_fall():
     with pytest.raises(ValueError, match="Linear has no `blocks`"):
         layer_decay(nn.Linear(2, 2), 0.5)
+
+
+@pytest.mark.parametrize("separately", [False, True])
+@pytest.mark.parametrize("max_norm", [0.5, 1e3, math.inf])
+def test_clipped_gradients_are_those_of_torch(separately, max_norm):
+    torch.manual_seed(0)
+    models = [nn.Linear(3, 4), nn.Linear(4, 2)]
+    models[1](models[0](torch.randn(5, 3))).square().sum().backward()
+    expected = copy.deepcopy(models)
+    for model, other in zip(models, expected, strict=True):
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            q.grad = p.grad.clone()
+    groups, others = ([list(model.parameters()) for model in each] for each in (models, expected))
+    norm = clip_gradients(groups, max_norm, separately=separately)
+    everything = [p for group in others for p in group]
+    torch.testing.assert_close(norm, torch.stack([p.grad.norm() for p in everything]).norm())
+    for group in others if separately else [everything]:
+        torch.nn.utils.clip_grad_norm_(group, max_norm)
+    for p, q in zip((p for group in groups for p in group), everything, strict=True):
+        torch.testing.assert_close(p.grad, q.grad)

@@ -43,8 +43,8 @@ class Predictor(nn.Module):
     """
 
     packs_masks: bool = False
-    """Whether the arguments may be lists of tensors with an entry for each mask. A list of predictions is returned then,
-    and the predictor is called once a step rather than once for each mask."""
+    """Whether the arguments may be lists of tensors with an entry for each mask, so that one call, which returns a
+    list, predicts the features of all masks; otherwise the predictor is called once for each mask."""
     use_mask_tokens: bool
     """Whether the input at a target position is a learned token; otherwise it is the noised target."""
     predictor_embed_dim: int

@@ -130,9 +130,7 @@ def _mesh(config: DistributedConfig, world: World) -> DeviceMesh:
         )
     if size == world.world_size:
         return init_device_mesh(world.device.type, (size,))
-    return init_device_mesh(
-        world.device.type, (world.world_size // size, size), mesh_dim_names=("replicate", "shard")
-    )
+    return init_device_mesh(world.device.type, (world.world_size // size, size), mesh_dim_names=("replicate", "shard"))
 
 
 def _reshard_without_gradients(part: nn.Module, inputs: Any, output: Any) -> None:
