@@ -201,11 +201,11 @@ class VisionTransformerPredictor(Predictor):
             Predicted features [B, Kt, D]; with `return_context` a pair of these and those of the visible tokens
             [B, Kc, D]. A list of these for lists.
         """
-        if isinstance(masks_context, Tensor):
-            inputs = ([context], [target], [masks_context], [masks_target], [noise], [timestep])
-            return self._predict(*inputs, mask_index, return_context)[0]
-        target, noise, timestep = ([None] * len(masks_context) if x is None else x for x in (target, noise, timestep))
-        return self._predict(context, target, masks_context, masks_target, noise, timestep, mask_index, return_context)
+        is_single = isinstance(masks_context, Tensor)
+        count = 1 if is_single else len(masks_context)
+        inputs = (_of_masks(x, count) for x in (context, target, masks_context, masks_target, noise, timestep))
+        predictions = self._predict(*inputs, mask_index, return_context)
+        return predictions[0] if is_single else predictions
 
     def _predict(
         self,
@@ -362,6 +362,13 @@ class VisionTransformerPredictor(Predictor):
     def _split(x: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
         """Split joined tokens [B, sum of K_i, D] into those of each mask [B, K_i]."""
         return list(x.split([mask.shape[1] for mask in masks], dim=1))
+
+
+def _of_masks(value: Tensor | list[Tensor] | None, count: int) -> list[Any]:
+    """Return an argument of the predictor as a list with an entry for each mask."""
+    if isinstance(value, list):
+        return value
+    return [value] * count
 
 
 class TimeEmbedding(nn.Module):

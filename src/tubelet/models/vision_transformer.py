@@ -176,7 +176,7 @@ class VisionTransformer(Encoder):
             Tokens [B, N, D], or [B, K, D] with a mask; the width is len(levels) * D with `all_levels`. A list of these
             for a list of masks. With `out_layers` every entry is a list with the tokens of each layer.
         """
-        keeps = masks if isinstance(masks, list) else [masks]
+        keeps: list[Any] = masks if isinstance(masks, list) else [masks]
         keep = None if masks is None else join(keeps)
         if self.image_tokenizer and x.ndim == 4:
             x = x.unsqueeze(2)
