@@ -202,9 +202,17 @@ class VisionTransformerPredictor(Predictor):
             [B, Kc, D]. A list of these for lists.
         """
         is_single = isinstance(masks_context, Tensor)
-        count = 1 if is_single else len(masks_context)
-        inputs = (_of_masks(x, count) for x in (context, target, masks_context, masks_target, noise, timestep))
-        predictions = self._predict(*inputs, mask_index, return_context)
+        of_masks = partial(_of_masks, count=1 if is_single else len(masks_context))
+        predictions = self._predict(
+            of_masks(context),
+            of_masks(target),
+            of_masks(masks_context),
+            of_masks(masks_target),
+            of_masks(noise),
+            of_masks(timestep),
+            mask_index,
+            return_context,
+        )
         return predictions[0] if is_single else predictions
 
     def _predict(

@@ -112,11 +112,10 @@ def _shard(part: nn.Module, config: DistributedConfig, world: World, dtype: torc
         "reshard_after_forward": config.reshard_after_forward or not is_trained,
     }
     for blocks in blocks_of(part):
-        for block in blocks:
-            fully_shard(block, **options)
+        units = [fully_shard(block, **options) for block in blocks]
         # The host starts the gathering of the next block before the current one, not after it.
-        for block, following in itertools.pairwise(blocks):
-            block.set_modules_to_forward_prefetch([following])
+        for unit, following in itertools.pairwise(units):
+            unit.set_modules_to_forward_prefetch([following])
     fully_shard(part, **options)
     part.register_forward_hook(_reshard_without_gradients)
 
