@@ -19,10 +19,10 @@ from benchmarks import costs
 from benchmarks.costs import FP32, Flops, Strategy, Tokens
 from tubelet import objectives
 from tubelet.config import ConfigError
+from tubelet.data.mask_draws import draw_masks
 from tubelet.models.vision_transformer import VisionTransformer
 from tubelet.objectives.vjepa import VJEPA
 from tubelet.runtime.launch import Package, load
-from tubelet.runtime.seeds import Purpose, numpy_generator
 from tubelet.runtime.text import text_table
 
 PRETRAINING = Package("app", key="app", module="train")
@@ -140,7 +140,8 @@ def draw_tokens(options: Options, global_clips: int) -> list[tuple[Tokens, ...]]
     masks, group_size = options.mask_collator(), options.data.mask_batch_size or global_clips
     draws = []
     for step in range(STEPS_SAMPLED):
-        pairs = masks.sample_masks(group_size, numpy_generator(options.meta.seed, Purpose.MASKS, step, 0))
+        lengths = options.data.mask_lengths
+        pairs = draw_masks(masks, group_size, seed=options.meta.seed, step=step, group=0, lengths=lengths)
         draws.append(tuple(Tokens(context.shape[1], target.shape[1]) for context, target in zip(*pairs, strict=True)))
     return draws
 

@@ -80,6 +80,7 @@ def make_batches(
         first_step=steps.start,
         last_step=steps.stop,
         mask_batch_size=data.mask_batch_size,
+        mask_lengths=data.mask_lengths,
         rank=world.rank,
         world_size=world.world_size,
         num_workers=data.num_workers,

@@ -14,15 +14,27 @@ from tubelet.data.video_dataset import Dataset
 
 
 class Masks:
-    """Stands for a mask collator: the number of kept tokens depends on the whole batch, as with the real one."""
+    """Stands for a mask collator."""
 
-    def sample_masks(self, batch_size, rng):
-        masks = [torch.from_numpy(rng.integers(0, 50, (batch_size, int(rng.integers(3, 9))))) for _ in range(4)]
+    def sample_masks(self, batch_size, rng, shared):
+        lengths = (shared or rng).integers(3, 9, 4)
+        masks = [torch.from_numpy(rng.integers(0, 50, (batch_size, length))) for length in lengths]
         return masks[:2], masks[2:]
 
 
 def train(
-    videos, bad=(), *, first=0, last=5, batch_size=4, rank=0, world_size=1, workers=0, num_clips=2, mask_batch_size=None
+    videos,
+    bad=(),
+    *,
+    first=0,
+    last=5,
+    batch_size=4,
+    rank=0,
+    world_size=1,
+    workers=0,
+    num_clips=2,
+    mask_batch_size=None,
+    mask_lengths="shared",
 ):
     data = DataConfig(datasets=[str(videos), *bad], sampling_rate=2, num_frames=4, num_clips=num_clips, crop_size=32)
     augmentation = AugConfig(auto_augment=True, reprob=0.5)
@@ -40,6 +52,7 @@ def train(
             world_size=world_size,
             num_workers=workers,
             mask_batch_size=mask_batch_size,
+            mask_lengths=mask_lengths,
         )
     )
 
@@ -77,15 +90,20 @@ def test_two_processes_see_the_rows_of_one(videos):
         train(videos, world_size=3)
 
 
-def test_masks_are_truncated_in_groups_that_do_not_depend_on_the_processes(videos):
-    by_two = [train(videos, batch_size=8, rank=rank, world_size=4, mask_batch_size=4) for rank in range(4)]
-    by_four = [train(videos, batch_size=8, rank=rank, world_size=2, mask_batch_size=4) for rank in range(2)]
+@pytest.mark.parametrize("lengths", ["shared", "shortest"])
+def test_masks_are_drawn_in_groups_that_do_not_depend_on_the_processes(lengths, videos):
+    options = {"batch_size": 8, "mask_batch_size": 4, "mask_lengths": lengths}
+    by_two = [train(videos, rank=rank, world_size=4, **options) for rank in range(4)]
+    by_four = [train(videos, rank=rank, world_size=2, **options) for rank in range(2)]
+    of_groups = [[[mask.shape[1] for mask in batch.masks_context] for batch in batches] for batches in by_four]
+    assert (of_groups[0] == of_groups[1]) == (lengths == "shared")
     for first, second, third, fourth, low, high in zip(*by_two, *by_four, strict=True):
         for halves, full in (((first, second), low), ((third, fourth), high)):
             for name in ("masks_context", "masks_target"):
                 for a, b, mask in zip(*(getattr(half, name) for half in halves), getattr(full, name), strict=True):
                     assert torch.equal(torch.cat([a, b]), mask)
-        assert not torch.equal(low.masks_context[0], high.masks_context[0])
+        one, other = (tokens.masks_context[0] for tokens in (low, high))
+        assert one.shape != other.shape or not torch.equal(one, other)
     with pytest.raises(ValueError, match="mask_batch_size 3 must divide the global batch of 4"):
         train(videos, mask_batch_size=3)
 

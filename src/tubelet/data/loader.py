@@ -9,18 +9,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset  # a module with the name `Dataset` would be a data format
 
 from tubelet.config import UserError
 from tubelet.data.collate import collate
+from tubelet.data.mask_draws import MaskSampler, draw_masks
+from tubelet.data.options import MaskLengths
 from tubelet.data.streams import SampleStream
 from tubelet.data.types import Batch, Draw, Sample
 from tubelet.data.worker_monitor import WorkerMonitor
-from tubelet.runtime.seeds import Purpose, numpy_generator
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +34,6 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, draw: Draw) -> Sample: ...
-
-
-class MaskSampler(Protocol):
-    """The part of a mask collator that a loader uses."""
-
-    def sample_masks(self, batch_size: int, rng: np.random.Generator) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Return the context and target tokens of each mask: two sequences of int64 [batch_size, K]."""
-        ...
 
 
 class BatchSource(Protocol):
@@ -62,6 +53,7 @@ def make_train_loader(
     first_step: int,
     last_step: int,
     mask_batch_size: int | None = None,
+    mask_lengths: MaskLengths = "shared",
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
@@ -79,7 +71,8 @@ def make_train_loader(
         seed: Seed of the masks.
         first_step: 0, or the step at which a run is resumed.
         last_step: Number of steps of the whole run.
-        mask_batch_size: Samples whose masks are drawn together and truncated to one length; None: the global batch.
+        mask_batch_size: Samples whose masks are drawn together; None: the global batch. See `DataConfig`.
+        mask_lengths: How many tokens the masks keep, see `DataConfig`.
         rank: Rank of this process.
         world_size: Number of processes.
         num_workers: Worker processes; 0: batches are made in this process.
@@ -96,7 +89,7 @@ def make_train_loader(
             f"of the {local_size} samples of a process"
         )
     local = slice(rank * local_size, (rank + 1) * local_size)
-    source = _TrainBatches(dataset, stream, masks, seed, local, mask_batch_size)
+    source = _TrainBatches(dataset, stream, masks, seed, local, mask_batch_size, mask_lengths)
     return Loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
 
 
@@ -134,9 +127,10 @@ class _TrainBatches:
         seed: int,
         local: slice,
         mask_batch_size: int,
+        mask_lengths: MaskLengths,
     ):
         self.dataset, self.stream, self.masks, self.seed, self.local = dataset, stream, masks, seed, local
-        self.mask_batch_size = mask_batch_size
+        self.mask_batch_size, self.mask_lengths = mask_batch_size, mask_lengths
 
     def __getitem__(self, step: int) -> Batch:
         batch = collate([self.dataset[draw] for draw in self.stream.draws(step)[self.local]], step)
@@ -145,8 +139,10 @@ class _TrainBatches:
         clips_per_sample = len(batch.clips) // len(batch)
         group, first = divmod(self.local.start, self.mask_batch_size)
         rows = slice(first * clips_per_sample, first * clips_per_sample + len(batch.clips))
-        rng = numpy_generator(self.seed, Purpose.MASKS, step, group)
-        context, target = self.masks.sample_masks(self.mask_batch_size * clips_per_sample, rng)
+        together = self.mask_batch_size * clips_per_sample
+        context, target = draw_masks(
+            self.masks, together, seed=self.seed, step=step, group=group, lengths=self.mask_lengths
+        )
         return batch.with_masks([mask[rows] for mask in context], [mask[rows] for mask in target])
 
 

@@ -12,6 +12,7 @@ from tubelet.data.storage.options import StorageConfig
 from tubelet.grid import ClipShape, nearest_multiple
 
 SeekMode = Literal["exact", "approximate"]
+MaskLengths = Literal["shared", "shortest"]
 DECODERS = ("decord", "pyav", "torchcodec")
 
 MaxBadFraction = Annotated[float, Field(ge=0, le=1)]
@@ -73,6 +74,12 @@ class DataConfig(Config):
     mask_batch_size: int | None = Field(default=None, ge=1)
     """Samples whose masks are truncated to the shortest among them: a multiple of `batch_size`; None: the global batch.
     V-JEPA truncates per process; in a global batch of thousands the shortest mask leaves little context for all."""
+    mask_lengths: MaskLengths = "shared"
+    """How many tokens masks are truncated to. `shared`: what is expected of the shortest of `mask_batch_size` masks
+    with blocks of the size of this step, rounded to a percent of the clip; up or down at random, so that the mean
+    remains. All processes use the same block sizes and lengths, so that none waits for one with more tokens, and a run
+    has about 20 different lengths, which matters to attention kernels that plan for each. `shortest`: the length of
+    the shortest, as in V-JEPA; another one in nearly every step and process."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(default=2, ge=0)
     pin_mem: Annotated[bool, RESUME_IGNORED] = True
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(default=300, ge=0)

@@ -84,10 +84,13 @@ class MaskSampler(abc.ABC):
         """Raise ValueError where masks of these options cannot be drawn on the grid."""
 
     @abc.abstractmethod
-    def sample(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, batch_size: int, rng: np.random.Generator, shared: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return context and target token indices, int64 [batch_size, K] each.
 
-        Rows are sorted, without repetition, and context and target of a sample are disjoint.
+        Rows are sorted, without repetition, and context and target of a sample are disjoint. Both K depend on
+        `batch_size` and `shared` alone, unless that is None; see `MaskCollator.sample_masks`.
         """
 
 
@@ -122,14 +125,24 @@ class MaskCollator:
         """Whether every mask keeps the same positions in all time slots; encoders can then fold their attention."""
         return all(sampler.draws_tubes for sampler in self.samplers)
 
-    def sample_masks(self, batch_size: int, rng: np.random.Generator) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Draw masks from `rng` only.
+    def sample_masks(
+        self, batch_size: int, rng: np.random.Generator, shared: np.random.Generator | None = None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Draw masks.
+
+        Args:
+            batch_size: Number of samples.
+            rng: Generator of what differs between samples.
+            shared: Generator of what batches have in common: how large blocks are and how many tokens are kept, which
+                is then one of few numbers. Generators in the same state give batches of the same shapes, in all
+                processes of a run. None: everything comes from `rng`, and every sample keeps as many tokens as the one
+                with the fewest in this batch.
 
         Returns:
             Context and target token indices: for each mask one int64 [batch_size, K] of either. Rows are sorted,
             without repetition, and context and target of a sample are disjoint.
         """
-        pairs = [sampler.sample(batch_size, rng) for sampler in self.samplers]
+        pairs = [sampler.sample(batch_size, rng, shared) for sampler in self.samplers]
         return [torch.from_numpy(context) for context, _ in pairs], [torch.from_numpy(target) for _, target in pairs]
 
     def __call__(self, batch: list) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:

@@ -1,10 +1,13 @@
 """Multi-block masks of V-JEPA (arXiv:2404.08471, section 3.2): a union of space-time blocks is hidden.
 
-All samples of a batch keep as many tokens as the sample with the fewest. V-JEPA truncates the index lists of the
-others, which removes nearly all tokens of the last frames; here all time slots are cut alike.
+All samples of a batch keep equally many tokens: as many as the sample with the fewest or, with a generator that all
+processes share, the expectation of that number, rounded. V-JEPA truncates the index lists of the samples, which removes
+nearly all tokens of the last frames; here all time slots are cut alike.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,6 +16,12 @@ import pydantic
 from tubelet.config import Config, Pair
 from tubelet.grid import Grid
 from tubelet.masks import CollatorOfOneKind, MaskSampler, random_order, split, tubes
+from tubelet.masks.lengths import expected_minimum, round_at_random
+
+# Expected lengths are computed from about as many samples as have this number of positions together: 0.1 s.
+_POSITIONS_SIMULATED, _CHUNK = 2**24, 256
+# How often samples with too few tokens for a shared length are drawn again. In batches of 24 one in ten needs it.
+_MAX_REDRAWS = 10
 
 
 class MaskConfig(Config):
@@ -81,6 +90,10 @@ class Sampler(MaskSampler):
 
     config: MaskConfig
 
+    def __init__(self, config: MaskConfig, grid: Grid):
+        super().__init__(config, grid)
+        self._expected: dict[tuple[Grid, int], tuple[float, float]] = {}  # lengths by block size and batch size
+
     @property
     def draws_tubes(self) -> bool:
         c = self.config
@@ -115,43 +128,126 @@ class Sampler(MaskSampler):
             _block_size(self.grid, config.temporal_scale[1], config.spatial_scale[1], aspect_ratio)
             for aspect_ratio in (low, like_the_grid, high)
         ]
-        return min(1 - self._draw_hidden(block, 500, rng).all(axis=1).mean() for block in blocks)
+        return min(1 - self._place_blocks(block, 500, rng).all(axis=1).mean() for block in blocks)
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, batch_size: int, rng: np.random.Generator, shared: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
         ranges = config.temporal_scale, config.spatial_scale, config.aspect_ratio
-        block = _block_size(self.grid, *(rng.uniform(low, high) for low, high in ranges))
+        sizes = rng if shared is None else shared
+        block = _block_size(self.grid, *(sizes.uniform(low, high) for low, high in ranges))
         hidden = self._draw_hidden(block, batch_size, rng)
-        while (without_context := hidden.all(axis=1)).any():
-            hidden[without_context] = self._draw_hidden(block, without_context.sum(), rng)
-        are_tubes = self._are_tubes(block)
-        context, target = _cut(config, hidden, self.grid.t if are_tubes else 1, rng)
-        if are_tubes:
+        if shared is None:
+            num_context, num_target = map(int, self._lengths(block, self._count(block, hidden), np.min))
+        else:
+            num_context, num_target = self._shared_lengths(block, batch_size, shared)
+            for _ in range(_MAX_REDRAWS):
+                short = self._lacks_tokens(block, self._count(block, hidden), num_context, num_target)
+                if not short.any():
+                    break
+                hidden[short] = self._draw_hidden(block, short.sum(), rng)
+        if config.truncate == "first":
+            order = np.arange(self._num_positions(block))
+            hidden = np.tile(hidden, self._num_positions(block) // hidden.shape[1])
+        else:
+            order = random_order(hidden.shape, rng)
+        context, target = split(hidden, order, num_context, num_target)
+        if self._are_tubes(block):
             context, target = tubes(context, self.grid), tubes(target, self.grid)
         return (target, context) if config.inv_block else (context, target)
 
+    def _lengths(
+        self, block: Grid, num_hidden: np.ndarray, least: Callable[[np.ndarray], float]
+    ) -> tuple[float, float]:
+        """Return the numbers of context and target positions to which samples are cut.
+
+        Args:
+            block: Size of the blocks.
+            num_hidden: Number of hidden positions of each sample.
+            least: Returns the number to which samples are cut that have these numbers.
+        """
+        config, positions = self.config, self._num_positions(block)
+        num_context = least(np.minimum(positions - num_hidden, self._max_context(block)))
+        num_target = least(num_hidden)
+        if config.full_complement:
+            num_target = positions - num_context
+        elif config.pred_full_complement:
+            num_context = positions - num_target
+        return num_context, num_target
+
+    def _shared_lengths(self, block: Grid, batch_size: int, shared: np.random.Generator) -> tuple[int, int]:
+        """Return the mean, over batches with such blocks, of the numbers to which they are cut, rounded at random."""
+        key = block, batch_size
+        if key not in self._expected:
+            rng, drawn = np.random.default_rng(tuple(block)), self.grid.tokens_per_frame
+            if not self._span_all_slots(block):
+                drawn *= self.grid.t
+            num_samples = max(_POSITIONS_SIMULATED // drawn, 4 * batch_size)
+            chunks = (self._draw_hidden(block, _CHUNK, rng) for _ in range(0, num_samples, _CHUNK))
+            num_hidden = np.concatenate([self._count(block, hidden) for hidden in chunks])
+            self._expected[key] = self._lengths(block, num_hidden, partial(expected_minimum, batch_size=batch_size))
+        context, target = self._expected[key]
+        positions, chance = self._num_positions(block), shared.random()
+        step = max(1, round(positions / 100))
+        # What is rounded is the length of the encoder's sequence and that of the predictor's.
+        num_context = round_at_random(context, step, 1, min(positions - 1, self._max_context(block)), chance)
+        return num_context, round_at_random(context + target, step, num_context + 1, positions, chance) - num_context
+
+    def _lacks_tokens(self, block: Grid, num_hidden: np.ndarray, num_context: int, num_target: int) -> np.ndarray:
+        """Return which samples have fewer tokens than they should keep, bool [B]; complements fit by themselves."""
+        lacks_context = self._num_positions(block) - num_hidden < num_context
+        lacks_target = num_hidden < num_target
+        if self.config.full_complement:
+            return lacks_context
+        return lacks_target if self.config.pred_full_complement else lacks_context | lacks_target
+
+    def _count(self, block: Grid, hidden: np.ndarray) -> np.ndarray:
+        """Return the number of hidden positions of each sample: hidden columns may count for all of their tokens."""
+        return hidden.sum(axis=1) * (self._num_positions(block) // hidden.shape[1])
+
     def _draw_hidden(self, block: Grid, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """Place the blocks; return bool [batch_size, N], True where hidden. N counts columns for tubes, else tokens."""
+        """Place the blocks such that every sample has a context; shapes as in `_place_blocks`."""
+        hidden = self._place_blocks(block, batch_size, rng)
+        while (without_context := hidden.all(axis=1)).any():
+            hidden[without_context] = self._place_blocks(block, without_context.sum(), rng)
+        return hidden
+
+    def _place_blocks(self, block: Grid, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+        """Place the blocks; return bool [batch_size, N], True where hidden.
+
+        N counts columns of tokens if the blocks span all slots, tokens otherwise.
+        """
         config, grid = self.config, self.grid
         num_origins = np.array(grid) - block + 1
         first = (rng.random((batch_size, config.num_blocks, 3)) * num_origins).astype(np.uint16)
         # Which rows and columns each block spans, [B, n, h] and [B, n, w]; or which rows of which slots, [B, n, t*h].
         rows = _spans(first[:, :, 1], block.h, grid.h)
         columns = _spans(first[:, :, 2], block.w, grid.w)
-        tubes_only = self._are_tubes(block)
-        if not tubes_only:
+        if not self._span_all_slots(block):
             slots = _spans(first[:, :, 0], block.t, grid.t)
             rows = (slots[..., :, None] & rows[..., None, :]).reshape(batch_size, config.num_blocks, -1)
         # A product of matrices adds up, for every position, the blocks that hide it.
         count = rows.swapaxes(1, 2).astype(np.float32) @ columns.astype(np.float32)
         hidden = (count > 0).reshape(batch_size, -1)
-        if not tubes_only:
+        if not self._span_all_slots(block):
             hidden[:, self._context_slots() * grid.tokens_per_frame :] = True
         return hidden
 
+    def _span_all_slots(self, block: Grid) -> bool:
+        return block.t == self._context_slots() == self.grid.t
+
     def _are_tubes(self, block: Grid) -> bool:
-        """Whether complete columns of tokens are hidden and kept."""
-        return self.config.truncate == "random" and block.t == self._context_slots() == self.grid.t
+        """Whether complete columns of tokens are hidden and kept; positions are then columns, otherwise tokens."""
+        return self.config.truncate == "random" and self._span_all_slots(block)
+
+    def _num_positions(self, block: Grid) -> int:
+        return self.grid.tokens_per_frame * (1 if self._are_tubes(block) else self.grid.t)
+
+    def _max_context(self, block: Grid) -> int:
+        """Number of positions outside of the blocks that `max_keep` allows."""
+        positions, max_keep = self._num_positions(block), self.config.max_keep
+        return positions if max_keep is None else max_keep // (self.grid.t if self._are_tubes(block) else 1)
 
     def _context_slots(self) -> int:
         return max(1, int(self.grid.t * self.config.max_temporal_keep))
@@ -183,20 +279,3 @@ def _spans(first: np.ndarray, length: int, size: int) -> np.ndarray:
     """Return bool [..., size], True for the `length` positions from `first` [...] on."""
     # Unsigned: positions before the first wrap around to large numbers, so one comparison checks both ends.
     return np.arange(size, dtype=np.uint16) - first[..., None] < length
-
-
-def _cut(
-    config: MaskConfig, hidden: np.ndarray, tokens_per_position: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the seen and the hidden positions, [B, K] each, sorted; K is that of the sample with the fewest."""
-    num_positions = hidden.shape[1]
-    num_hidden = hidden.sum(axis=1)
-    num_context, num_target = num_positions - num_hidden.max(), num_hidden.min()
-    if config.max_keep is not None:
-        num_context = min(num_context, config.max_keep // tokens_per_position)
-    if config.full_complement:
-        num_target = num_positions - num_context
-    elif config.pred_full_complement:
-        num_context = num_positions - num_target
-    order = np.arange(num_positions) if config.truncate == "first" else random_order(hidden.shape, rng)
-    return split(hidden, order, num_context, num_target)

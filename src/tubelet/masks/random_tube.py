@@ -43,7 +43,9 @@ class Sampler(MaskSampler):
                 "them as context; both context and target need at least one"
             )
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, batch_size: int, rng: np.random.Generator, shared: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         num_context, positions = self._num_context(), self.grid.tokens_per_frame
         hidden = np.zeros((batch_size, positions), dtype=bool)
         context, target = split(hidden, random_order(hidden.shape, rng), num_context, positions - num_context)

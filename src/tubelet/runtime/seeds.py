@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     GENERATED_LABELS = 6
     GENERATED_CLIP = 7
     DURATION_OFFSET = 8
+    MASK_LENGTHS = 9
 
 
 def numpy_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
