@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tubelet.layers.attention import attention
 from tubelet.layers.checks import head_width
 from tubelet.layers.groups import Groups
 from tubelet.layers.positions import RopeTables, rotate
@@ -126,9 +127,7 @@ class RegularAttention(MixingLayer):
         self.attn_drop = attn_drop
 
     def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.attn_drop if self.training else 0.0
-        )
+        return attention(q, k, v, attn_mask=mask, dropout_p=self.attn_drop if self.training else 0.0)
 
 
 class FastAttention(MixingLayer):
@@ -171,9 +170,9 @@ class FastAttention(MixingLayer):
         # A sum weighted by the softmax of w·q_i / sqrt(d) is the attention of a single query w to the q_i. The same
         # holds for p_i = global_query * k_i, whose common factor moves to the query and to the result.
         query_weight = self.query_weight.to(q.dtype).expand(len(q), -1, -1, -1)
-        global_query = F.scaled_dot_product_attention(query_weight, q, q, attn_mask=mask)
+        global_query = attention(query_weight, q, q, attn_mask=mask)
         key_weight = self.key_weight.to(q.dtype) * global_query
-        global_key = global_query * F.scaled_dot_product_attention(key_weight, k, k, attn_mask=mask)
+        global_key = global_query * attention(key_weight, k, k, attn_mask=mask)
         return global_key * v
 
 

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 
 from tubelet.config import RESUME_IGNORED, Config
+from tubelet.runtime.attention_kernels import AttentionKernel
 from tubelet.runtime.parallelize import DistributedConfig
 from tubelet.training.schedules import OptimizationConfig
 
@@ -21,6 +22,9 @@ class MetaConfig(Config):
     """Compile the transformer blocks with torch.compile."""
     tf32: bool = True
     """Round the factors of float32 matrix products on GPUs to TF32, with 10 bits of mantissa; sums stay float32."""
+    attention: Annotated[AttentionKernel, RESUME_IGNORED] = "flash"
+    """Attention kernel that is preferred on CUDA; the others follow where it cannot run, `math` last. `cudnn`, which
+    torch prefers on H100, plans for each new length of the sequences; `auto` leaves the choice to torch."""
     load_checkpoint: Annotated[bool, RESUME_IGNORED] = True
     """Continue the run in the folder; false: refuse a folder that holds a run."""
 

@@ -17,6 +17,7 @@ from tubelet.config import ConfigError, UserError
 from tubelet.data import Batch
 from tubelet.data.bad_files import TooManyBadFiles
 from tubelet.runtime import checkpoint, parallelize
+from tubelet.runtime.attention_kernels import attention_kernels
 from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
 from tubelet.runtime.checkpoint_writer import Saver
 from tubelet.runtime.distributed import World, autocast
@@ -178,7 +179,8 @@ class Trainer:
         parts = batch.split(self.options.optimization.accumulation_steps)
         for i, part in enumerate(parts):
             weight = len(part) * self.world.world_size / samples
-            with parallelize.gradient_sync(self.model, now=i == len(parts) - 1):
+            kernels = attention_kernels(self.options.meta.attention, self.world.device)
+            with kernels, parallelize.gradient_sync(self.model, now=i == len(parts) - 1):
                 with self.autocast():
                     terms = self.model(part, rng)
                 _check_terms(self.objective, terms)
