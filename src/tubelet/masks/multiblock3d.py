@@ -18,8 +18,8 @@ from tubelet.grid import Grid
 from tubelet.masks import CollatorOfOneKind, MaskSampler, random_order, split, tubes
 from tubelet.masks.lengths import expected_minimum, round_at_random
 
-# Expected lengths are computed from about as many samples as have this number of positions together: 0.1 s.
-_POSITIONS_SIMULATED, _CHUNK = 2**24, 256
+# Expected lengths are computed from so many samples, or fewer that have so many positions together: about 0.1 s.
+_SIMULATED_SAMPLES, _SIMULATED_POSITIONS, _CHUNK = 2**16, 2**24, 256
 # How often samples with too few tokens for a shared length are drawn again. In batches of 24 one in ten needs it.
 _MAX_REDRAWS = 10
 
@@ -183,7 +183,7 @@ class Sampler(MaskSampler):
             rng, drawn = np.random.default_rng(tuple(block)), self.grid.tokens_per_frame
             if not self._span_all_slots(block):
                 drawn *= self.grid.t
-            num_samples = max(_POSITIONS_SIMULATED // drawn, 4 * batch_size)
+            num_samples = max(min(_SIMULATED_SAMPLES, _SIMULATED_POSITIONS // drawn), 4 * batch_size)
             chunks = (self._draw_hidden(block, _CHUNK, rng) for _ in range(0, num_samples, _CHUNK))
             num_hidden = np.concatenate([self._count(block, hidden) for hidden in chunks])
             self._expected[key] = self._lengths(block, num_hidden, partial(expected_minimum, batch_size=batch_size))
