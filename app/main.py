@@ -1,5 +1,6 @@
 """Train: `python -m app.main --fname configs/pretrain/<name>.yaml [--devices cpu | cuda:0 …] [key.path=value …]`."""
 
+import tubelet.runtime.start_up  # noqa: F401, first, for Ctrl-C during the imports below
 from tubelet.runtime.launch import Package, run
 
 PROGRAMS = Package("app", key="app", module="train")

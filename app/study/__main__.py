@@ -6,6 +6,8 @@ scratch and from the pretrained weights, evaluates non-learned baselines, and wr
 of this repository, run as a child process. After a stop or an error, the same command continues.
 """
 
+import tubelet.runtime.start_up  # noqa: F401, isort: skip, first, for Ctrl-C during the imports below
+
 import datetime
 from pathlib import Path
 

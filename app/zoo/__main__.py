@@ -5,6 +5,8 @@ subset of the tokens, pretrained without labels and probed, as is the encoder wi
 (`app.study`), all on the same clips. After a stop, the same command continues.
 """
 
+import tubelet.runtime.start_up  # noqa: F401, isort: skip, first, for Ctrl-C during the imports below
+
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tubelet import config
 from tubelet.config import UserError
 from tubelet.config.reading import Schema
+from tubelet.runtime import run_lock, start_up
 
 
 def make_parser(
@@ -44,6 +45,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 @contextlib.contextmanager
 def exit_on_error(stopped: str = "stopped") -> Iterator[None]:
     """End the program with one line instead of a traceback: on a UserError (status 1) and on Ctrl-C (status 130)."""
+    start_up.finished()
     try:
         yield
     except UserError as error:
@@ -58,4 +60,6 @@ def run(module: str, description: str | None, schema: type[Schema], main: Callab
     """Run `main` with the options that the command line's file and overrides give."""
     arguments = parse(make_parser(module, description))
     with exit_on_error("stopped; the same command continues"):
-        main(config.load(arguments.fname, arguments.overrides, schema))
+        options = config.load(arguments.fname, arguments.overrides, schema)
+        with run_lock.holding(run_lock.locks_of(options)):
+            main(options)

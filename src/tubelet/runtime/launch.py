@@ -5,25 +5,31 @@ program starts, so that `--help` is fast.
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from tubelet.config import Config, ConfigError, check, nearest, read
-from tubelet.runtime import command_line
+from tubelet.runtime import command_line, run_lock, start_up
 from tubelet.runtime.log import setup_logging
+from tubelet.runtime.parent import end_with_parent
 from tubelet.runtime.signals import STOP_SIGNALS
 
 SAVE_SECONDS = 600.0
 """How long local processes may take to save after the first of them has exited because of a stop signal."""
+END_SECONDS = 30.0
+"""How long they may take to end, and to say which of them failed, after the first has failed."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,18 @@ class Program:
     options: Config
 
     def run(self, world: Any) -> None:
-        """Run it in this process, which leaves its process group afterwards. `world`: see `distributed.World`."""
+        """Run it in this process, which leaves its process group afterwards. `world`: see `distributed.World`.
+
+        Rank 0 holds the lock of the folder meanwhile, see `run_lock`.
+        """
         from tubelet.runtime import distributed
 
         setup_logging(world.rank)
         try:
-            importlib.import_module(self.module).main(self.options, world)
+            with contextlib.ExitStack() as stack:
+                locks = run_lock.holding(run_lock.locks_of(self.options))
+                world.broadcast_from_rank0(lambda: stack.enter_context(locks))
+                importlib.import_module(self.module).main(self.options, world)
         finally:
             distributed.shutdown()
 
@@ -141,54 +153,115 @@ def _start(program: Program, arguments: argparse.Namespace) -> None:
 def _start_processes(program: Program, devices: list[str]) -> None:
     """Run the program in one child process per device and exit with the status of the first that fails.
 
-    Stop signals are forwarded to the children, once each, and the parent waits for the children to save and exit.
+    Stop signals are forwarded to the children, once each, and the parent waits for the children to save and exit. The
+    children get SIGTERM when the parent is killed.
     """
-    from multiprocessing import resource_tracker
-
-    from torch.multiprocessing.spawn import ProcessExitedException, spawn
+    from multiprocessing import get_context, resource_tracker
 
     from tubelet.runtime import distributed
 
     resource_tracker.ensure_running()  # it would unblock the signals
     # The children inherit the blocked signals: one that arrives while they start is delivered in `_run_rank`.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    context, address = get_context("spawn"), distributed.free_address()
+    children = [
+        context.Process(target=_run_rank, args=(rank, os.getpid(), program, devices, address), name=f"rank {rank}")
+        for rank in range(len(devices))
+    ]
+    forwarding = _Forwarding(children)
     try:
-        children = spawn(_run_rank, (program, devices, distributed.free_address()), nprocs=len(devices), join=False)
-        with _forwarding_signals(children.processes) as forwarded:
+        for child in children:
+            child.start()
+        with forwarding:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            # The first child that exits after a stop signal must not end those that are still saving.
-            while not children.join(timeout=1, grace_period=SAVE_SECONDS if forwarded else None):
-                pass
-    except ProcessExitedException as error:  # the child has printed why
-        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+            status = _wait(children, forwarding)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-@contextmanager
-def _forwarding_signals(children: list[Any]) -> Iterator[list[int]]:
-    forwarded: list[int] = []
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        forwarded.append(number)
         for child in children:
             if child.is_alive():
-                os.kill(child.pid, number)
+                child.kill()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if status:
+        sys.exit(status)
 
-    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-    try:
-        yield forwarded
-    finally:
-        for number, handler in previous.items():
+
+class _Forwarding:
+    """Forwards the stop signals that this process gets to its children.
+
+    Attributes:
+        received: The signals, in their order.
+    """
+
+    def __init__(self, children: Sequence[BaseProcess]):
+        self.children, self.received = children, list[int]()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Forwarding":
+        self._previous = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        self.received.append(number)
+        for child in self.children:
+            if child.is_alive() and child.pid is not None:
+                os.kill(child.pid, number)
 
-def _run_rank(rank: int, program: Program, devices: list[str], address: str) -> None:
+    @property
+    def abandoned(self) -> bool:
+        """Whether a second Ctrl-C has come: the children are not to save."""
+        return self.received.count(signal.SIGINT) > 1
+
+    @property
+    def seconds(self) -> float:
+        """Time that the other children have to end after the first has: to save after a stop signal."""
+        return SAVE_SECONDS if self.received and not self.abandoned else END_SECONDS
+
+
+def _wait(children: Sequence[BaseProcess], forwarding: _Forwarding) -> int:
+    """Wait for all children to end. Returns the exit status of the first that failed, 0 if none did.
+
+    When one has failed, the others cannot go on; they are killed unless they end by themselves.
+    """
+    status, since = 0, time.monotonic()
+    while running := [child for child in children if child.is_alive()]:
+        wait([child.sentinel for child in running], timeout=1)
+        failed = [child for child in children if child.exitcode]
+        if failed and not status:
+            status = _explain_exit(failed[0])
+        if not failed and not forwarding.abandoned:
+            since = time.monotonic()
+        elif time.monotonic() - since > forwarding.seconds:
+            for child in running:
+                child.kill()
+    return status
+
+
+def _explain_exit(child: BaseProcess) -> int:
+    """Return the exit status for that of a child. It has printed why it failed, unless a signal killed it."""
+    code = child.exitcode or 0
+    if code >= 0:
+        return code
+    if code == -signal.SIGKILL:
+        hint = "; the kernel does so when memory is used up (see dmesg), and so do others with kill -9"
+    else:
+        hint = ""
+    message = "error: %s (pid %s) was killed by %s%s"
+    print(message % (child.name, child.pid, signal.Signals(-code).name, hint), file=sys.stderr, flush=True)
+    return 128 - code
+
+
+def _run_rank(rank: int, parent: int, program: Program, devices: list[str], address: str) -> None:
+    start_up.finished()
+    os.setsid()  # signals to the parent's process group, such as Ctrl-C, arrive once: through the parent
+    end_with_parent(parent, signal.SIGTERM)
+
     import torch
 
     from tubelet.runtime import distributed
 
-    os.setsid()  # signals to the parent's process group, such as Ctrl-C, arrive once: through the parent
     if devices[rank] == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     with command_line.exit_on_error("stopped" if rank == 0 else ""):
