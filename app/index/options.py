@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from tubelet.config import RESUME_IGNORED, Config
 from tubelet.indexing.duplicates import MAX_DISTANCE
 from tubelet.indexing.options import ReadingOptions
+from tubelet.runtime.run_lock import Lock
 
 
 class DuplicateOptions(Config):
@@ -56,6 +57,10 @@ class Options(Config):
                 "index: tasks of an array share the work through this file; give index=/path/index.parquet"
             )
         return self
+
+    def run_locks(self) -> list[Lock]:
+        """Return what this program locks: processes with the same index share the work."""
+        return [Lock(Path(self.folder), shared=True)]
 
     @property
     def index_path(self) -> Path:

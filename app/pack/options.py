@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tubelet.config import RESUME_IGNORED, Config
 from tubelet.data.storage.options import StorageConfig
+from tubelet.runtime.run_lock import Lock
 
 
 class EncodingOptions(Config):
@@ -86,6 +87,11 @@ class Options(Config):
         if self.task >= self.tasks:
             raise ValueError(f"task {self.task}: with tasks {self.tasks}, tasks are 0 to {self.tasks - 1}")
         return self
+
+    def run_locks(self) -> list[Lock]:
+        """Return what this program locks: the folder, which several tasks share, and its task there."""
+        task = [Lock(self.output_folder, name=f".lock-{self.task}")] if self.tasks > 1 else []
+        return [Lock(self.output_folder, shared=self.tasks > 1), *task]
 
     @property
     def output_folder(self) -> Path:

@@ -1,12 +1,14 @@
 """Write shards in child processes, so that a video that crashes or blocks its decoder costs only itself."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
 from app.pack.options import Options
 from app.pack.shard import ShardWriter
+from tubelet.runtime.parent import end_with_parent
 
 Videos = Sequence[tuple[str, int]]
 
@@ -24,7 +26,8 @@ class _Child:
         self.since = time.monotonic()
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe(duplex=False)
-        self.process = context.Process(target=_write, args=(options, number, videos, unreadable, theirs), daemon=True)
+        arguments = (os.getpid(), options, number, videos, unreadable, theirs)
+        self.process = context.Process(target=_write, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
 
@@ -84,9 +87,12 @@ def _update(child: _Child, timeout: float, done: Callable[[int], None]) -> str |
     return None
 
 
-def _write(options: Options, number: int, videos: Videos, unreadable: dict[int, str], connection: Connection) -> None:
+def _write(
+    parent: int, options: Options, number: int, videos: Videos, unreadable: dict[int, str], connection: Connection
+) -> None:
+    end_with_parent(parent)
     try:
-        # Sending also ends this process once its parent is gone.
+        # Sending also ends this process once its parent is gone, where the kernel does not.
         ShardWriter(options, number).write(videos, unreadable, connection.send)
         connection.send(len(videos))
     except BrokenPipeError:

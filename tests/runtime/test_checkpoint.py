@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import pytest
@@ -221,6 +222,34 @@ def test_all_damaged_is_an_error_and_stays_one(tmp_path):
             checkpoint.newest(tmp_path)
     checkpoint.save(tmp_path, 1, state(1), keep=3)
     assert checkpoint.step_of(checkpoint.newest(tmp_path)) == 1
+
+
+def test_removed_checkpoints_are_an_error_until_their_link_is_removed(tmp_path):
+    path = checkpoint.save(tmp_path, 1, state(1), keep=3)
+    damage(path / "weights.safetensors", 0.5)
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
+        checkpoint.newest(tmp_path)
+    shutil.rmtree(tmp_path / "step-00000001.damaged")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="latest names step-00000001, which is not there, nor is another"):
+            checkpoint.newest(tmp_path)
+    (tmp_path / "latest").unlink()
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_folder_on_a_disk_that_is_not_mounted_is_an_error(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
+    with pytest.raises(CheckpointError, match="checkpoints names .*scratch, which is not there"):
+        checkpoint.newest(tmp_path / "checkpoints")
+
+
+def test_metadata_that_lacks_something_is_explained(tmp_path, caplog):
+    with pytest.raises(CheckpointError, match="x: its metadata has no step, scaler, so the run cannot be continued"):
+        checkpoint.check_complete({"global_batch": 4}, ("step", "scaler"), tmp_path / "x")
+    checkpoint.check_same_batch_size({}, 8, "data.batch_size")
+    assert "does not say how many samples a step takes; the run continues with 8" in caplog.text
+    with pytest.raises(CheckpointError, match="take 4 samples, data.batch_size times the number of processes is 8"):
+        checkpoint.check_same_batch_size({"global_batch": 4}, 8, "data.batch_size")
 
 
 def test_a_step_that_is_damaged_twice_is_set_aside_twice(tmp_path):

@@ -5,7 +5,8 @@ from typing import Annotated
 import pytest
 import yaml
 
-from tubelet.config import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, ConfigError, check, dump
+from tubelet.config import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, ConfigError, UserError, check, dump
+from tubelet.runtime import run_folder
 from tubelet.runtime.run_folder import RunFolder, check_same_configuration, git_state, read_log
 
 
@@ -134,3 +135,87 @@ def test_folder_that_cannot_be_created_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file/run cannot be created .*; choose another one"):
         RunFolder(tmp_path / "file" / "run", Options(), step=0)
+
+
+def test_a_log_with_steps_is_never_overwritten(tmp_path, caplog):
+    for _ in range(2):
+        run = RunFolder(tmp_path, Options(), step=0)
+        run.log([{"step": 0, "rank": 3.0}, {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+        run.close()
+    assert "an earlier start took 2 steps and saved none of them" in caplog.text
+    RunFolder(tmp_path, Options(), step=0).close()
+    expected = [{"step": 0, "rank": 3.0}, {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    for name in ("log-1.jsonl", "log-2.jsonl"):
+        assert [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] == expected
+    assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+def test_damaged_lines_of_the_log_are_named_and_left_out(tmp_path, caplog):
+    lines = [b'{"step": 1}', b"", b'{"step": 2, "lo', b"\xff\xfe", b"[3]", b'{"loss": 1}', b'{"step": 4}']
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    assert read_log(tmp_path) == [{"step": 1}, {"step": 4}]  # the last one is complete without its end of line
+    assert "log.jsonl: left out line 2, line 3, line 4, line 5, line 6, which are no JSON objects" in caplog.text
+    RunFolder(tmp_path, Options(), step=4).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 4}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"lr: [1", "expected"), (b"", "it is empty"), (b"- 1\n", "not a mapping"), (b"lr: \xff", "codec")],
+)
+def test_damaged_configuration_is_explained(tmp_path, content, problem):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"config.yaml: it is damaged \(.*{problem}.*Restore it, remove it to"):
+        check_same_configuration(tmp_path, Options())
+
+
+def test_full_disk_at_the_log_is_explained(tmp_path):
+    run = RunFolder(tmp_path, Options(), step=0)
+    run._log.close()
+    run._log = open("/dev/full", "w")
+    with pytest.raises(UserError, match=r"the log cannot be written \(No space left on device\).*make room"):
+        run.log([{"step": 1, "loss": 1.0}])
+    run.close()
+
+
+def test_new_options_have_their_defaults_also_where_others_were_removed(tmp_path):
+    class Part(Config):
+        depth: int = 2
+        new: int = 5
+
+    class Newer(Config):
+        lr: float = 1.0
+        parts: list[Part] = [Part()]
+        also_new: bool = False
+
+    (tmp_path / "config.yaml").write_text("lr: 1.0\nparts: [{depth: 2, removed: 3}]\n")
+    with pytest.raises(ConfigError) as error:
+        check_same_configuration(tmp_path, Newer())
+    assert "parts.0.removed: 3 there, None here" in str(error.value)
+    assert "new:" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"parts.0.new: 5 there, 6 here"):
+        check_same_configuration(tmp_path, Newer(parts=[Part(new=6)]))
+
+
+def test_other_code_is_mentioned_when_a_run_continues(tmp_path, monkeypatch, caplog):
+    for step, state in ((0, "abc\n"), (0, "xyz\n"), (1, "xyz\n")):
+        monkeypatch.setattr(run_folder, "git_state", lambda state=state: state)
+        RunFolder(tmp_path, Options(), step=step).close()
+    assert not caplog.text
+    monkeypatch.setattr(run_folder, "git_state", lambda: "def\n M code.py\n")
+    RunFolder(tmp_path, Options(), step=1).close()
+    assert "continues with other code than before: revision xyz then, def now" in caplog.text
+    monkeypatch.setattr(run_folder, "git_state", lambda: "def\n M other.py\n")
+    RunFolder(tmp_path, Options(), step=1).close()
+    assert "other uncommitted changes" in caplog.text
+
+
+def test_only_options_that_a_program_has_are_recommended(tmp_path):
+    class Pretraining(Options):
+        init_from: str | None = None
+
+    for options, recommended in ((Options(lr=2.0), False), (Pretraining(lr=2.0), True)):
+        (tmp_path / "config.yaml").write_text(dump(type(options)()))
+        with pytest.raises(ConfigError) as error:
+            check_same_configuration(tmp_path, options)
+        assert ("init_from" in str(error.value)) == recommended

@@ -10,7 +10,13 @@ import pydantic
 
 
 class UserError(Exception):
-    """An error that the user can fix; the message says how. Programs end with it instead of a traceback."""
+    """An error that the user can fix; the message says how. Programs end with it instead of a traceback.
+
+    Attributes:
+        printed_elsewhere: Whether another process of the job prints the message.
+    """
+
+    printed_elsewhere = False
 
 
 class ConfigError(UserError):

@@ -1,5 +1,6 @@
 """Compare the configuration of a run with that of its continuation."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,18 +44,49 @@ def differences(earlier: Mapping[str, Any], options: Config) -> list[str]:
     """
     raw = to_canonical(earlier)
     new = compared(options)
+    known, removed = _without_unknown(raw, type(options))
+    ignored = set(marked(options, RESUME_IGNORED))
     try:
-        old = compared(type(options).model_validate(raw))
+        old = compared(type(options).model_validate(known)) | _leaves_but(removed, ignored)
     except (pydantic.ValidationError, ConfigError):
         # The file is of a version whose options are others: all that it says has to be the same.
-        ignored = set(marked(options, RESUME_IGNORED))
-        old = {".".join(path): value for path, value in _leaves(raw) if not _starts_with_any(path, ignored)}
+        old = _leaves_but(raw, ignored)
     null_matches = {".".join(path) for path in marked(options, RESUME_NULL_MATCHES)}
     return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not (key in null_matches and None in (old.get(key), new.get(key)))
     ]
+
+
+def _without_unknown(raw: Mapping[str, Any], schema: type[Config]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Split off the keys that are no options of this version, so that options which are new can get their defaults."""
+    try:
+        schema.model_validate(raw)
+    except pydantic.ValidationError as error:
+        unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
+    except ConfigError:
+        unknown = []
+    else:
+        unknown = []
+    known, removed = copy.deepcopy(dict(raw)), {}
+    for location in unknown:
+        node: Any = known
+        parent: Any = None
+        path: list[int | str] = []
+        for part in location:
+            if isinstance(node, Mapping) and part in node or isinstance(node, list) and isinstance(part, int):
+                path.append(part)
+                parent, node = node, node[part]
+        if path and path[-1] == location[-1]:
+            removed[".".join(map(str, path))] = parent.pop(path[-1])
+    return known, removed
+
+
+def _leaves_but(raw: Mapping[str, Any], ignored: set[Path]) -> dict[str, Any]:
+    """Return the values of `raw`, whose keys may be dotted, without those of the options `ignored`."""
+    leaves = ((tuple(".".join(path).split(".")), value) for path, value in _leaves(raw) if path)
+    return {".".join(path): value for path, value in leaves if not _starts_with_any(path, ignored)}
 
 
 def _marked_below(value: Any, marker: Marker) -> Iterator[Path]:

@@ -3,7 +3,9 @@
 import ctypes
 import functools
 import logging
+import os
 import platform
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from tubelet.data.options import MaskLengths
 from tubelet.data.streams import SampleStream
 from tubelet.data.types import Batch, Draw, Sample
 from tubelet.data.worker_monitor import WorkerMonitor
+from tubelet.runtime.parent import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +178,10 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         done = 0
         while done < len(self.steps):
-            monitor = WorkerMonitor(self.num_workers)
+            try:
+                monitor = WorkerMonitor(self.num_workers)
+            except RuntimeError as error:
+                raise _explain_memory(error) from None
             batches = self._batches(self.steps[done:], monitor)
             try:
                 for batch in batches:
@@ -189,7 +195,7 @@ class Loader:
                 hung = monitor.hung_samples()
                 monitor.kill_workers()
                 if not hung:
-                    raise
+                    raise _explain_memory(error) from None
                 reason = f"its worker crashed or did not respond: {str(error).splitlines()[0]}"
                 logger.warning("restarting the data workers without samples %s: %s", hung, reason)
                 self.source.dataset.unreadable |= dict.fromkeys(hung, reason)
@@ -206,7 +212,7 @@ class Loader:
                 multiprocessing_context="fork" if self.num_workers else None,
                 pin_memory=self.pin_memory,
                 timeout=self.timeout if self.num_workers else 0,
-                worker_init_fn=functools.partial(_start_worker, monitor),
+                worker_init_fn=functools.partial(_start_worker, monitor, os.getpid()),
                 # Without a generator it draws from torch's global one, and a resumed run would differ.
                 generator=torch.Generator(),
             )
@@ -216,6 +222,19 @@ class Loader:
             # is raised where the batch is requested.
             signal.signal(signal.SIGCHLD, handler)
         return batches
+
+
+def _explain_memory(error: RuntimeError) -> Exception:
+    """Return a UserError where workers have no room for batches in shared memory, else the error itself."""
+    message = str(error)
+    if not any(sign in message for sign in ("Bus error", "shared memory", "No space left on device")):
+        return error
+    free = shutil.disk_usage("/dev/shm").free / 2**20 if os.path.isdir("/dev/shm") else 0
+    return UserError(
+        f"data workers pass batches through /dev/shm, which is full ({free:.0f} MB are free now). Enlarge it (docker "
+        "run --shm-size=16g, or mount -o remount,size=16g /dev/shm), or set data.num_workers=0 or fewer, or a smaller "
+        f"batch size ({message.splitlines()[0]})"
+    )
 
 
 class _ErrorsAsValues(TorchDataset):
@@ -231,8 +250,9 @@ class _ErrorsAsValues(TorchDataset):
             return error
 
 
-def _start_worker(monitor: WorkerMonitor, worker: int) -> None:
+def _start_worker(monitor: WorkerMonitor, parent: int, worker: int) -> None:
     """Ignore stop signals, which reach all processes: the main process needs its workers to finish its step."""
+    end_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     _keep_freed_memory()

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from tubelet.runtime.parent import end_with_parent
+
 Failed = Callable[[str], Any]
 
 
@@ -110,10 +112,12 @@ class _Reader:
 
 def _serve(function: Callable[..., Any], connection: Any, theirs: Any) -> None:
     theirs.close()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # the parent kills its readers
     parent = multiprocessing.parent_process()
     assert parent is not None
+    assert parent.pid is not None
+    end_with_parent(parent.pid)  # also while it reads a file
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the parent kills its readers
     while connection in multiprocessing.connection.wait([connection, parent.sentinel]):
         try:
             task = connection.recv()

@@ -202,7 +202,7 @@ class Fitter:
         if path is None:
             return _Progress(0, torch.zeros(2, len(optimizers), device=device))
         metadata = checkpoint.read_metadata(path)
-        checkpoint.check_same_batch_size(metadata["global_batch"], self.global_batch, "optimization.batch_size")
+        checkpoint.check_same_batch_size(metadata, self.global_batch, "optimization.batch_size")
         if metadata["inputs"] != self.inputs:
             raise other_inputs(self.folder)
         state = checkpoint.read(path)

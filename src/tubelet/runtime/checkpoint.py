@@ -153,7 +153,8 @@ def newest(folder: Path) -> Path | None:
     A damaged one is reported and set aside as `*.damaged`, and the one before it is used.
 
     Raises:
-        CheckpointError: All are damaged, now or at an earlier call. A run never silently starts again from step 0.
+        CheckpointError: All are damaged, now or at an earlier call, or were removed. A run never silently starts again
+            from step 0.
     """
     for path in reversed(find(folder)):
         try:
@@ -166,6 +167,14 @@ def newest(folder: Path) -> Path | None:
         raise CheckpointError(
             f"{folder}: all checkpoints are damaged ({', '.join(damaged)}). Restore one, or choose another `folder:` "
             "to start a new run"
+        )
+    links = [link for name in (LATEST, _LATEST_V1) if (link := folder / name).is_symlink()]
+    if not folder.exists():
+        links += [folder] if folder.is_symlink() else []
+    if links:
+        raise CheckpointError(
+            f"{links[0]} names {os.readlink(links[0])}, which is not there, nor is another checkpoint. Restore it, "
+            "choose another `folder:` to start a new run, or remove the link to begin this one again"
         )
     return None
 
@@ -289,9 +298,25 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, Tensor], what: str
     set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=is_full))
 
 
-def check_same_batch_size(saved: int, current: int, key: str) -> None:
-    """Raises CheckpointError if the steps of all processes together take another number of samples than `saved`."""
-    if saved != current:
+def check_complete(metadata: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
+    """Raises CheckpointError if the metadata of a checkpoint lacks what a run needs to go on."""
+    if missing := [name for name in names if name not in metadata]:
+        raise CheckpointError(
+            f"{path}: its metadata has no {', '.join(missing)}, so the run cannot be continued. Restore another "
+            "checkpoint, or choose another folder=…"
+        )
+
+
+def check_same_batch_size(metadata: Mapping[str, Any], current: int, key: str) -> None:
+    """Raises CheckpointError if the steps of all processes together take another number of samples than before."""
+    saved = metadata.get("global_batch")
+    if saved is None:
+        logger.warning(
+            "the checkpoint does not say how many samples a step takes; the run continues with %d, and is another one "
+            "unless that is the number it had",
+            current,
+        )
+    elif saved != current:
         raise CheckpointError(
             f"the run's steps take {saved} samples, {key} times the number of processes is {current} here. Change one "
             "of them, or choose another folder=…"

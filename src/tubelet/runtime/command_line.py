@@ -49,7 +49,7 @@ def exit_on_error(stopped: str = "stopped") -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(1 if error.printed_elsewhere else f"error: {error}")
     except KeyboardInterrupt:
         if stopped:
             print(stopped, file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tubelet.config import ConfigError
+from tubelet.config import ConfigError, UserError
 
 TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -66,6 +66,8 @@ class World:
         if self.world_size > 1:
             dist.broadcast_object_list(result, src=0)
         if result[1] is not None:
+            if isinstance(result[1], UserError):
+                result[1].printed_elsewhere = not self.is_main
             raise result[1]
         return result[0]
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tubelet.runtime.parent import end_with_parent
+
 
 class AlreadyRunning(Exception):
     """Another process writes to the log."""
@@ -32,7 +34,7 @@ class ForkedProgram:
             file.write(f"\n$ {title}\n".encode())
             file.flush()
             context = multiprocessing.get_context("fork")
-            self._process = context.Process(target=_run, args=(command, file.fileno(), threads))
+            self._process = context.Process(target=_run, args=(os.getpid(), command, file.fileno(), threads))
             self._process.start()
 
     @property
@@ -58,10 +60,11 @@ class ForkedProgram:
             self._process.join()
 
 
-def _run(command: Sequence[str], log: int, threads: int) -> None:
+def _run(parent: int, command: Sequence[str], log: int, threads: int) -> None:
     os.setsid()  # Ctrl-C reaches the parent only, which then ends its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_with_parent(parent, signal.SIGTERM)  # also when the parent is killed; the program may save
     for descriptor, source in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
         os.dup2(source, descriptor)
     sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))

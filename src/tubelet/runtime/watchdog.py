@@ -1,5 +1,6 @@
 """Aborts the job when a rank dies, fails or hangs, with a message that names the rank."""
 
+import contextlib
 import json
 import os
 import socket
@@ -12,10 +13,13 @@ from typing import Any
 
 import torch.distributed as dist
 
+from tubelet.config import UserError
 from tubelet.runtime.distributed import World
 
 HEARTBEAT_SECONDS = 5.0
 """Seconds between two heartbeats."""
+POLL_SECONDS = 1.0
+"""Seconds between two looks whether the job was aborted."""
 MISSED = 3
 """Number of missing heartbeats after which a rank counts as dead."""
 FINISHED = "finished"
@@ -84,15 +88,26 @@ class Watchdog:
         if not self._thread.is_alive():
             return
         if isinstance(error, Exception):
-            # Print the traceback now: the process may be aborted before Python does.
-            sys.excepthook(type(error), error, error.__traceback__)
-            # Wait to be aborted: the other ranks cannot continue, or this one failed because another has died.
-            raised = traceback.extract_tb(error.__traceback__)[-1]
-            location = f"{raised.filename}:{raised.lineno} in {raised.name}"
-            self._heartbeat["failed"] = [self._store.add("failures", 1), f"{type(error).__name__}: {error}", location]
-            self._thread.join()
+            self._fail(error)
         self._heartbeat["activity"] = FINISHED
         self._stop.set()
+        self._thread.join()
+
+    def _fail(self, error: Exception) -> None:
+        """Report the error of this rank and wait to be aborted with the others, which cannot continue."""
+        raised = traceback.extract_tb(error.__traceback__)[-1]
+        location = f"{raised.filename}:{raised.lineno} in {raised.name}"
+        if not isinstance(error, UserError) or sys.excepthook is not sys.__excepthook__:
+            # Print the traceback now: the process may be aborted before Python does. SLURM jobs record it.
+            sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, UserError):
+            # What the user has to change is never the consequence of another rank's death: all end at once.
+            with contextlib.suppress(RuntimeError):  # rank 0 has ended, and so will this process
+                reason = str(error) if self.world.is_main else f"rank {self.world.rank}: {error}"
+                self._store.set("abort", reason)
+        else:
+            # This rank may have failed because another has died.
+            self._heartbeat["failed"] = [self._store.add("failures", 1), f"{type(error).__name__}: {error}", location]
         self._thread.join()
 
     def _open_store(self) -> dist.TCPStore:
@@ -123,7 +138,18 @@ class Watchdog:
                     self._abort(f"no connection to rank 0 ({str(error).splitlines()[0]})")
             if stopped:
                 return
-            stopped = self._stop.wait(self.interval)
+            stopped = self._wait()
+
+    def _wait(self) -> bool:
+        """Wait until the next heartbeat is due, or the job is aborted. Returns whether this rank has finished."""
+        until = time.monotonic() + self.interval
+        while time.monotonic() < until:
+            if self._stop.wait(min(POLL_SECONDS, self.interval)):
+                return True
+            with contextlib.suppress(RuntimeError):  # `_watch` meets it again
+                if self._store.check(["abort"]):
+                    return False
+        return False
 
     def _find_failure(self) -> str | None:
         """The message for the rank that died, failed or hangs, if any."""
@@ -151,8 +177,13 @@ class Watchdog:
 
     def _abort(self, reason: str) -> None:
         print(f"{ABORTED}{reason}", file=sys.stderr, flush=True)
-        if self.world.is_main:
-            time.sleep(2 * self.interval)  # this process hosts the store, from which the others read the reason
+        with contextlib.suppress(RuntimeError):
+            read = self._store.add("read", 1)
+            until = time.monotonic() + 2 * self.interval
+            # Rank 0 hosts the store, from which the others read the reason.
+            while self.world.is_main and read < self.world.world_size and time.monotonic() < until:
+                time.sleep(0.1)
+                read = self._store.add("read", 0)
         os._exit(1)
 
 

@@ -142,6 +142,7 @@ def _executor(runs: Sequence[Run], root: Path, code: Path, after: str | None) ->
         setup=_setup(runs, code.absolute()),
         srun_args=["--kill-on-bad-exit=1"],
         teardown=_teardown(requested, root),
+        wckey=None,  # without it, submitit's own name is sent, which accounting may not know
         additional_parameters=additional,
     )
     return executor

@@ -253,7 +253,8 @@ class Trainer:
             raise ConfigError(f"{self.folder} holds a run; with meta.load_checkpoint=false, choose another folder=…")
         state = checkpoint.read(path, like=self.state() if self.sharded else None)
         metadata = state.metadata
-        checkpoint.check_same_batch_size(metadata["global_batch"], self.global_batch, self.batch_size_key)
+        checkpoint.check_complete(metadata, ("step", "scaler"), path)
+        checkpoint.check_same_batch_size(metadata, self.global_batch, self.batch_size_key)
         self.objective.check_metadata(metadata)
         if self.data_state is not None:
             self.data_state.load_metadata(metadata)
