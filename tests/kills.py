@@ -404,10 +404,8 @@ def main() -> None:
             where.mkdir()
             started = time.monotonic()
             outcome = torture(scenario, where, kills, random.Random(f"{arguments.seed} {scenario.name}"))
-            seconds = time.monotonic() - started
-            print(
-                f"{scenario.name}: {outcome.kills.total()} kills in {seconds:.0f} s, {dict(outcome.kills)}", flush=True
-            )
+            seconds, count = time.monotonic() - started, outcome.kills.total()
+            print(f"{scenario.name}: {count} kills in {seconds:.0f} s, {dict(outcome.kills)}", flush=True)
             for problem in outcome.problems:
                 print(f"PROBLEM {problem}", flush=True)
 

@@ -80,10 +80,9 @@ def main(options, world):
     folder = Path(options.folder)
     with SignalHandler() as interruption:
         (folder / f"training-{world.rank}").write_text(str(os.getpid()))
-        while interruption.signal is None:
+        while not (stopped_by := world.max(int(interruption.signal or 0))):
             time.sleep(0.05)
         time.sleep(1)
-        stopped_by = world.max(int(interruption.signal))
         (folder / f"saved-{world.rank}").write_text(str(stopped_by))
     sys.exit(128 + stopped_by)
 """
@@ -126,23 +125,100 @@ def wait_for(condition, process, seconds=90):
         time.sleep(0.05)
 
 
+def start_two(start, folder):
+    """The program in two processes that are in their loop, and the ids of the processes."""
+    process = start("--processes", "2")
+    files = [folder / f"training-{rank}" for rank in range(2)]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files), process)
+    time.sleep(0.1)
+    return process, [int(file.read_text()) for file in files]
+
+
+def saved(folder):
+    return [(folder / f"saved-{rank}").read_text() for rank in range(2)]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGINT)],
-    ids=["SIGTERM to the parent", "SIGTERM to the group", "Ctrl-C"],
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.kill, signal.SIGINT)],
+    ids=["SIGTERM to the parent", "SIGTERM to the group", "Ctrl-C", "SIGINT to the parent"],
 )
 def test_a_stop_signal_lets_all_processes_finish_their_step_and_save(start, tmp_path, send, number):
-    process = start("--processes", "2")
-    wait_for(lambda: all((tmp_path / f"training-{rank}").exists() for rank in range(2)), process)
-    time.sleep(0.1)
+    process, ranks = start_two(start, tmp_path)
     send(process.pid, number)
     assert process.wait(60) == 128 + number
-    assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+    assert saved(tmp_path) == [str(int(number))] * 2
     assert (tmp_path / "output").read_text() == ""
-    for rank in range(2):
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / f"training-{rank}").read_text()), 0)
+    assert not any(map(is_running, ranks))
+
+
+@pytest.mark.slow
+def test_a_stop_signal_to_one_process_stops_all(start, tmp_path):
+    process, ranks = start_two(start, tmp_path)
+    os.kill(ranks[1], signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert saved(tmp_path) == [str(int(signal.SIGTERM))] * 2
+    assert not any(map(is_running, ranks))
+
+
+@pytest.mark.slow
+def test_processes_save_and_end_when_their_parent_is_killed(start, tmp_path):
+    process, ranks = start_two(start, tmp_path)
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+    while any(map(is_running, ranks)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert saved(tmp_path) == [str(int(signal.SIGTERM))] * 2
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_all_processes_without_saving(start, tmp_path):
+    process, ranks = start_two(start, tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) in (1, 128 + signal.SIGINT)
+    assert not list(tmp_path.glob("saved-*"))
+    assert not any(map(is_running, ranks))
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_and_ends_the_others(start, tmp_path):
+    process, ranks = start_two(start, tmp_path)
+    os.kill(ranks[1], signal.SIGKILL)
+    assert process.wait(90) == 128 + signal.SIGKILL
+    assert f"error: rank 1 (pid {ranks[1]}) was killed by SIGKILL" in (tmp_path / "output").read_text()
+    assert not any(map(is_running, ranks))
+
+
+@pytest.mark.slow
+def test_a_second_start_in_the_same_folder_is_refused_at_once(start, tmp_path):
+    process, ranks = start_two(start, tmp_path)
+    second = start("--processes", "1")
+    assert second.wait(60) == 1
+    expected = f"error: folder: {tmp_path} is in use by process {ranks[0]} on "
+    assert expected in (tmp_path / "output").read_text()
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_a_file_ends_two_processes_at_once_with_one_line(start, tmp_path):
+    (tmp_path / "file").write_text("")
+    process = start("--processes", "2", f"folder={tmp_path}/file")
+    assert process.wait(60) == 1
+    expected = f"error: folder: {tmp_path}/file: it, or a part of its path, is not a folder. Choose another folder=…\n"
+    assert (tmp_path / "output").read_text() == expected
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,5 +1,4 @@
-"""The lock on a run folder: one holder, which says who it is; gone with its process; messages for folders that cannot be
-written."""
+"""The lock on a run folder has one holder, is gone with its process, and says what is wrong with the folder."""
 
 import errno
 import fcntl

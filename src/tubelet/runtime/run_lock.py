@@ -1,8 +1,8 @@
 """Locks on the folder of a run, so that two processes never write the same run.
 
 A lock is that of `fcntl.lockf` on a file in the folder. The kernel drops it when its process ends, however that ends,
-and children do not inherit it. On NFS it holds between hosts where the server has a lock manager; a mount with `nolock` or
-`local_lock` keeps it to one host.
+and children do not inherit it. On NFS it holds between hosts where the server has a lock manager; a mount with `nolock`
+or `local_lock` keeps it to one host.
 """
 
 import contextlib
