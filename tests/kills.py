@@ -162,7 +162,7 @@ def command_of(pid: int) -> str:
 
 
 def torture(scenario: Scenario, folder: Path, kills: int, rng: random.Random) -> Outcome:
-    """Kill a program so many times, at random moments of its life, and compare its results with the undisturbed ones."""
+    """Kill a program so many times, at random moments, and compare its results with those of an undisturbed run."""
     outcome = Outcome()
     started = time.monotonic()
     straight = folder / "straight"

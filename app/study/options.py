@@ -22,6 +22,7 @@ from app.study.sections import (
 from tubelet import config
 from tubelet.config import Config
 from tubelet.config.registry import name_of
+from tubelet.runtime.run_lock import Lock
 
 REFERENCES = ("random", "random_best", "supervised")
 """Rows of the report besides the objectives."""
@@ -88,6 +89,10 @@ class Options(Config):
         self._check_tasks()
         self._check_heads()
         return self
+
+    def run_locks(self) -> list[Lock]:
+        """Return what this program locks. Its children lock their folders, of which one is this one, too."""
+        return [Lock(Path(self.folder), name=".lock-study")]
 
     def studies(self) -> dict[str, "Options"]:
         """Return the study of each data set that is not left out, by name; a single one has the name of its folder."""

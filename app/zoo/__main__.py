@@ -22,7 +22,7 @@ from app.study.results import summarise
 from tubelet import config
 from tubelet.config import Config, ConfigError
 from tubelet.report import aggregate, layout
-from tubelet.runtime import command_line
+from tubelet.runtime import command_line, run_lock
 from tubelet.runtime.files import read_json, write_json
 from tubelet.runtime.jobs import Job, Pool
 from tubelet.runtime.text import text_table
@@ -62,6 +62,10 @@ class Options(Config):
     """Changes to the studies of single encoders."""
     processes: int = Field(2, ge=1)
     threads: int = Field(1, ge=1)
+
+    def run_locks(self) -> list[run_lock.Lock]:
+        """Return what this program locks; its children lock their folders."""
+        return [run_lock.Lock(Path(self.folder), name=".lock-zoo")]
 
 
 def run(options: Options) -> None:

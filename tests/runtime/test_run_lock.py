@@ -12,6 +12,9 @@ import pytest
 
 from app.index.options import Options as Index
 from app.pack.options import Options as Pack
+from app.study.options import Options as Study
+from app.zoo.__main__ import Options as Zoo
+from tubelet import config
 from tubelet.config import Config, ConfigError
 from tubelet.runtime import run_lock
 from tubelet.runtime.run_lock import Lock, holding, locks_of
@@ -110,6 +113,17 @@ def test_every_program_locks_its_folder_and_tasks_of_an_array_share_theirs(tmp_p
     with pytest.raises(ConfigError, match="in use"), holding(tasks[0]):
         pass
     assert not locks_of(Pack(folder="x", data=data))[0].shared
+
+
+def test_a_study_does_not_lock_out_its_children(tmp_path, hold):
+    study = config.load("configs/study/demo.yaml", [f"folder={tmp_path}"], Study)
+    zoo = Zoo(folder=str(tmp_path), encoders="x", clips={}, study={})
+    for lock in (*locks_of(study), *locks_of(zoo)):
+        hold(lock)
+    with holding([Lock(tmp_path)]):  # that of the first pretraining
+        pass
+    with pytest.raises(ConfigError, match="in use"), holding(locks_of(study)):
+        pass
 
 
 def test_file_systems_without_locks_are_warned_about(tmp_path, monkeypatch, caplog):
