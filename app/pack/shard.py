@@ -20,7 +20,7 @@ from tubelet.data import shard_index, storage
 from tubelet.data.decoders import first_line
 from tubelet.data.sources import NO_LABEL
 from tubelet.data.storage import StorageConfig
-from tubelet.runtime.files import replacing, write_atomic
+from tubelet.runtime.files import remove_leftovers, replacing, write_atomic
 
 SCHEMA = pa.schema(
     {
@@ -98,6 +98,7 @@ class ShardWriter:
         """Remove what a killed process has left of this shard."""
         for path in self.folder.glob(f"{self.name}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_leftovers(self.table.parent, self.table.name)
 
 
 def source_name(path: str) -> str:

@@ -3,13 +3,18 @@ import json
 import math
 import os
 import stat
+import uuid
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
+<<<<<<< HEAD
 from tubelet.runtime.files import NotFinite, read_json, replacing, save_tensors, write_atomic, write_json
+=======
+from tubelet.runtime.files import read_json, remove_leftovers, replacing, save_tensors, write_atomic, write_json
+>>>>>>> b323654 (Temporary files that kills have left in run folders, shards and beside indexes are removed)
 
 
 def names(folder):
@@ -88,3 +93,23 @@ def test_tensors_are_readable_as_the_umask_says(tmp_path):
     assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == 0o644
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert (file.get_tensor("x").tolist(), file.metadata()) == ([0, 1, 2], {"a": "b"})
+
+
+def test_what_kills_have_left_of_a_file_is_removed(tmp_path):
+    for name in ("a", "b", "a.tmp"):
+        (tmp_path / f"{name}.{uuid.uuid4().hex}.tmp").write_text("")
+    for name in ("mine.tmp", "a"):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path, "a")
+    assert sorted(name.partition(".")[0] for name in names(tmp_path)) == ["a", "a", "b", "mine"]
+    remove_leftovers(tmp_path)
+    assert sorted(names(tmp_path)) == ["a", "mine.tmp"]
+    remove_leftovers(tmp_path / "missing")
+
+
+def test_the_names_of_temporary_files_are_known(tmp_path):
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("")
+        remove_leftovers(tmp_path, "a")
+        assert not temporary.exists()
+        temporary.write_text("")

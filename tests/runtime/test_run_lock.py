@@ -115,6 +115,16 @@ def test_every_program_locks_its_folder_and_tasks_of_an_array_share_theirs(tmp_p
     assert not locks_of(Pack(folder="x", data=data))[0].shared
 
 
+def test_leftovers_are_removed_only_where_nobody_else_writes(tmp_path):
+    left = tmp_path / f"config.yaml.{'0' * 32}.tmp"
+    left.write_text("")
+    for lock in (Lock(tmp_path, shared=True), Lock(tmp_path, name=".lock-0")):
+        with holding([lock]):
+            assert left.exists()
+    with holding([Lock(tmp_path)]):
+        assert not left.exists()
+
+
 def test_a_study_does_not_lock_out_its_children(tmp_path, hold):
     study = config.load("configs/study/demo.yaml", [f"folder={tmp_path}"], Study)
     zoo = Zoo(folder=str(tmp_path), encoders="x", clips={}, study={})

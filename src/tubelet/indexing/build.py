@@ -29,7 +29,7 @@ from tubelet.indexing.options import SCHEMA, VERSION, ReadingOptions
 from tubelet.indexing.readers import Readers
 from tubelet.indexing.table import read_metadata, write_index
 from tubelet.indexing.walk import find_files
-from tubelet.runtime.files import read_json, replacing, write_json
+from tubelet.runtime.files import read_json, remove_leftovers, replacing, write_json
 from tubelet.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -180,6 +180,7 @@ class Work:
                 time.sleep(POLL_SECONDS)
                 continue
             metadata = {"reading": _identity(self.options), "job": job}
+            remove_leftovers(self.index.parent, self.index.name)
             write_index(self.index, self._tables(claimed), metadata)
             done = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}")
             os.rename(self.folder, done)

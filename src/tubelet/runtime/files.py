@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from tubelet.config import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 
 class NotFinite(UserError):
@@ -39,6 +43,19 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove the temporary files that killed processes have left in a folder, of `name` or of all files.
+
+    No other process may be writing there.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and name in ("", match[1]):
+            path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

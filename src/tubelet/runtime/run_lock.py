@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tubelet.config import Config, ConfigError
+from tubelet.runtime.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ def _holding(lock: Lock) -> Iterator[None]:
     path = lock.folder / lock.name
     file = _acquire(lock, path)
     try:
+        if lock.name == NAME and not lock.shared:  # nobody else writes here
+            remove_leftovers(lock.folder)
         yield
     finally:
         with contextlib.suppress(OSError):  # others share it, or the folder was removed meanwhile

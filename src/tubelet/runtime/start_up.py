@@ -1,11 +1,12 @@
 """Ctrl-C while a program starts prints one line: importing this module installs the handler, so import it first.
 
 The imports that follow take seconds, and a KeyboardInterrupt in the middle of one prints a long traceback, or is taken
-for a missing package. Nothing has to be saved yet.
+for a missing package. Nothing has to be saved yet. In processes that are no program, such as tests, nothing changes.
 """
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -20,5 +21,11 @@ def finished() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or someone else's
+def _is_program() -> bool:
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    return specification is not None and specification.name.partition(".")[0] in ("app", "evals")
+
+
+# A handler that is another one, or none as in background jobs of a shell, stays.
+if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _exit)
