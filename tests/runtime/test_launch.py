@@ -221,6 +221,14 @@ def test_a_folder_that_is_a_file_ends_two_processes_at_once_with_one_line(start,
     assert (tmp_path / "output").read_text() == expected
 
 
+def test_ctrl_c_during_the_first_imports_prints_no_traceback(start, tmp_path):
+    process = start()
+    wait_for(lambda: b"pydantic_core" in Path(f"/proc/{process.pid}/maps").read_bytes(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert (tmp_path / "output").read_text() == "stopped\n"
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_while_starting_prints_no_traceback(start, tmp_path, processes):
     process = start("--processes", str(processes))

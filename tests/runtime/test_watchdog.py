@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from tubelet.config import UserError
 from tubelet.runtime import distributed
 from tubelet.runtime.distributed import World
 from tubelet.runtime.watchdog import Watchdog, _RankStatus
@@ -79,6 +80,32 @@ def test_all_ranks_abort_with_the_rank_host_and_activity(tmp_path, fate, failure
     if fate is fail:
         assert "Traceback (most recent call last)" in output[1]
         assert re.search(r"at \S+test_watchdog\.py:\d+ in fail$", output[1], re.MULTILINE)
+
+
+def user_error_in(rank, failing, address, folder):
+    sys.stderr = open(f"{folder}/{rank}", "w")  # noqa: SIM115 it lives as long as the process
+    world = distributed.init(rank, 2, "cpu", address)
+    with Watchdog(world, timeout=600.0):
+        if rank == failing:
+            raise UserError("the disk is full; make room")
+        world.sum(torch.zeros(1))
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_that_the_user_can_fix_ends_all_ranks_at_once_without_traceback(tmp_path, failing):
+    context, address = multiprocessing.get_context("fork"), distributed.free_address()
+    processes = [context.Process(target=user_error_in, args=(rank, failing, address, tmp_path)) for rank in range(2)]
+    started = time.monotonic()
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert time.monotonic() - started < 12  # a failure of another kind takes 3 heartbeats, 15 seconds, to be reported
+    assert [process.exitcode for process in processes] == [1, 1]
+    rank = f"rank {failing}: " if failing else ""
+    for number in range(2):
+        assert (tmp_path / str(number)).read_text() == f"error: job aborted: {rank}the disk is full; make room\n"
 
 
 def test_a_run_without_failure_is_not_aborted(tmp_path):

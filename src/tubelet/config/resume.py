@@ -70,6 +70,7 @@ def _without_unknown(raw: Mapping[str, Any], schema: type[Config]) -> tuple[Mapp
     else:
         unknown = []
     known, removed = copy.deepcopy(dict(raw)), {}
+    location: tuple[Any, ...]
     for location in unknown:
         node: Any = known
         parent: Any = None
