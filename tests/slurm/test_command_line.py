@@ -65,6 +65,7 @@ def fake_commands(folder, monkeypatch, **commands):
 
 def test_command_line_overrides_the_file(dry_run, tmp_path):
     output = dry_run("--nodes", "3", "--mem-per-gpu", "80G", "--exclude", "n7", "slurm.sbatch.constraint=a100")
+    assert "wckey" not in output
     for line in ("nodes=3", "ntasks-per-node=4", "gpus-per-node=4", "partition=main", "time=100", "mem-per-gpu=80G"):
         assert f"#SBATCH --{line}\n" in output
     assert "#SBATCH --exclude=n7\n" in output

@@ -97,7 +97,7 @@ class Watchdog:
         """Report the error of this rank and wait to be aborted with the others, which cannot continue."""
         raised = traceback.extract_tb(error.__traceback__)[-1]
         location = f"{raised.filename}:{raised.lineno} in {raised.name}"
-        if not isinstance(error, UserError) or sys.excepthook is not sys.__excepthook__:
+        if not isinstance(error, UserError) or "SUBMITIT_EXECUTOR" in os.environ:
             # Print the traceback now: the process may be aborted before Python does. SLURM jobs record it.
             sys.excepthook(type(error), error, error.__traceback__)
         if isinstance(error, UserError):
