@@ -160,6 +160,8 @@ def _start_processes(program: Program, devices: list[str]) -> None:
 
     from tubelet.runtime import distributed
 
+    with run_lock.holding(run_lock.locks_of(program.options)):
+        pass  # a folder that rank 0 could not lock is found before processes are started
     resource_tracker.ensure_running()  # it would unblock the signals
     # The children inherit the blocked signals: one that arrives while they start is delivered in `_run_rank`.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
