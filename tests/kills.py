@@ -161,7 +161,9 @@ def command_of(pid: int) -> str:
     return ""
 
 
-def torture(scenario: Scenario, folder: Path, kills: int, rng: random.Random) -> Outcome:
+def torture(
+    scenario: Scenario, folder: Path, kills: int, rng: random.Random, tell: Callable[[str], None] = lambda line: None
+) -> Outcome:
     """Kill a program so many times, at random moments, and compare its results with those of an undisturbed run."""
     outcome = Outcome()
     started = time.monotonic()
@@ -200,6 +202,7 @@ def torture(scenario: Scenario, folder: Path, kills: int, rng: random.Random) ->
             output = program.log.read_text(errors="replace")
             if "Traceback" in output and "to a rank" not in kind:
                 outcome.problems.append(f"{said}: exit status {program.status}: a traceback\n{output[-3000:]}")
+            tell(f"{said}: exit status {program.status}, {len(outcome.problems)} problems so far")
             program = start(scenario, disturbed)
         if not program.wait(END_SECONDS) or program.status != 0:
             outcome.problems.append(f"{scenario.name}, run {run}: the last start ended with {program.status}:\n"
@@ -396,6 +399,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     adopt_orphans()
+    tell = functools.partial(print, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         chosen = [s for s in scenarios(Path(folder)) if not arguments.only or s.name in arguments.only]
         for number, scenario in enumerate(chosen):
@@ -403,7 +407,7 @@ def main() -> None:
             where = Path(folder) / scenario.name
             where.mkdir()
             started = time.monotonic()
-            outcome = torture(scenario, where, kills, random.Random(f"{arguments.seed} {scenario.name}"))
+            outcome = torture(scenario, where, kills, random.Random(f"{arguments.seed} {scenario.name}"), tell)
             seconds, count = time.monotonic() - started, outcome.kills.total()
             print(f"{scenario.name}: {count} kills in {seconds:.0f} s, {dict(outcome.kills)}", flush=True)
             for problem in outcome.problems:
