@@ -329,6 +329,7 @@ RANDOM_ENCODER = {
 
 def results(folder: Path) -> dict[str, Any]:
     measured = json.loads((folder / "results.json").read_text())
+    measured.pop("seconds")
     return {**measured, "predictions": (folder / "predictions.csv").read_text(), "log": read_log(folder)}
 
 

@@ -70,11 +70,11 @@ def _without_unknown(raw: Mapping[str, Any], schema: type[Config]) -> tuple[Mapp
     else:
         unknown = []
     known, removed = copy.deepcopy(dict(raw)), {}
-    location: tuple[Any, ...]
     for location in unknown:
         node: Any = known
         parent: Any = None
-        path: list[int | str] = []
+        path: list[Any] = []
+        part: Any
         for part in location:
             if isinstance(node, Mapping) and part in node or isinstance(node, list) and isinstance(part, int):
                 path.append(part)
