@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-<<<<<<< HEAD
-from tubelet.runtime.files import NotFinite, read_json, replacing, save_tensors, write_atomic, write_json
-=======
-from tubelet.runtime.files import read_json, remove_leftovers, replacing, save_tensors, write_atomic, write_json
->>>>>>> b323654 (Temporary files that kills have left in run folders, shards and beside indexes are removed)
+from tubelet.runtime.files import (
+    NotFinite,
+    read_json,
+    remove_leftovers,
+    replacing,
+    save_tensors,
+    write_atomic,
+    write_json,
+)
 
 
 def names(folder):
