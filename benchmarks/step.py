@@ -168,9 +168,14 @@ def our_step(setting: Setting, jepa: vjepa.VJEPA) -> Callable[..., float]:
 
 def make_vjepa2(setting: Setting) -> nn.Module:
     """Build the model of transformers with the same sizes."""
+    return vjepa2_like(make_jepa(setting), setting)
+
+
+def vjepa2_like(jepa: vjepa.VJEPA, setting: Setting) -> nn.Module:
+    """Build the model of transformers with the sizes of `jepa`, whose weights may be on the device `meta`."""
     from transformers import VJEPA2Config, VJEPA2Model
 
-    encoder = make_jepa(setting).encoder
+    encoder, predictor = jepa.encoder, jepa.predictor
     torch.manual_seed(0)
     config = VJEPA2Config(
         patch_size=setting.patch_size,
@@ -180,23 +185,31 @@ def make_vjepa2(setting: Setting) -> nn.Module:
         hidden_size=encoder.embed_dim,
         num_attention_heads=encoder.num_heads,
         num_hidden_layers=len(encoder.blocks),
-        pred_hidden_size=setting.pred_embed_dim,
-        pred_num_attention_heads=setting.pred_num_heads,
-        pred_num_hidden_layers=setting.pred_depth,
+        pred_hidden_size=predictor.predictor_embed_dim,
+        pred_num_attention_heads=predictor.num_heads,
+        pred_num_hidden_layers=len(predictor.predictor_blocks),
         pred_num_mask_tokens=len(MASKS),
     )
-    return VJEPA2Model(config).to(setting.device)
+    with torch.device(setting.device):
+        return VJEPA2Model(config)
 
 
-def transformers_step(setting: Setting, model: nn.Module, only_context: bool) -> Callable[..., float]:
+def transformers_step(
+    setting: Setting, model: nn.Module, only_context: bool, compiled: bool = False
+) -> Callable[..., float]:
     """Return the same training step for a model of transformers.
 
     Args:
         setting: Sizes of the step.
         model: The model.
         only_context: Call the layers on the context tokens only, instead of VJEPA2Model.forward.
+        compiled: Compile each layer.
     """
     target_model = copy.deepcopy(model).requires_grad_(False)
+    if compiled:
+        for part in (model.encoder, model.predictor, target_model.encoder):
+            for layer in part.layer:
+                layer.compile()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     predict = predict_from_context if only_context else predict_with_forward
