@@ -103,7 +103,9 @@ def _run_here(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         deadline = time.monotonic() + arguments.seconds - GRACE_SECONDS
         tiny = arguments.size == "tiny"
-        SECTIONS[name].run(Session(name, device, tiny, deadline, arguments.records, Path(scratch), arguments.out))
+        session = Session(name, device, tiny, deadline, arguments.records, Path(scratch), arguments.out)
+        SECTIONS[name].run(session)
+    sys.exit(1 if session.failed else 0)
 
 
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import gc
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Session:
         records: File of JSON lines to which measurements are appended.
         scratch: Folder for files that are not kept.
         out: Folder for files that are kept.
+        failed: Whether a measurement has ended with an error.
     """
 
     section: str
@@ -38,6 +40,7 @@ class Session:
     records: Path
     scratch: Path
     out: Path
+    failed: bool = False
 
     @property
     def world(self) -> World:
@@ -55,9 +58,9 @@ class Session:
         print(" ".join(f"{key}={value}" for key, value in shown.items() if key != "details"), flush=True)
 
     def attempt(self, name: str, measure: Callable[[], dict[str, Any]], seconds: float = 0.0) -> None:
-        """Record what `measure` returns, or why there is nothing: too little time, too little memory, no package.
+        """Record what `measure` returns, or why there is nothing: time, memory, a package, or any other error.
 
-        Other errors end the section.
+        A GPU is lent for minutes, so the section goes on after an error; `failed` makes its process exit with 1.
 
         Args:
             name: What is measured.
@@ -74,6 +77,11 @@ class Session:
             figures = {"note": f"out of memory: {str(error).splitlines()[0]}"}
         except ModuleNotFoundError as error:
             figures = {"note": f"skipped: the package {error.name} is not installed"}
+        except Exception as error:
+            self.failed = True
+            text = traceback.format_exc()
+            print(text, flush=True)
+            figures = {"note": f"failed: {type(error).__name__}: {error}"[:300], "details": {"error": text}}
         self.record(name, **figures)
 
     def synchronize(self) -> None:
