@@ -1,17 +1,24 @@
-# Each target creates the environment in .venv first, once.
+# Each target creates the environment in .venv first, once; test-gpu and bench-gpu with PYTHON=python3 use that one as it is.
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo real objectives zoo test test-all test-slurm lint bench
+# Requirements and environment of the targets that may run with an existing interpreter.
+ENVIRONMENT := $(if $(filter $(VENV)/bin/python,$(PYTHON)),install)
+HERE := PYTHONPATH=$(CURDIR)/src:$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+OUT ?= runs/bench_gpu
+
+.PHONY: help install demo real objectives zoo test test-all test-slurm test-gpu lint bench bench-gpu
 
 help:
 	@echo "make demo        pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
 	@echo "make test        fast tests (CPU, 8 min)"
 	@echo "make test-all    all tests but those on SLURM (CPU, 20 min)"
 	@echo "make test-slurm  jobs on a real SLURM, started on this machine (root, Debian's packages; 8 min)"
+	@echo "make test-gpu    tests on one GPU, at most 9 minutes; PYTHON=python3 uses an existing environment"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       speed against peers: masks, training step, loader, attention; two processes against one"
+	@echo "make bench-gpu   training steps and more on one GPU, at most 9 minutes; OUT=folder, SECTIONS=\"demo\", PYTHON=python3"
 	@echo "make real DATA=/path/to/ut_interaction   the experiment of the demo on real video"
 	@echo "make objectives  every objective with equal compute on the demo's clips (CPU, an hour); THERMAL=/path UT=/path add real video"
 	@echo "make zoo         every encoder trained with labels, pretrained, probed: one table (CPU, an hour)"
@@ -48,10 +55,13 @@ test: install
 	$(PYTHON) -m pytest
 
 test-all: install
-	$(PYTHON) -m pytest -m "not slurm"
+	$(PYTHON) -m pytest -m "not slurm and not gpu"
 
 test-slurm: install
 	$(PYTHON) -m pytest -m slurm --timeout 900 tests/slurm
+
+test-gpu: $(ENVIRONMENT)
+	$(HERE) timeout --kill-after 10 530 $(PYTHON) -m pytest -v -m gpu --timeout 120 --durations 10 tests/gpu
 
 lint: install
 	$(PYTHON) -m ruff check .
@@ -60,3 +70,6 @@ lint: install
 
 bench: install
 	$(PYTHON) -m benchmarks
+
+bench-gpu: $(ENVIRONMENT)
+	$(HERE) $(PYTHON) -m benchmarks.gpu --out $(OUT) $(SECTIONS)

@@ -1,8 +1,8 @@
 """Measure training on one GPU; ends by its own deadline and writes results.json and results.md.
 
-    python -m benchmarks.gpu --out runs/bench_gpu
-    python -m benchmarks.gpu --out runs/bench_gpu demo     # one section, with all the time
-    python -m benchmarks.gpu --device cpu --size tiny      # shows that the code runs, in a minute
+python -m benchmarks.gpu --out runs/bench_gpu
+python -m benchmarks.gpu --out runs/bench_gpu demo     # one section, with all the time
+python -m benchmarks.gpu --device cpu --size tiny      # shows that the code runs, in a minute
 """
 
 import argparse

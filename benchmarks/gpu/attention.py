@@ -87,7 +87,9 @@ def fastback(session: Session) -> None:
         ),
     }
     for name, choose in choices.items():
-        session.attempt(f"FastBack, {batch} x {math.prod(grid)} tokens, {name}", partial(_layer, session, layer, x, choose))
+        session.attempt(
+            f"FastBack, {batch} x {math.prod(grid)} tokens, {name}", partial(_layer, session, layer, x, choose)
+        )
 
 
 def _layer(

@@ -22,6 +22,7 @@ TINY = [
     *("encoder.embed_dim=48", "encoder.depth=2", "encoder.num_heads=2"),
     *("objective.predictor.embed_dim=24", "objective.predictor.depth=1", "objective.predictor.num_heads=2"),
     *("data.crop_size=64", "data.num_frames=4", "data.batch_size=2", "data.mask_batch_size=2", "meta.dtype=float32"),
+    "data.num_workers=0",
 ]
 NO_CHECKPOINTING = [
     "encoder.use_activation_checkpointing=false",

@@ -109,19 +109,6 @@ def test_a_decoder_that_does_not_work_here_is_an_error_before_any_video_is_read(
         open_video(str(videos / "a.mp4"), Decoder(name="torchcodec", device="cuda"))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.skipif(why_missing("torchcodec") is not None, reason=str(why_missing("torchcodec")))
-def test_frames_decoded_on_a_gpu_are_those_of_the_cpu(make_video, tmp_path):
-    options = Decoder(name="torchcodec", device="cuda")
-    check_decoder(options)
-    path = make_video(tmp_path / "v.mp4", frames=60, height=256, width=340)
-    indices = np.array([0, 3, 17, 40, 59])
-    on_gpu, on_cpu = (open_video(path, decoder).frames_at(indices) for decoder in (options, "pyav"))
-    assert on_gpu.shape == on_cpu.shape
-    assert np.abs(on_gpu.astype(int) - on_cpu).mean() < 4  # the GPU converts colors in its own way
-
-
 def test_errors_name_a_file_like_object(decoder, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     with open(tmp_path / "text.mp4", "rb") as file, pytest.raises(VideoError, match=r"text.mp4: \w+ cannot open it"):

@@ -29,7 +29,8 @@ from tubelet.training.trainer import Trainer
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
 # Of them "kernel" and "matrix product" are launches.
-COUNTED = ("kernel", "matrix product", "cudaMemsetAsync", "copy on the device", "copy to the device", "copy to the host")
+COPIES = ("copy on the device", "copy to the device", "copy to the host")
+COUNTED = ("kernel", "matrix product", "cudaMemsetAsync", *COPIES)
 ALLOCATOR = ("cudaMalloc", "cudaFree", "cuMemCreate", "cuMemRelease")
 
 
@@ -133,7 +134,7 @@ def _pretend_processes(world_size: int) -> None:
 
 
 def count(trainer: Trainer, batches: list[Batch], runtime: Runtime) -> dict[str, Any]:
-    """Take a step with each batch and return the counts; the first, which allocates the optimizer's state, is left out."""
+    """Take a step with each batch; count all but the first, which allocates the state of the optimizer."""
     first, *rest = batches
     trainer.train_step(first)
     at_rest = torch.cuda.memory_allocated()
