@@ -96,8 +96,11 @@ class Plan:
         data = options.data
         self.clips = data.batch_size * data.num_clips
         self.global_clips = self.clips * cluster.gpus
-        self.draws = draw_tokens(options, self.global_clips)
-        self.flops = mean_flops(self.jepa, self.clips, self.draws)
+        steps = draw_tokens(options, self.global_clips)
+        self.draws = [draw for groups in steps for draw in groups]
+        by_draw = {draw: costs.step_flops(self.jepa, self.clips, draw) for draw in set(self.draws)}
+        self.flops = mean_flops([by_draw[draw] for draw in self.draws])
+        self.imbalance = statistics.mean(_slowest([by_draw[draw] for draw in groups]) for groups in steps)
 
     @property
     def total_flops(self) -> Flops:
@@ -118,7 +121,7 @@ class Plan:
         traffic = costs.traffic(self.jepa, strategy, len(options.mask), parts)
         communication = cluster.seconds_to_send(traffic.sent(cluster.gpus))
         operations = total.forward + total.backward + (total.recomputed if checkpointing else 0)
-        compute = operations / cluster.flops
+        compute = operations / cluster.flops * self.imbalance
         if fsdp:
             seconds = max(compute, communication)
         else:
@@ -135,21 +138,34 @@ class Plan:
         return Step(strategy, memory, traffic, compute, communication, seconds)
 
 
-def draw_tokens(options: Options, global_clips: int) -> list[tuple[Tokens, ...]]:
-    """Return the number of tokens under each mask in the first steps of the run, for the first group of clips."""
+def draw_tokens(options: Options, global_clips: int) -> list[list[tuple[Tokens, ...]]]:
+    """Return the number of tokens under each mask in the first steps of the run, for each group of clips.
+
+    The clips of a group have equally many tokens. A group is the whole batch, or `data.mask_batch_size` clips, such as
+    those of one process.
+    """
     masks, group_size = options.mask_collator(), options.data.mask_batch_size or global_clips
-    draws = []
+    steps = []
     for step in range(STEPS_SAMPLED):
-        lengths = options.data.mask_lengths
-        pairs = draw_masks(masks, group_size, seed=options.meta.seed, step=step, group=0, lengths=lengths)
-        draws.append(tuple(Tokens(context.shape[1], target.shape[1]) for context, target in zip(*pairs, strict=True)))
-    return draws
+        groups = []
+        for group in range(max(1, global_clips // group_size)):
+            lengths, seed = options.data.mask_lengths, options.meta.seed
+            pairs = draw_masks(masks, group_size, seed=seed, step=step, group=group, lengths=lengths)
+            groups.append(tuple(Tokens(c.shape[1], t.shape[1]) for c, t in zip(*pairs, strict=True)))
+        steps.append(groups)
+    return steps
 
 
-def mean_flops(jepa: VJEPA, clips: int, draws: list[tuple[Tokens, ...]]) -> dict[str, Flops]:
-    """Return the operations per GPU with `clips` clips, averaged over steps."""
-    steps = [costs.step_flops(jepa, clips, draw) for draw in draws]
-    return {part: sum((step[part] for step in steps), Flops()) * (1 / len(steps)) for part in steps[0]}
+def mean_flops(draws: list[dict[str, Flops]]) -> dict[str, Flops]:
+    """Return the operations of each part, averaged over steps and groups."""
+    return {part: sum((draw[part] for draw in draws), Flops()) * (1 / len(draws)) for part in draws[0]}
+
+
+def _slowest(groups: list[dict[str, Flops]]) -> float:
+    """Return the operations of the group with the most, for which the others wait, divided by their mean."""
+    totals = [sum(group.values(), Flops()) for group in groups]
+    operations = [total.forward + total.backward for total in totals]
+    return max(operations) / statistics.mean(operations)
 
 
 def encoded_bytes(options: Options, bits_per_second: float) -> float:
@@ -182,11 +198,16 @@ def rows(plan: Plan, video_bits: float) -> Iterator[tuple[str, ...]]:
     for name, flops in {**plan.flops, "total FLOPs": total}.items():
         yield f"  {name}", *(f"{value / 1e12:.3f}" for value in (flops.forward, flops.backward, flops.recomputed))
 
+    yield "  slowest GPU over the mean", f"{plan.imbalance:.3f}"
+
     steps = [plan.step(fsdp, checkpointing) for fsdp in (False, True) for checkpointing in (False, True)]
     yield "memory per GPU, GiB", *(str(step.strategy) for step in steps)
     for name in steps[0].memory:
         yield f"  {name}", *(f"{step.memory[name] / GIB:.2f}" for step in steps)
-    yield "  total memory", *(f"{sum(step.memory.values()) / GIB:.2f}" for step in steps)
+    totals = [sum(step.memory.values()) / GIB for step in steps]
+    yield "  total memory", *(f"{total:.2f}" for total in totals)
+    for name, factor in costs.RESERVED.items():
+        yield f"  reserved, {name}", *(f"{total * factor:.2f}" for total in totals)
 
     yield "communication per step, GB", *(str(step.strategy) for step in steps)
     for name in ("all_reduce", "all_gather", "reduce_scatter"):

@@ -286,3 +286,36 @@ def test_invalid_arguments(arguments, message, capsys, monkeypatch):
     with pytest.raises(SystemExit) as error:
         table(capsys, *arguments)
     assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_the_slowest_process_sets_the_time(capsys, monkeypatch):
+    """With masks for each process by itself, some have more tokens than others; the time is that of the slowest."""
+    monkeypatch.chdir(ROOT)
+    arguments = ("--nodes", "2", "--gpus-per-node", "4", "--tflops", "1", "data.batch_size=8", "optimization.ipe=100")
+    together = table(capsys, *arguments)
+    apart = table(capsys, *arguments, "data.mask_batch_size=8")
+    assert float(together["slowest GPU over the mean"][0]) == 1
+    options = plan.load(plan.PRETRAINING, "configs/pretrain/vitt16.yaml", ["data.batch_size=8"]).options
+    options = options.model_copy(update={"data": options.data.model_copy(update={"mask_batch_size": 8})})
+    with torch.device("meta"):
+        jepa = build_objective(options)
+    ratios = []
+    for groups in plan.draw_tokens(options, 64):
+        assert len(groups) == 8
+        totals = [sum(costs.step_flops(jepa, 8, draw).values(), costs.Flops()) for draw in groups]
+        operations = [total.forward + total.backward for total in totals]
+        ratios.append(max(operations) * len(operations) / sum(operations))
+    expected = sum(ratios) / len(ratios)
+    assert float(apart["slowest GPU over the mean"][0]) == pytest.approx(expected, abs=1e-3)
+    forward, backward, _ = (float(cell) for cell in apart["total FLOPs"])
+    assert float(apart["compute, ms"][0]) / 1e3 == pytest.approx((forward + backward) * expected, rel=0.01)
+
+
+def test_reserved_memory_is_above_the_total(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = table(capsys)
+    total, default, expandable = (
+        float(cells[name][0])
+        for name in ("total memory", "reserved, default allocator", "reserved, expandable_segments")
+    )
+    assert total < expandable < default
