@@ -16,9 +16,10 @@ from tubelet.objectives.vjepa import VJEPA
 
 FP32 = 4
 RESERVED = {"default allocator": 1.4, "expandable_segments": 1.01}
-"""Memory that torch's allocator holds, divided by the peak of the tensors, after steps with many different lengths.
+"""Memory that torch's allocator holds, divided by the peak of the tensors: an upper estimate.
 
-Counted with tools/pretended_gpu for vjepa_vitl16 and vjepa_vith16_384, 300 steps: 1.39 and 1.37 by default."""
+A pretended GPU counted 1.39 for vjepa_vitl16 and 1.37 for vjepa_vith16_384 by default (an earlier version), and
+tools/pretended_gpu 1.25 and 1.22 after four steps; 1.003 with expandable segments."""
 
 
 class Tokens(NamedTuple):
