@@ -1,9 +1,9 @@
-"""When each frame of a file is shown, and where its key frames are."""
+"""When each frame of a file is shown, and from where it can be decoded."""
 
 import collections
 import functools
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -13,6 +13,22 @@ from tubelet.data.decoders.files import PathOrFile
 
 MAX_CACHED_FRAMES = 1 << 22
 """Frames of all indices that a process keeps: 32 MB."""
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """Packets before which decoding can start such that frames can be counted from there.
+
+    Attributes:
+        numbers: int64 [R], the frame that each gives first, ascending; the packets before it give all frames before it.
+        times, positions: int64 [R], their decoding times, and their bytes in the file (-1: unknown).
+        by_position: Whether to seek to bytes, because time stamps start again.
+    """
+
+    numbers: np.ndarray
+    times: np.ndarray
+    positions: np.ndarray
+    by_position: bool
 
 
 @dataclass(frozen=True)
@@ -26,8 +42,8 @@ class FrameIndex:
         rate: Frames per second according to the file; 0 where it says nothing.
         options: Options of FFmpeg's demuxer with which it gives these time stamps.
         scanned: Whether all packets of the file were read, not only its tables.
-        reliable: Whether time stamps tell the order of the frames; not where they repeat or start again, as in
-            concatenated transport streams. Then frames can only be counted, and a constant rate is assumed.
+        restarts: Where time stamps do not tell the order of the frames, and they have to be counted: where to start.
+            `times` then follow from the decoding times, and the decoded frames have others.
     """
 
     times: np.ndarray
@@ -36,7 +52,7 @@ class FrameIndex:
     rate: float
     options: dict[str, str] = field(default_factory=dict)
     scanned: bool = True
-    reliable: bool = True
+    restarts: Restarts | None = None
 
     @property
     def fps(self) -> float:
@@ -50,8 +66,6 @@ class FrameIndex:
 
     @functools.cached_property
     def _rate_and_seconds(self) -> tuple[float, np.ndarray]:
-        if not self.reliable:
-            return self.rate, np.arange(len(self.times)) / (self.rate or 1.0)
         number, duration = len(self.times), float((self.times[-1] - self.times[0]) * self.time_base)
         stored = (self.times - self.times[0]) * float(self.time_base)
         average = (number - 1) / duration if duration > 0 else self.rate
@@ -63,6 +77,11 @@ class FrameIndex:
         return average, stored
 
 
+def file_rate(stream) -> float:
+    """Frames per second of a stream of PyAV according to its file; of a single frame there may be a guess only."""
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
 def scan(container, stream) -> FrameIndex:
     """Read all packets of a container of PyAV.
 
@@ -71,24 +90,68 @@ def scan(container, stream) -> FrameIndex:
     Raises:
         ValueError: There are no frames.
     """
+    codec = stream.codec_context.name
     packets = [
-        (packet.pts, packet.is_keyframe, packet.is_discard, packet.pts if packet.dts is None else packet.dts)
+        (
+            packet.pts,
+            packet.pts if packet.dts is None else packet.dts,
+            packet.dts is not None,
+            packet.is_keyframe,
+            packet.is_discard,
+            -1 if packet.pos is None else packet.pos,
+            packet.is_keyframe and _is_refresh(packet, codec),
+        )
         for packet in container.demux(stream)
         if packet.size and packet.pts is not None
     ]
-    times, is_key, hidden, decoding_times = np.array(packets, dtype=np.int64).reshape(-1, 4).T
-    if hidden.all():
+    times, decoding, is_given, is_key, is_hidden, position, is_refresh = np.array(packets, np.int64).reshape(-1, 7).T
+    if is_hidden.all():
         raise ValueError("no frames in this file")
-    shown = np.sort(times[hidden == 0])
-    in_order = (np.diff(shown) > 0).all() and (np.diff(decoding_times) >= 0).all()
-    return FrameIndex(
-        times=shown,
-        key_times=np.sort(times[is_key == 1]),
-        time_base=stream.time_base,
-        rate=float(stream.average_rate or 0),
-        # Those of AVI are FFmpeg's guess.
-        reliable=bool(in_order) and container.format.name != "avi",
-    )
+    shown, key_times = np.sort(times[is_hidden == 0]), np.sort(times[is_key == 1])
+    starts_again = bool((np.diff(decoding[is_given == 1]) < 0).any())
+    restarts = None
+    # AVI has no presentation times. FFmpeg's parsers find them, but not those of these codecs.
+    if starts_again or (np.diff(shown) <= 0).any() or container.format.name == "avi" and codec in REFRESH:
+        numbers = np.cumsum(is_hidden == 0) - (is_hidden == 0)
+        restart = np.flatnonzero(is_refresh == 1)
+        restarts = Restarts(numbers[restart], decoding[restart], position[restart], by_position=starts_again)
+        shown = _continued(decoding[is_hidden == 0])
+    return FrameIndex(shown, key_times, stream.time_base, file_rate(stream), restarts=restarts)
+
+
+REFRESH = {"h264": (0x1F, 0, (5,)), "hevc": (0x3F, 1, (19, 20))}
+"""For codecs with reordered frames: mask, shift and values of the types of NAL units that need nothing before them."""
+
+
+def _is_refresh(packet, codec: str) -> bool:
+    """Whether all frames of the packets before are presented before all frames from this packet on (IDR pictures)."""
+    if codec not in REFRESH:
+        return False
+    mask, shift, types = REFRESH[codec]
+    return any(header >> shift & mask in types for header in _nal_headers(bytes(packet), packet.stream.codec_context))
+
+
+def _nal_headers(content: bytes, codec_context) -> Iterator[int]:
+    """Yield the first byte of each NAL unit of a packet: after a start code, or after its length."""
+    configuration = codec_context.extradata or b""
+    if configuration[:1] == b"\1" and len(configuration) > 22:  # avcC, hvcC
+        length = (configuration[4 if codec_context.name == "h264" else 21] & 3) + 1
+        position = 0
+        while position + length < len(content):
+            yield content[position + length]
+            position += length + int.from_bytes(content[position : position + length], "big")
+        return
+    start = content.find(b"\0\0\1")
+    while 0 <= start < len(content) - 3:
+        yield content[start + 3]
+        start = content.find(b"\0\0\1", start + 3)
+
+
+def _continued(times: np.ndarray) -> np.ndarray:
+    """Ascending times with the steps of `times`; where they start again, with the usual step."""
+    steps = np.diff(times)
+    usual = int(np.median(steps[steps > 0])) if (steps > 0).any() else 1
+    return np.concatenate([[0], np.cumsum(np.where(steps > 0, steps, usual))])
 
 
 class IndexCache:

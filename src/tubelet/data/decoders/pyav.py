@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tubelet.data.decoders.files import FileView, PathOrFile, opened, readable
-from tubelet.data.decoders.frame_index import INDICES, FrameIndex, scan
+from tubelet.data.decoders.frame_index import INDICES, FrameIndex, Restarts, file_rate, scan
 from tubelet.data.decoders.mp4 import read_movie
 
 MAX_DROPPED = 8
@@ -22,7 +22,8 @@ class PyavVideo:
 
     The index is that of the file (`mp4.read_movie`), or made of the time stamps of all packets where the file has no
     complete one. It is not trusted: a frame is used only if its time stamp is the one expected. Between the key frame
-    and a requested frame, frames that no other frame refers to (most B frames) are not decoded.
+    and a requested frame, frames that no other frame refers to (most B frames) are not decoded. Where time stamps say
+    nothing, frames are counted, if possible from a picture that nothing before it is needed for.
     """
 
     def __init__(self, source: PathOrFile):
@@ -83,7 +84,7 @@ class PyavVideo:
             index = scan(self._container, self._stream)
             if len(index.times) == self.num_frames:
                 yield self._by_time(index, indices)
-        yield self._by_counting(indices)
+        yield self._by_counting(self._index.restarts, indices)
 
     def _open_and_index(self) -> FrameIndex:
         with opened(self._source) as header:
@@ -96,8 +97,7 @@ class PyavVideo:
             self._file = file
             for track in movie.tracks:
                 if track.number == self._stream.id and self._stream.time_base == Fraction(1, track.timescale):
-                    rate = float(self._stream.average_rate or 0)
-                    base = self._stream.time_base
+                    base, rate = self._stream.time_base, file_rate(self._stream)
                     return FrameIndex(track.times, track.key_times, base, rate, options, scanned=False)
         self._open(readable(self._source))
         return scan(self._container, self._stream)
@@ -112,13 +112,15 @@ class PyavVideo:
         self._stream = self._container.streams.best("video")
         if self._stream is None:
             raise ValueError("no video stream in this file")
-        self._stream.codec_context.thread_count = 1
+        codec = self._stream.codec_context
+        codec.thread_count = 1
+        self._size = codec.width, codec.height
 
     def _by_time(self, index: FrameIndex, indices: np.ndarray) -> Iterator[np.ndarray]:
         """Decode the frames with the time stamps of `indices`; _TimesDiffer if those of the index are others."""
-        if not index.reliable:
+        if index.restarts is not None:
             raise _TimesDiffer
-        times, to_rgb = index.times[indices].tolist(), ToRgb()
+        times, to_rgb = index.times[indices].tolist(), ToRgb(self._size)
         wanted, decoded = set(times), iter(())
         now: int | None = None
         for time in times:
@@ -158,21 +160,38 @@ class PyavVideo:
             codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             yield from codec.decode(packet)
 
-    def _by_counting(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """Decode from the beginning and count; the last frame replaces a few missing ones at the end.
+    def _by_counting(self, restarts: Restarts | None, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Decode from the last restart, or the beginning, and count; the last frame replaces a few missing at the end.
 
         The index of a file without presentation times may count frames that were dropped by the encoder.
         """
-        wanted, given, number, frame, to_rgb = indices.tolist(), 0, -1, None, ToRgb()
         self._open(readable(self._source))
-        for number, frame in enumerate(itertools.islice(self._container.decode(self._stream), wanted[-1] + 1)):
-            while given < len(wanted) and wanted[given] == number:
-                yield to_rgb(frame)
-                given += 1
-        if frame is None or wanted[-1] - number > MAX_DROPPED:
-            raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
-        for _ in wanted[given:]:
+        decoded, number, frame, to_rgb = self._container.decode(self._stream), -1, None, ToRgb(self._size)
+        for index in indices.tolist():
+            start = -1 if restarts is None else int(np.searchsorted(restarts.numbers, index, side="right")) - 1
+            if restarts is not None and start >= 0 and restarts.numbers[start] > number + 1:
+                decoded, number = self._decode_from(restarts, start)
+            for frame in itertools.islice(decoded, index - number):
+                number += 1
+            if frame is None or index - number > MAX_DROPPED:
+                raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
             yield to_rgb(frame)
+
+    def _decode_from(self, restarts: Restarts, start: int) -> tuple[Iterator, int]:
+        """Return the frames from a restart on, or from the beginning if it is not found, and the number before them."""
+        for i in range(start, max(start - MAX_EARLIER, 0) - 1, -1):
+            time, position = int(restarts.times[i]), int(restarts.positions[i])
+            if not restarts.by_position:
+                self._container.seek(time, stream=self._stream)
+            elif position >= 0:
+                self._container.seek(position, unsupported_byte_offset=True)
+            packets = self._container.demux(self._stream)
+            packet = next(packets)
+            if packet.size and (packet.pos == position if restarts.by_position else packet.dts == time):
+                frames = itertools.chain.from_iterable(p.decode() for p in itertools.chain([packet], packets))
+                return frames, int(restarts.numbers[i]) - 1
+        self._open(readable(self._source))
+        return self._container.decode(self._stream), -1
 
 
 class _TimesDiffer(Exception):
@@ -183,15 +202,21 @@ class ToRgb:
     """PyAV frames to upright uint8 [H, W, 3]; bicubic chroma, like decord and torchcodec.
 
     One reformatter serves all frames, because it builds its tables on first use.
+
+    Args:
+        size: Width and height of the video. Where the size changes, frames of another one are resized to it, as
+            decord, torchcodec and ffmpeg do.
     """
 
-    def __init__(self):
+    def __init__(self, size: tuple[int, int]):
         from av.video.reformatter import VideoReformatter
 
-        self._reformatter = VideoReformatter()
+        self._reformatter, self._size = VideoReformatter(), size
 
     def __call__(self, frame) -> np.ndarray:
-        pixels = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
+        pixels = self._reformatter.reformat(
+            frame, *self._size, format="rgb24", interpolation="BICUBIC", threads=1
+        ).to_ndarray()
         matrix = display_matrix(frame)
         return pixels if matrix is None else upright(pixels, matrix)
 
