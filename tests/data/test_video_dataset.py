@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.batches import load
 from tubelet.data import AugConfig, BadFile, DataConfig, Draw, VideoError
+from tubelet.data.bad_files import NoReplacement
 from tubelet.data.loader import collate, make_eval_loader
 from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
@@ -98,9 +100,63 @@ def test_broken_video_is_replaced_by_another_of_its_source_and_reported(videos, 
     assert seen == {7, 8, 9}
 
 
-def test_a_data_set_of_broken_videos_is_an_error(broken_video):
-    with pytest.raises(VideoError, match="neither this video nor 0 others can be used"):
+def test_a_data_set_of_broken_videos_is_an_error_that_names_the_option(broken_video):
+    with pytest.raises(
+        NoReplacement, match=r"(?s)neither .*broken.mp4 nor 0 other .*max_bad_fraction 0.05.*cannot decode"
+    ):
         dataset(broken_video, on_error="replace")[draw(0)]
+
+
+@pytest.fixture
+def few_good(videos, broken_video, tmp_path):
+    """The list of 3 good and 60 bad files of two kinds: some cannot be opened, others not be decoded."""
+    for number in range(40):
+        (tmp_path / f"text {number}.mp4").write_text("not a video")
+    bad = [str(tmp_path / f"text {number}.mp4") for number in range(40)]
+    for number in range(20):
+        (tmp_path / f"broken {number}.mp4").symlink_to(broken_video)
+        bad.append(str(tmp_path / f"broken {number}.mp4"))
+    listed = tmp_path / "list.csv"
+    listed.write_text("".join(f"{path} 0\n" for path in [*bad, *(videos / f"{name}.mp4" for name in "abc")]))
+    return listed
+
+
+def test_all_files_may_be_tried_where_any_fraction_may_be_bad(few_good):
+    options = {"on_error": "replace", "max_bad_fraction": 1.0}
+    expected = load(dataset(few_good, **options), last=20)
+    assert {index for batch in expected for index in batch.indices.tolist()} == {60, 61, 62}
+    for workers, first in ((2, 0), (0, 7)):  # what is known of the files differs, the batches do not
+        batches = load(
+            dataset(few_good, on_error="replace", max_bad_fraction=1.0), workers=workers, first=first, last=20
+        )
+        for one, two in zip(expected[first:], batches, strict=True):
+            assert torch.equal(one.clips, two.clips)
+            assert (one.paths, one.bad) == (two.paths, two.bad)
+
+
+def test_files_known_to_be_bad_are_not_opened_again(few_good, monkeypatch):
+    opened = []
+    original = Dataset.open
+    monkeypatch.setattr(Dataset, "open", lambda self, path: opened.append(path) or original(self, path))
+    load(dataset(few_good, on_error="replace", max_bad_fraction=1.0), last=20)
+    texts = [path for path in opened if "text" in path]
+    assert len(texts) > 30
+    assert len(texts) == len(set(texts))
+    assert len(opened) > len(set(opened))  # other clips of a damaged file may be intact
+
+
+def test_an_error_of_the_system_is_not_remembered(videos, monkeypatch):
+    samples = dataset(videos, on_error="replace", max_bad_fraction=1.0)
+    expected = samples[draw(0)]
+    with monkeypatch.context() as context:
+        context.setattr("tubelet.data.video_dataset.open_video", failing_server)
+        with pytest.raises(NoReplacement):
+            samples[draw(0)]
+    assert torch.equal(samples[draw(0)].clips, expected.clips)
+
+
+def failing_server(source, decoder):
+    raise VideoError("a.mp4", "HTTP status 503") from OSError("503")
 
 
 def test_in_validation_a_broken_video_is_an_error_or_a_reported_exclusion(videos, broken_video):

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from tubelet.config import UserError
 from tubelet.data.types import BadFile, Batch
 from tubelet.runtime.distributed import World
@@ -11,13 +13,31 @@ from tubelet.runtime.distributed import World
 logger = logging.getLogger(__name__)
 
 MIN_DRAWS = 100
-"""Draws before the fraction of bad ones is checked; with fewer, a single file would exceed it."""
+"""Draws before the fraction of bad files is checked; with fewer, a single file would exceed it."""
 MAX_LISTED = 50
 """Files named in the error message."""
 
 
 class TooManyBadFiles(UserError):
-    """More than `data.max_bad_fraction` of the draws met an unreadable video. The message lists the files."""
+    """More than `data.max_bad_fraction` of the videos are unreadable. The message lists them."""
+
+
+class NoReplacement(TooManyBadFiles):
+    """So many videos in a row are unreadable that more than `data.max_bad_fraction` of all must be.
+
+    Unlike its base class it is raised in a single process, where a batch is made.
+
+    Args:
+        message: For the user; the list of files is appended.
+        files: The files that were tried.
+    """
+
+    def __init__(self, message: str, files: tuple[BadFile, ...]):
+        super().__init__(message, files)  # all as arguments, so that pickle can rebuild it
+        self.message, self.files = message, files
+
+    def __str__(self) -> str:
+        return self.message + _listed((file.path, file.reason) for file in self.files)
 
 
 class BadFiles:
@@ -28,45 +48,53 @@ class BadFiles:
 
     Args:
         path: The list; files that it already names are not listed again.
-        max_fraction: Largest fraction of draws that may meet an unreadable video.
+        max_fraction: Largest fraction of the videos drawn that may be unreadable; each counts once.
         world: The processes of the run.
     """
 
     def __init__(self, path: str | Path, max_fraction: float, world: World | None = None):
         self.path, self.max_fraction, self.world = Path(path), max_fraction, world or World()
-        self.num_draws = self.num_bad = 0
+        self.num_draws = 0
         """Of this process."""
         self._listed: dict[str, str] = self._read()
+        self._bad: set[str] = set()
+        self._read_once = np.zeros(0, dtype=bool)  # index of a sample -> whether it could be read
         self._unsynced: list[BadFile] = []
+        self._unsynced_indices: list[np.ndarray] = []
 
     def record(self, batch: Batch) -> None:
         """Count a batch of this process."""
-        num_bad = sum(not file.filtered for file in batch.bad)
-        self.num_bad += num_bad
-        self.num_draws += len(batch) + num_bad
-        self._unsynced += [file for file in batch.bad if file.path not in self._listed]
+        self.num_draws += len(batch) + sum(not file.filtered for file in batch.bad)
+        self._unsynced += [file for file in batch.bad if file.path not in self._bad]
+        self._bad.update(file.path for file in batch.bad if not file.filtered)
+        self._unsynced_indices.append(self._mark_read(batch.indices.cpu().numpy()))
         if self.world.is_main:
-            self._list(batch.bad)
+            self.add(batch.bad)
 
     def sync(self) -> None:
-        """List the files of all processes, and check the fraction of bad draws. Called by all processes together.
+        """List the files of all processes, and check the fraction of bad ones. Called by all processes together.
 
         Raises:
             TooManyBadFiles: In all processes.
         """
-        gathered = self.world.all_gather_object((self.num_draws, self.num_bad, self._unsynced))
-        draws, bad, files = zip(*gathered, strict=True)
-        self._unsynced = []
-        self._list([file for of_rank in files for file in of_rank])
-        num_draws, num_bad = sum(draws), sum(bad)
-        if num_draws >= MIN_DRAWS and num_bad > self.max_fraction * num_draws:
-            listed = "".join(f"\n  {path}\t{reason}" for path, reason in list(self._listed.items())[:MAX_LISTED])
+        indices = np.concatenate([np.zeros(0, np.int64), *self._unsynced_indices])
+        gathered = self.world.all_gather_object((self.num_draws, indices, self._unsynced))
+        self._unsynced, self._unsynced_indices = [], []
+        for _, of_rank, files in gathered:
+            self._mark_read(of_rank)
+            self._bad.update(file.path for file in files if not file.filtered)
+            self.add(files)
+        num_bad = len(self._bad)
+        total = num_bad + int(self._read_once.sum())
+        if sum(draws for draws, _, _ in gathered) >= MIN_DRAWS and num_bad > self.max_fraction * total:
             raise TooManyBadFiles(
-                f"{num_bad} of {num_draws} draws met an unreadable video, more than data.max_bad_fraction "
-                f"{self.max_fraction}; repair or remove these files (full list: {self.path}):{listed}"
+                f"{num_bad} of the {total} videos drawn so far are unreadable, more than data.max_bad_fraction "
+                f"{self.max_fraction}; repair or remove these files, or raise it (full list: {self.path}):"
+                + _listed((path, reason) for path, reason in self._listed.items() if path in self._bad)
             )
 
-    def _list(self, files: Iterable[BadFile]) -> None:
+    def add(self, files: Iterable[BadFile]) -> None:
+        """Write files to the list that are not there yet, in the main process, and remember them."""
         lines = []
         for file in files:
             if file.path in self._listed:
@@ -79,8 +107,24 @@ class BadFiles:
             with self.path.open("a", encoding="utf-8", errors="surrogateescape") as text:
                 text.writelines(lines)
 
+    def _mark_read(self, indices: np.ndarray) -> np.ndarray:
+        """Return those of the samples that were not read before."""
+        missing = int(indices.max(initial=-1)) + 1 - len(self._read_once)
+        if missing > 0:
+            self._read_once = np.append(self._read_once, np.zeros(max(missing, len(self._read_once)), dtype=bool))
+        new = np.unique(indices[~self._read_once[indices]])
+        self._read_once[new] = True
+        return new
+
     def _read(self) -> dict[str, str]:
         if not self.path.exists():
             return {}
         lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         return {path: reason for path, _, reason in (line.partition("\t") for line in lines)}
+
+
+def _listed(files: Iterable[tuple[str, str]]) -> str:
+    """The first files of a list, a line for each."""
+    listed = [f"\n  {path}\t{' '.join(reason.split())}" for path, reason in files]
+    more = [f"\n  and {len(listed) - MAX_LISTED} more"] if len(listed) > MAX_LISTED else []
+    return "".join(listed[:MAX_LISTED] + more)

@@ -26,6 +26,10 @@ from tubelet.runtime.parent import end_with_parent
 
 logger = logging.getLogger(__name__)
 
+MAX_RESTARTS = 3
+"""Restarts of the workers in a row without a batch or the video that is the reason."""
+AHEAD = 3
+"""Steps by which each worker may be ahead of the last batch: those it has finished (`prefetch_factor`), and one."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -164,8 +168,9 @@ class _EvalBatches:
 class Loader:
     """`source[step]` for each of `steps`, in order, made by worker processes.
 
-    A video that crashes a worker, or blocks it for `timeout` seconds, is added to `source.dataset.unreadable`, and the
-    batches are made again without it.
+    A video that crashes a worker is added to `source.dataset.unreadable`, and the batches are made again without it. A
+    video that blocks its worker for `timeout` seconds, or whose worker is killed, is tried once more before: that may
+    have had other reasons, such as little memory.
     """
 
     def __init__(self, source: BatchSource, steps: range, num_workers: int, pin_memory: bool, timeout: int):
@@ -176,7 +181,8 @@ class Loader:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        done = 0
+        done = restarts = 0
+        read_again_by: dict[int, int] = {}  # suspected sample -> step
         while done < len(self.steps):
             try:
                 monitor = WorkerMonitor(self.num_workers)
@@ -189,34 +195,43 @@ class Loader:
                         # The error's traceback keeps this frame alive, and with it the workers.
                         monitor.kill_workers()
                         raise batch
-                    done += 1
+                    done, restarts = done + 1, 0
                     yield batch
             except RuntimeError as error:
-                hung = monitor.hung_samples()
+                failure = monitor.failure()
                 monitor.kill_workers()
-                if not hung:
+                if failure is None or restarts == MAX_RESTARTS:
                     raise _explain_memory(error) from None
+                repeated = {sample for sample in failure.suspected if done <= read_again_by.get(sample, -1)}
+                read_again_by |= dict.fromkeys(failure.suspected, done + AHEAD * self.num_workers)
+                bad = failure.crashed | repeated
+                restarts = 0 if bad else restarts + 1
                 reason = f"its worker crashed or did not respond: {str(error).splitlines()[0]}"
-                logger.warning("restarting the data workers without samples %s: %s", hung, reason)
-                self.source.dataset.unreadable |= dict.fromkeys(hung, reason)
+                what = (
+                    f" without samples {sorted(bad)}"
+                    if bad
+                    else f"; samples {sorted(failure.suspected)} are read again"
+                )
+                logger.warning("restarting the data workers%s: %s", what, reason)
+                self.source.dataset.unreadable |= dict.fromkeys(bad, reason)
 
     def _batches(self, steps: range, monitor: WorkerMonitor) -> Iterator[Batch | UserError]:
         handler = signal.getsignal(signal.SIGCHLD)
-        batches = iter(
-            DataLoader(
-                _ErrorsAsValues(self.source),
-                batch_size=None,
-                sampler=steps,
-                num_workers=self.num_workers,
-                # Also in a process that was spawned itself: spawned workers would import everything anew each epoch.
-                multiprocessing_context="fork" if self.num_workers else None,
-                pin_memory=self.pin_memory,
-                timeout=self.timeout if self.num_workers else 0,
-                worker_init_fn=functools.partial(_start_worker, monitor, os.getpid()),
-                # Without a generator it draws from torch's global one, and a resumed run would differ.
-                generator=torch.Generator(),
-            )
+        loader = DataLoader(
+            _ErrorsAsValues(self.source),
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.num_workers,
+            # Also in a process that was spawned itself: spawned workers would import everything anew each epoch.
+            multiprocessing_context="fork" if self.num_workers else None,
+            pin_memory=self.pin_memory,
+            timeout=self.timeout if self.num_workers else 0,
+            worker_init_fn=functools.partial(_start_worker, monitor, os.getpid()),
+            # Without a generator it draws from torch's global one, and a resumed run would differ.
+            generator=torch.Generator(),
         )
+        with monitor.starting():
+            batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
             # torch's handler would raise the death of a worker in the middle of a training step. Without it, the error
             # is raised where the batch is requested.

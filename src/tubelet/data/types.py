@@ -16,7 +16,12 @@ class VideoError(UserError):
     """A file that cannot be used as a clip. `filtered`: excluded by an option (too short, too long), not broken.
 
     Addresses lose their credentials, because messages and `path` are written to logs and reports.
+
+    Attributes:
+        always: Whether every clip of the file meets this error, now and later.
     """
+
+    always = False
 
     def __init__(self, path: str, reason: str, filtered: bool = False):
         super().__init__(public(path), reason, filtered)  # all as arguments, so that pickle can rebuild it

@@ -1,6 +1,7 @@
 """Clips of video files: V-JEPA's VideoDataset, and the base class of other formats."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from tubelet.config import ConfigError
 from tubelet.data import storage
+from tubelet.data.bad_files import NoReplacement
 from tubelet.data.clip_sampling import clip_length, sample_frames
 from tubelet.data.decoders import PathOrFile, Video, check_decoder, open_video, read_frames
 from tubelet.data.frame_cache import CachedVideo
 from tubelet.data.options import DataConfig
+from tubelet.data.permutation import random_order
 from tubelet.data.rows import Rows, join_numbers, join_strings
 from tubelet.data.segments import part_of, split_segment
 from tubelet.data.sources import VIDEO_SUFFIXES, Source, number_classes, read_source, renumbered
@@ -20,8 +23,11 @@ from tubelet.data.types import BadFile, Draw, Sample, VideoError
 from tubelet.data.worker_monitor import reading
 from tubelet.runtime.seeds import Purpose, numpy_generator
 
-MAX_REPLACEMENTS = 10
-"""Replacements tried for a draw in training; if all fail, the data set is broken, which is an error."""
+MIN_REPLACEMENTS = 10
+IMPOSSIBLE = 1e-12
+"""So many replacements are tried that, with at most `max_bad_fraction` bad files, all are bad with this probability."""
+MAX_FILTERED = 1000
+"""Replacements tried that are excluded by an option."""
 
 Views = dict[str, Tensor]
 Transform = Callable[[np.ndarray, np.random.Generator], Tensor | Views]
@@ -62,6 +68,9 @@ class Dataset:
         check_decoder(data.decoder)
         self.classes: list[str] = []
         self.unreadable: dict[int, str] = {}
+        self._unusable: dict[int, BadFile] = {}
+        """Samples that were tried, of which no clip can be read; they are not opened again."""
+        self._max_replacements = _max_replacements(data.max_bad_fraction)
         sources = [self.find_samples(entry) for entry in data.datasets]
         self.sizes = [len(source.paths) for source in sources]
         self.paths = join_strings([source.paths for source in sources])
@@ -76,18 +85,32 @@ class Dataset:
         return len(self.paths)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        bad: list[BadFile] = []
-        for index in self._candidates(draw):
-            try:
-                return self._read(index, draw.epoch, bad)
-            except VideoError as error:
-                if self.on_error == "raise":
-                    raise
-                bad.append(BadFile(error.path, error.reason, error.filtered))
+        bad: dict[int, BadFile] = {}
+        for candidates in self._candidates(draw):
+            failed = filtered = 0
+            for index in candidates:
+                if index in bad:
+                    continue
+                try:
+                    return self._read(index, draw.epoch, bad.values())
+                except VideoError as error:
+                    if self.on_error == "raise":
+                        raise
+                    bad[index] = BadFile(error.path, error.reason, error.filtered)
+                    if error.always:
+                        self._unusable[index] = bad[index]
+                failed, filtered = failed + (not bad[index].filtered), filtered + bad[index].filtered
+                if failed >= self._max_replacements or filtered >= MAX_FILTERED:
+                    break
         if self.on_error == "exclude":
-            return self._excluded(draw.index, bad)
-        listed = "".join(f"\n  {file.path}: {file.reason}" for file in bad)
-        raise VideoError(self.paths[draw.index], f"neither this video nor {len(bad) - 1} others can be used:{listed}")
+            return self._excluded(draw.index, bad.values())
+        raise NoReplacement(
+            f"neither {storage.public(self.paths[draw.index])} nor {len(bad) - 1} other videos in its place can be "
+            f"used, so more than data.max_bad_fraction {self.data.max_bad_fraction} of the files are unreadable, or "
+            "data.filter_short_videos and filter_long_videos exclude nearly all; repair or remove these files, or "
+            "change these options:",
+            tuple(bad.values()),
+        )
 
     def use_classes(self, classes: Sequence[str]) -> None:
         """Number the classes as in `classes`, which has all those of this data set."""
@@ -134,12 +157,17 @@ class Dataset:
         Raises:
             VideoError: The video cannot be used.
         """
-        video = self.open(path)
-        window = clip_length(self.data, video.fps)
+        try:
+            video = self.open(path)
+            window = clip_length(self.data, video.fps)
+            if self.data.filter_short_videos and video.num_frames < window:
+                reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
+                raise VideoError(path, reason, filtered=True)
+        except VideoError as error:
+            # Errors of the system pass: a server that does not answer, no memory.
+            error.always = not isinstance(error.__cause__, (OSError, MemoryError))
+            raise
         by_time = self.data.fps is not None or self.data.clip_duration is not None
-        if self.data.filter_short_videos and video.num_frames < window:
-            reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
-            raise VideoError(path, reason, filtered=True)
         numbers = sample_frames(video.num_frames, video.fps, self.data, rng, video.times if by_time else None)
         frames = read_frames(video, numbers.reshape(-1), path)
         return self.transformed(np.split(frames, self.data.num_clips), rng), numbers
@@ -165,33 +193,34 @@ class Dataset:
                 )
         return [durations for durations in known if durations is not None]
 
-    def _candidates(self, draw: Draw) -> Iterator[int]:
-        """Yield the sample drawn, then, in training, random replacements: from its source first, then from all."""
-        yield draw.index
+    def _candidates(self, draw: Draw) -> Iterator[Iterator[int]]:
+        """Yield the sample drawn, then, in training, its replacements in random order: its source's first, then all.
+
+        They do not depend on the samples known as unusable, so batches are the same with any number of workers.
+        """
+        yield iter([draw.index])
         if self.on_error != "replace":
             return
         ends = np.cumsum(self.sizes)
         source = np.searchsorted(ends, draw.index, side="right")
-        rng = numpy_generator(self.seed, Purpose.REPLACEMENT, draw.epoch, draw.index)
-        from_source = rng.integers(ends[source] - self.sizes[source], ends[source], size=MAX_REPLACEMENTS // 2)
-        from_all = rng.integers(len(self), size=MAX_REPLACEMENTS - MAX_REPLACEMENTS // 2)
-        tried = {draw.index}
-        for index in np.concatenate([from_source, from_all]).tolist():
-            if index not in tried:
-                tried.add(index)
-                yield index
+        of_source = range(int(ends[source] - self.sizes[source]), int(ends[source]))
+        for number, samples in enumerate((of_source, range(len(self)))):
+            order = random_order(len(samples), self.seed, Purpose.REPLACEMENT, draw.epoch, draw.index, number + 1)
+            yield (samples[int(order[np.array([i])][0])] for i in range(len(samples)))
 
-    def _read(self, index: int, epoch: int, bad: list[BadFile]) -> Sample:
+    def _read(self, index: int, epoch: int, bad: Iterable[BadFile]) -> Sample:
         path = self.paths[index]
         if index in self.unreadable:
             raise VideoError(path, self.unreadable[index])
+        if known := self._unusable.get(index):
+            raise VideoError(known.path, known.reason, known.filtered)
         rng = numpy_generator(self.seed, Purpose.CLIP, epoch, index)
         with reading(index):
             views, numbers = self.read_views(path, rng)
         numbers_read = torch.from_numpy(numbers)
         return Sample(views, self.targets(index), index, storage.public(path), numbers_read, tuple(bad))
 
-    def _excluded(self, index: int, bad: list[BadFile]) -> Sample:
+    def _excluded(self, index: int, bad: Iterable[BadFile]) -> Sample:
         return Sample(
             views={},
             targets=self.targets(index),
@@ -200,3 +229,11 @@ class Dataset:
             frames=torch.empty(0, dtype=torch.int64),
             bad=tuple(bad),
         )
+
+
+def _max_replacements(max_bad_fraction: float) -> float:
+    """Bad files in a row that cannot be chance."""
+    if max_bad_fraction == 1:
+        return math.inf
+    certain = math.ceil(math.log(IMPOSSIBLE) / math.log(max_bad_fraction)) if max_bad_fraction > 0 else 1
+    return max(MIN_REPLACEMENTS, certain)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tubelet.config import UserError
 from tubelet.data import Batch
-from tubelet.data.bad_files import BadFiles
+from tubelet.data.bad_files import BadFiles, NoReplacement
 from tubelet.runtime.progress import progress
 from tubelet.runtime.run_folder import RunFolder, read_log
 from tubelet.training.collapse import CollapseDetector, Measurement, Remedies
@@ -43,6 +43,9 @@ class Callback:
 
     def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
         """Called after each step; `trainer.step` counts it already."""
+
+    def on_stop(self, trainer: Trainer, error: Exception) -> None:
+        """Called when a run ends early with a checkpoint, by the processes in which the error is raised."""
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Called at the end, also after an error."""
@@ -140,6 +143,10 @@ class BadFileCheck(Callback):
         self.bad_files.record(batch)
         if is_due(trainer, trainer.options.logging.log_every):
             self.bad_files.sync()
+
+    def on_stop(self, trainer: Trainer, error: Exception) -> None:
+        if isinstance(error, NoReplacement):
+            self.bad_files.add(error.files)
 
 
 class MetricLogging(Callback):

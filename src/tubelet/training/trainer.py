@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import tubelet
 from tubelet.config import ConfigError, UserError
 from tubelet.data import Batch
-from tubelet.data.bad_files import TooManyBadFiles
+from tubelet.data.bad_files import NoReplacement, TooManyBadFiles
 from tubelet.runtime import checkpoint, parallelize
 from tubelet.runtime.attention_kernels import attention_kernels
 from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
@@ -138,9 +138,13 @@ class Trainer:
                     self._log_step(metrics)
                     for callback in callbacks:
                         callback.on_step_end(self, batch, metrics)
-            except (RunStopped, TooManyBadFiles) as error:  # raised by all processes at the same step
+            except (RunStopped, TooManyBadFiles) as error:
                 stopped = error
-                saving.save(self)
+                for callback in callbacks:
+                    callback.on_stop(self, error)
+                # Raised by all processes at the same step, with one exception.
+                if not isinstance(error, NoReplacement) or self.world.world_size == 1:
+                    saving.save(self)
             finally:
                 for callback in callbacks:
                     callback.on_fit_end(self)

@@ -1,24 +1,51 @@
 """Files whose frames other libraries than PyAV get wrong."""
 
-from tubelet.data.decoders.files import PathOrFile, opened
+import functools
+import logging
+
+from tubelet.data.decoders.files import PathOrFile, identity, opened
 from tubelet.data.decoders.mp4 import FIRST_BOXES, read_movie
+
+logger = logging.getLogger(__name__)
 
 MATROSKA = b"\x1a\x45\xdf\xa3"
 
 
 def only_pyav_is_right(source: PathOrFile, decoder: str) -> bool:
-    """Whether decord or torchcodec may give other frames of a file than FFmpeg presents, or turn them wrongly.
+    """Whether decord or torchcodec may give other frames of a file than FFmpeg presents, or turn them wrongly."""
+    known = identity(source)
+    reason = _reason(source, decoder) if known is None else _reason_of_path(*known, decoder)
+    if reason:
+        _log_once(decoder, reason)
+    return bool(reason)
 
-    Both do in transport streams, AVI and other containers without an index of time stamps, and both ignore mirroring.
-    decord also counts frames that an edit list hides.
-    """
+
+@functools.lru_cache(1 << 16)
+def _reason_of_path(path: str, size: int, modified: int, decoder: str) -> str:
+    return _reason(path, decoder)
+
+
+@functools.lru_cache
+def _log_once(decoder: str, reason: str) -> None:
+    logger.info("files with %s are decoded with pyav, because %s gives other frames of them", reason, decoder)
+
+
+def _reason(source: PathOrFile, decoder: str) -> str:
+    """What a library gets wrong; empty where it is right."""
     with opened(source) as file:
         start = file.read(8)
-        if start[:4] == MATROSKA:
-            return False
-        if start[4:] not in FIRST_BOXES:
-            return True
-        movie = read_movie(file)
-    if movie is None:
-        return decoder == "decord"
-    return any(track.mirrored or decoder == "decord" and track.trimmed for track in movie.tracks)
+        is_mp4, is_matroska = start[4:] in FIRST_BOXES, start[:4] == MATROSKA
+        movie = read_movie(file) if is_mp4 else None
+    if not is_mp4 and not (is_matroska and decoder == "torchcodec"):
+        return "another container than mp4" + (" and matroska" if decoder == "torchcodec" else "")
+    tracks = movie.tracks if movie is not None else []
+    if any(track.mirrored for track in tracks):
+        return "mirrored pictures"
+    if decoder == "decord":
+        if movie is None:
+            return "no complete tables"
+        if any(track.trimmed for track in tracks):
+            return "frames that an edit list hides"
+        if any(track.has_leading for track in tracks):
+            return "frames that follow a key frame and are presented before it (open GOP)"
+    return ""

@@ -1,6 +1,7 @@
 """Sources of videos: paths, and file-like objects that several readers share."""
 
 import io
+import os
 from typing import BinaryIO
 
 PathOrFile = str | BinaryIO
@@ -59,6 +60,14 @@ def readable(source: PathOrFile) -> str | FileView:
 def name_of(source: "PathOrFile | FileView") -> str:
     """Return the path, or the `name` of a file-like object if it has one."""
     return source if isinstance(source, str) else str(getattr(source, "name", "(file-like object)"))
+
+
+def identity(source: PathOrFile) -> tuple[str, int, int] | None:
+    """Path, size and modification time; None for file-like objects."""
+    if not isinstance(source, str):
+        return None
+    status = os.stat(source)
+    return source, status.st_size, status.st_mtime_ns
 
 
 def first_line(error: Exception) -> str:

@@ -2,14 +2,13 @@
 
 import collections
 import functools
-import os
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
-from tubelet.data.decoders.files import PathOrFile
+from tubelet.data.decoders.files import PathOrFile, identity
 
 MAX_CACHED_FRAMES = 1 << 22
 """Frames of all indices that a process keeps: 32 MB."""
@@ -167,28 +166,20 @@ class IndexCache:
 
     def get(self, source: PathOrFile) -> FrameIndex | None:
         """Return the index of a path, if it is known."""
-        key = _identity(source)
+        key = identity(source)
         if key in self._indices:
             self._indices.move_to_end(key)
         return self._indices.get(key)
 
     def put(self, source: PathOrFile, index: FrameIndex) -> None:
         """Keep the index of a path; forget those that were not used for the longest time."""
-        key = _identity(source)
+        key = identity(source)
         if key is None or key in self._indices:
             return
         self._indices[key] = index
         self._frames += len(index.times)
         while self._frames > self._max_frames:
             self._frames -= len(self._indices.popitem(last=False)[1].times)
-
-
-def _identity(source: PathOrFile) -> Hashable:
-    """Path, size and modification time; None for file-like objects."""
-    if not isinstance(source, str):
-        return None
-    status = os.stat(source)
-    return source, status.st_size, status.st_mtime_ns
 
 
 INDICES = IndexCache()

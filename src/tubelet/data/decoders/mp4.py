@@ -32,6 +32,7 @@ class Track:
         key_times: int64, those of the key frames, also of those that are only decoded, ascending.
         trimmed: Whether the edit list hides frames.
         mirrored: Whether the pictures have to be mirrored.
+        has_leading: Whether there are frames that follow a key frame in the file, and are presented before it.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Track:
     key_times: np.ndarray
     trimmed: bool
     mirrored: bool
+    has_leading: bool
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,13 @@ def _track(track: dict[bytes, list[memoryview]], media: dict[bytes, list[memoryv
         key_times=np.sort(times[is_key & is_frame], kind="stable") + shift,
         trimmed=not presented.all(),
         mirrored=_is_mirrored(track[b"tkhd"][0]),
+        has_leading=bool((_earliest_from(times[is_frame]) < times[is_frame])[is_key[is_frame]].any()),
     )
+
+
+def _earliest_from(times: np.ndarray) -> np.ndarray:
+    """The smallest of each time and all that follow it."""
+    return np.minimum.accumulate(times[::-1])[::-1]
 
 
 def _is_mirrored(header: memoryview) -> bool:

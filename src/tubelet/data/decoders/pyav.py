@@ -171,8 +171,8 @@ class PyavVideo:
             start = -1 if restarts is None else int(np.searchsorted(restarts.numbers, index, side="right")) - 1
             if restarts is not None and start >= 0 and restarts.numbers[start] > number + 1:
                 decoded, number = self._decode_from(restarts, start)
-            for frame in itertools.islice(decoded, index - number):
-                number += 1
+            for new in itertools.islice(decoded, index - number):
+                frame, number = new, number + 1
             if frame is None or index - number > MAX_DROPPED:
                 raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
             yield to_rgb(frame)
