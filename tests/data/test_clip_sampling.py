@@ -2,6 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tubelet.data import DataConfig
 from tubelet.data.clip_sampling import sample_frames
@@ -110,3 +112,39 @@ def test_frames_of_a_variable_rate_are_those_presented_at_the_wanted_times():
             assert clip.tolist() in shown
             distances = np.diff(times[clip])
             assert (np.abs(distances[times[clip][:-1] < 9] - 0.25) < 0.02).all() or times[clip][-1] > 9
+
+
+RATES = st.one_of(
+    st.integers(1, 12).map(lambda n: {"sampling_rate": n}),
+    st.floats(0.3, 120).map(lambda f: {"fps": f}),
+    st.floats(0.05, 20).map(lambda s: {"clip_duration": s}),
+)
+STEPS = st.lists(st.integers(1, 4000), min_size=0, max_size=60)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(RATES, st.integers(1, 5), st.booleans(), st.integers(0, 9), st.floats(1, 240), st.integers(1, 500))
+def test_any_options_against_one_frame_at_a_time(rate, num_clips, overlap, seed, fps, length):
+    o = options(num_clips=num_clips, allow_clip_overlap=overlap, **rate)
+    clips = sample_frames(length, fps, o, np.random.default_rng(seed))
+    starts = clips[:, 0] - np.arange(num_clips) * (length // num_clips)
+    np.testing.assert_array_equal(clips, slow(length, fps, o, starts))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(RATES, st.integers(1, 4), st.booleans(), st.integers(0, 9), STEPS)
+def test_any_times_against_one_frame_at_a_time(rate, num_clips, overlap, seed, steps):
+    """Clips are those of a video of constant rate, each frame replaced by the one that is shown at its time."""
+    times = np.concatenate([[0], np.cumsum(steps)]) / 1000
+    fps = (len(times) - 1) / times[-1] if len(times) > 1 else 25.0
+    o = options(num_clips=num_clips, allow_clip_overlap=overlap, **rate)
+    clips = sample_frames(len(times), fps, o, np.random.default_rng(seed), times)
+    plain = sample_frames(len(times), fps, o, np.random.default_rng(seed))  # the same draws
+    step = o.sampling_rate or (fps / o.fps if o.fps else o.clip_duration * fps / o.num_frames)
+    part = len(times) // num_clips
+    for number, (clip, numbers) in enumerate(zip(clips, plain, strict=True)):
+        whole = part == 0 or overlap and part < int(np.ceil(o.num_frames * step))
+        last = len(times) - 1 if whole else (number + 1) * part - 1
+        for k, frame in enumerate(clip):
+            moment = min(numbers[0] + k * step, last) / fps
+            assert frame == max(i for i, t in enumerate(times) if t <= moment + 1e-6)

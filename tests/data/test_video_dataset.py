@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.data.batches import load
+from tubelet.config import ConfigError
 from tubelet.data import AugConfig, BadFile, DataConfig, Draw, VideoError
 from tubelet.data.bad_files import NoReplacement
 from tubelet.data.loader import collate, make_eval_loader
@@ -59,21 +60,30 @@ def test_several_clips_of_a_video_in_a_pass_differ(videos):
     assert len({tuple(clip.frames.flatten().tolist()) for clip in clips if clip.index == 5}) == 3
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_clips_of_a_variable_rate_follow_its_times(make_video, numbers_of, tmp_path, cached):
-    path = make_video(tmp_path / "source.mp4", frames=60, options={"crf": "12", "bf": "0"})
-    with av.open(path) as reader, av.open(str(tmp_path / "v.mp4"), "w") as writer:
-        stream = writer.add_stream_from_template(reader.streams.video[0])
+@pytest.mark.parametrize("rate", [{"fps": 5.0}, {"clip_duration": 6.4}])
+@pytest.mark.parametrize(("name", "decoder"), [("v.mp4", "pyav"), ("v.mp4", "decord"), ("v.mp4", "torchcodec"),
+                         ("v.mkv", "pyav"), ("v.ts", "decord"), ("live.webm", "pyav"), ("live.webm", "torchcodec"),
+                         ("cached.mp4", "pyav")])  # fmt: skip
+def test_clips_of_a_variable_rate_follow_its_times(name, decoder, rate, make_video, numbers_of, tmp_path):
+    codec = {"codec": "libvpx", "options": {"crf": "4", "b": "4M"}} if name == "live.webm" else {}
+    path = make_video(tmp_path / f"source{name[-4:]}", frames=60, **{"options": {"crf": "12", "bf": "0"}, **codec})
+    options = {"live": "1"} if name == "live.webm" else {}  # without duration, index and rate
+    with av.open(path) as reader, av.open(str(tmp_path / name), "w", options=options) as writer:
+        stream, first = writer.add_stream_from_template(reader.streams.video[0]), None
         for packet in reader.demux(video=0):
             if packet.size:  # 30 frames in a second, then one every 0.2 s
-                number = round(packet.pts * packet.time_base * 30)
+                first = packet.pts if first is None else first
+                number = round((packet.pts - first) * packet.time_base * 30)
                 shown = number if number < 30 else 30 + 6 * (number - 30)
                 packet.pts = packet.dts = round(shown / 30 / packet.time_base)
                 packet.stream = stream
                 writer.mux(packet)
-    options = {"sampling_rate": None, "fps": 5.0, "random_clip_sampling": False, "num_frames": 32, "decoder": "pyav"}
-    options |= {"cache": str(tmp_path / "cache")} if cached else {}
-    samples = dataset(tmp_path / "v.mp4", transform=lambda clip, rng: torch.from_numpy(clip)[None], **options)
+    options = {"sampling_rate": None, "random_clip_sampling": False, "num_frames": 32, "decoder": decoder, **rate}
+    options |= {"cache": str(tmp_path / "cache")} if name == "cached.mp4" else {}
+    try:
+        samples = dataset(tmp_path / name, transform=lambda clip, rng: torch.from_numpy(clip)[None], **options)
+    except ConfigError as error:
+        pytest.skip(str(error))
     sample = samples[draw(0)]
     frames = sample.frames[0].numpy()
     assert frames[0] < 30 < frames[-1]

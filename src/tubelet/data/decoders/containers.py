@@ -8,7 +8,9 @@ from tubelet.data.decoders.mp4 import FIRST_BOXES, read_movie
 
 logger = logging.getLogger(__name__)
 
-MATROSKA = b"\x1a\x45\xdf\xa3"
+MATROSKA, CLUSTER, POSE_YAW = b"\x1a\x45\xdf\xa3", b"\x1f\x43\xb6\x75", b"\x76\x73"
+"""IDs of Matroska's elements: the first one, frames, and the angle about the vertical axis, which is for mirroring."""
+MAX_HEADER = 1 << 16
 
 
 def only_pyav_is_right(source: PathOrFile, decoder: str) -> bool:
@@ -34,18 +36,18 @@ def _reason(source: PathOrFile, decoder: str) -> str:
     """What a library gets wrong; empty where it is right."""
     with opened(source) as file:
         start = file.read(8)
-        is_mp4, is_matroska = start[4:] in FIRST_BOXES, start[:4] == MATROSKA
-        movie = read_movie(file) if is_mp4 else None
-    if not is_mp4 and not (is_matroska and decoder == "torchcodec"):
+        movie = read_movie(file) if start[4:] in FIRST_BOXES else None
+        file.seek(0)
+        header = file.read(MAX_HEADER) if start[:4] == MATROSKA and decoder == "torchcodec" else b""
+    if start[4:] not in FIRST_BOXES and not header:
         return "another container than mp4" + (" and matroska" if decoder == "torchcodec" else "")
     tracks = movie.tracks if movie is not None else []
-    if any(track.mirrored for track in tracks):
+    if POSE_YAW in header.split(CLUSTER)[0] or any(track.mirrored for track in tracks):
         return "mirrored pictures"
-    if decoder == "decord":
-        if movie is None:
-            return "no complete tables"
-        if any(track.trimmed for track in tracks):
-            return "frames that an edit list hides"
-        if any(track.has_leading for track in tracks):
-            return "frames that follow a key frame and are presented before it (open GOP)"
+    if any(track.trimmed for track in tracks):
+        return "frames that an edit list hides"
+    if decoder == "decord" and movie is None:
+        return "no complete tables"
+    if decoder == "decord" and any(track.has_leading for track in tracks):
+        return "frames that follow a key frame and are presented before it (open GOP)"
     return ""

@@ -144,6 +144,8 @@ def _track(track: dict[bytes, list[memoryview]], media: dict[bytes, list[memoryv
         keys = _table(samples[b"stss"][0], [("number", ">u4")])["number"].astype(np.int64) - 1
         is_key[:] = False
         is_key[keys[(keys >= 0) & (keys < len(sizes))]] = True
+    # Key frames with leading frames may be listed apart: in `stps`, or in groups of samples.
+    is_open = b"stps" in samples or b"sgpd" in samples
     start, end, shift = _edit(track, timescale, movie_timescale)
     is_frame, presented = sizes > 0, (times >= start) & (times < end)
     times_of_frames = np.sort(times[is_frame & presented], kind="stable")  # fast where it is nearly in order
@@ -156,7 +158,7 @@ def _track(track: dict[bytes, list[memoryview]], media: dict[bytes, list[memoryv
         key_times=np.sort(times[is_key & is_frame], kind="stable") + shift,
         trimmed=not presented.all(),
         mirrored=_is_mirrored(track[b"tkhd"][0]),
-        has_leading=bool((_earliest_from(times[is_frame]) < times[is_frame])[is_key[is_frame]].any()),
+        has_leading=is_open or bool((_earliest_from(times[is_frame]) < times[is_frame])[is_key[is_frame]].any()),
     )
 
 

@@ -8,11 +8,14 @@ import torch
 from tubelet.config import ConfigError
 from tubelet.data.decoders.decord2 import times_of
 from tubelet.data.decoders.files import PathOrFile, first_line, readable
+from tubelet.data.decoders.pyav import PyavVideo
 from tubelet.data.options import SeekMode
 
 
 class TorchcodecVideo:
     """torchcodec; it needs the shared libraries of an FFmpeg installation.
+
+    Frames that it rejects are read with PyAV: those of another size than the first. Damaged ones fail there, too.
 
     Args:
         source: The file.
@@ -39,7 +42,12 @@ class TorchcodecVideo:
         return times_of(self._source, self.num_frames, "torchcodec")
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
-        return self._decoder.get_frames_at(indices.tolist()).data.cpu().numpy()
+        try:
+            return self._decoder.get_frames_at(indices.tolist()).data.cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return PyavVideo(self._source).frames_at(indices)
 
 
 def check_device(device: str) -> None:

@@ -1,0 +1,111 @@
+"""Damaged videos, each a function of its number, and what decoders make of them in a process of their own."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.data import VideoError
+from tubelet.data.decoders import open_video, read_frames
+
+CLOSE = 6.0
+"""Mean difference of two frames that count as equal; neighbors in the generated videos differ by more."""
+
+
+def mutate(content: bytes, number: int) -> bytes:
+    """Truncate a file, flip or zero bytes, or swap or repeat parts of it."""
+    rng = np.random.default_rng(number)
+    data, size = bytearray(content), len(content)
+    kind = number % 6
+    if kind == 0:
+        return bytes(data[: int(rng.integers(1, size))])
+    if kind == 1:
+        for position in rng.integers(size, size=int(rng.integers(1, 20))).tolist():
+            data[position] ^= 1 << int(rng.integers(8))
+    elif kind == 2:  # in the tables, which are at an end of most files
+        ends = np.concatenate([np.arange(min(2000, size)), np.arange(max(0, size - 2000), size)])
+        for position in rng.choice(ends, 3).tolist():
+            data[position] = int(rng.integers(256))
+    else:
+        length = int(rng.integers(1, max(2, size // 10)))
+        first, second = (int(start) for start in rng.integers(max(1, size - length), size=2))
+        one, two = data[first : first + length], data[second : second + length]
+        if kind == 3:
+            data[first : first + length] = bytes(length)
+        elif kind == 4 and abs(first - second) >= length:
+            data[first : first + length], data[second : second + length] = two, one
+        else:
+            data[second:second] = one
+    return bytes(data)
+
+
+def decoded(path: str) -> list[np.ndarray]:
+    """All frames up to the first error, straight through the file."""
+    import av
+
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(path) as container:
+            stream = container.streams.best("video")
+            size = None
+            for frame in container.decode(stream):
+                size = size or (frame.width, frame.height)
+                frames.append(frame.to_ndarray(format="rgb24", width=size[0], height=size[1]))
+    except Exception:
+        pass  # any damage; the frames before are what counts
+    return frames
+
+
+def distances(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Mean absolute differences, [n, m]; infinite where sizes differ."""
+    if len(others) == 0 or frames.shape[1:] != others.shape[1:]:
+        return np.full((len(frames), max(1, len(others))), np.inf)
+    return np.stack([np.abs(others - frame).mean((1, 2, 3)) for frame in frames.astype(np.int16)[:, ::4, ::4]])
+
+
+def judge(path: str, original: str, decoder: str) -> str:
+    """Read a clip; "" where it is right, "refused: …" or "damaged" where that is allowed, else what is wrong.
+
+    Where decoding straight through the file gives only frames of the intact file, so must the clip, in their order.
+    Otherwise its codec conceals damage, and how depends on the frames decoded before: then only the size counts.
+    """
+    try:
+        video = open_video(path, decoder)
+        count = video.num_frames
+        indices = np.unique(np.linspace(0, min(count, 40) - 1, 8).astype(int))
+        times = video.times
+        frames = read_frames(video, indices, path)
+    except VideoError as error:
+        return f"refused: {error.reason[:80]}"
+    if len(times) != count or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        return "WRONG times"
+    if not video.fps > 0 or not np.isfinite(video.fps):
+        return f"WRONG rate {video.fps}"
+    thin = [np.stack([frame[::4, ::4] for frame in decoded(name)] or [np.zeros((1, 1, 3))]).astype(np.int16)
+            for name in (original, path)]  # fmt: skip
+    intact, straight = thin
+    if (distances(np.repeat(np.repeat(straight, 4, 1), 4, 2), intact).min(1) > CLOSE).any():
+        return "damaged"
+    nearest = distances(frames, intact)
+    if (nearest.min(1) > CLOSE).any():
+        return f"WRONG frames {indices[nearest.min(1) > CLOSE].tolist()}: {nearest.min(1).max():.0f}"
+    if (np.diff(nearest.argmin(1)) < 0).any():
+        return f"WRONG order {nearest.argmin(1).tolist()}"
+    return ""
+
+
+if __name__ == "__main__":
+    # arguments: decoder, folder of the originals, folder for the mutated files, numbers
+    decoder, originals, folder = sys.argv[1:4]
+    names = sorted(path.name for path in Path(originals).iterdir())
+    for number in map(int, sys.argv[4:]):
+        original = Path(originals) / names[number // 6 % len(names)]
+        path = Path(folder) / f"{number}{original.suffix}"
+        path.write_bytes(mutate(original.read_bytes(), number))
+        print(json.dumps([number, original.name, None, 0]), flush=True)
+        began = time.monotonic()
+        outcome = judge(str(path), str(original), decoder)
+        print(json.dumps([number, original.name, outcome, time.monotonic() - began]), flush=True)
+        path.unlink()
