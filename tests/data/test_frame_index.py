@@ -212,7 +212,7 @@ def test_index_and_frames_are_those_of_reading_the_whole_file(kind, make_video, 
         np.testing.assert_array_equal(movie.tracks[0].times, scanned.times)
         assert set(scanned.key_times) <= set(movie.tracks[0].key_times)
     video = PyavVideo(path)
-    assert video._index.scanned != has_tables
+    assert video.index.scanned != has_tables
     assert video.num_frames == len(scanned.times)
     np.testing.assert_array_equal(video.times, scanned.seconds)
     everything = decoded_frames(path)
@@ -227,7 +227,7 @@ def test_index_and_frames_are_those_of_reading_the_whole_file(kind, make_video, 
         for frame, index in zip(frames, indices, strict=True):
             assert np.abs(frame.astype(int) - everything[index]).mean() < 1.5, (indices, index)
     if has_tables:  # the time stamps are those expected, so that the file need not be read
-        assert video._by_time(video._index, np.arange(video.num_frames)) is not None
+        assert video._by_time(video.index, np.arange(video.num_frames)) is not None
 
 
 def mirrored(name):
@@ -268,15 +268,15 @@ def test_a_late_frame_is_decoded_from_a_key_frame_nearby(kind, make_video, h264,
     from_beginning = []
     monkeypatch.setattr(video, "_open", lambda *_: from_beginning.append(True))
     if kind == "h264 in avi, open GOP":  # frames before a key frame need those before
-        assert video._index.restarts.numbers.tolist() == [0]
+        assert video.index.restarts.numbers.tolist() == [0]
         return
     decoded = video.frames_at(np.array([55]))
     assert decoded.shape == (1, 96, 128, 3)
-    if video._index.restarts is None:
+    if video.index.restarts is None:
         assert not from_beginning
     else:
-        assert video._index.restarts.numbers.tolist() == [0, 15, 30, 45]
-        assert video._decode_from(video._index.restarts, 3)[1] == 44
+        assert video.index.restarts.numbers.tolist() == [0, 15, 30, 45]
+        assert video._decode_from(video.index.restarts, 3)[1] == 44
 
 
 def test_a_rate_that_the_file_does_not_state_is_estimated(make_video, tmp_path):
@@ -310,8 +310,8 @@ def test_hidden_frames_are_not_counted(h264, tmp_path, numbers_of):
 def test_tables_that_do_not_fit_the_frames_are_not_trusted(h264, tmp_path, monkeypatch):
     expected = read_frames(open_video(h264, "pyav"), np.arange(7, 50, 5), h264)
     video = PyavVideo(h264)
-    wrong = video._index.times + 1
-    monkeypatch.setattr(video, "_index", FrameIndex(wrong, wrong[::15], video._index.time_base, 30, scanned=False))
+    wrong = video.index.times + 1
+    monkeypatch.setattr(video, "index", FrameIndex(wrong, wrong[::15], video.index.time_base, 30, scanned=False))
     np.testing.assert_array_equal(video.frames_at(np.arange(7, 50, 5)), expected)
 
 
@@ -351,8 +351,8 @@ def test_little_of_a_file_is_read(h264, tmp_path):
 def test_indices_are_kept_until_the_file_changes(h264, make_video, tmp_path):
     path = str(tmp_path / "v.mkv")
     remuxed(h264, path)
-    first = PyavVideo(path)._index
-    assert PyavVideo(path)._index is first
+    first = PyavVideo(path).index
+    assert PyavVideo(path).index is first
     remuxed(h264, path, packets=slice(0, 30))
     assert PyavVideo(path).num_frames == 30
 

@@ -157,9 +157,11 @@ class Dataset:
         Raises:
             VideoError: The video cannot be used.
         """
+        by_time = self.data.fps is not None or self.data.clip_duration is not None
         try:
             video = self.open(path)
-            window = clip_length(self.data, video.fps)
+            fps = video.fps if by_time else 1.0  # frames counted by `sampling_rate` do not depend on it
+            window = clip_length(self.data, fps)
             if self.data.filter_short_videos and video.num_frames < window:
                 reason = f"{video.num_frames} frames, fewer than the {window} of a clip (filter_short_videos)"
                 raise VideoError(path, reason, filtered=True)
@@ -167,8 +169,7 @@ class Dataset:
             # Errors of the system pass: a server that does not answer, no memory.
             error.always = not isinstance(error.__cause__, (OSError, MemoryError))
             raise
-        by_time = self.data.fps is not None or self.data.clip_duration is not None
-        numbers = sample_frames(video.num_frames, video.fps, self.data, rng, video.times if by_time else None)
+        numbers = sample_frames(video.num_frames, fps, self.data, rng, video.times if by_time else None)
         frames = read_frames(video, numbers.reshape(-1), path)
         return self.transformed(np.split(frames, self.data.num_clips), rng), numbers
 

@@ -78,9 +78,8 @@ def open_video(source: PathOrFile, decoder: Decoder | str) -> Video:
         raise
     except Exception as error:
         raise VideoError(name_of(source), f"{options.name} cannot open it: {first_line(error)}") from error
-    if video.num_frames < 1 or not video.fps > 0:
-        reason = f"{options.name} finds {video.num_frames} frames at {video.fps} frames per second"
-        raise VideoError(name_of(source), reason)
+    if video.num_frames < 1:
+        raise VideoError(name_of(source), f"{options.name} finds no frames")
     return video
 
 

@@ -1,8 +1,11 @@
 """Decoding with decord2."""
 
+import functools
+
 import numpy as np
 
 from tubelet.data.decoders.files import PathOrFile, first_line, name_of, readable
+from tubelet.data.decoders.frame_index import FrameIndex
 from tubelet.data.decoders.pyav import PyavVideo
 from tubelet.data.types import VideoError
 
@@ -20,11 +23,19 @@ class DecordVideo:
         decord.logging.set_level(decord.logging.QUIET)  # the exception has the message
         self._source = source
         self._reader = decord.VideoReader(readable(source), num_threads=1)
-        self.num_frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
+        self.num_frames = len(self._reader)
+
+    @functools.cached_property
+    def _index(self) -> FrameIndex:
+        return index_of(self._source, self.num_frames, "decord")
+
+    @property
+    def fps(self) -> float:
+        return self._index.fps
 
     @property
     def times(self) -> np.ndarray:
-        return times_of(self._source, self.num_frames, "decord")
+        return self._index.seconds
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
         from decord import DECORDError
@@ -35,17 +46,17 @@ class DecordVideo:
             return PyavVideo(self._source).frames_at(indices)
 
 
-def times_of(source: PathOrFile, num_frames: int, decoder: str) -> np.ndarray:
-    """Return `Video.times` of a video that another library decodes.
+def index_of(source: PathOrFile, num_frames: int, decoder: str) -> FrameIndex:
+    """Return when the frames of a video that another library decodes are shown: rates and times are PyAV's everywhere.
 
     Raises:
         VideoError: The library counts other frames than PyAV, or PyAV cannot open the file.
     """
     try:
-        times = PyavVideo(source).times
+        index = PyavVideo(source).index
     except Exception as error:
         raise VideoError(name_of(source), f"no times of its frames: {first_line(error)}") from error
-    if len(times) != num_frames:
-        reason = f"{decoder} finds {num_frames} frames, pyav {len(times)}; set data.decoder to pyav"
+    if len(index.times) != num_frames:
+        reason = f"{decoder} finds {num_frames} frames, pyav {len(index.times)}; set data.decoder to pyav"
         raise VideoError(name_of(source), reason)
-    return times
+    return index

@@ -55,7 +55,7 @@ class FrameIndex:
 
     @property
     def fps(self) -> float:
-        """Average frames per second."""
+        """Average frames per second; 1 for a single frame of a file that states no rate."""
         return self._rate_and_seconds[0]
 
     @property
@@ -67,7 +67,7 @@ class FrameIndex:
     def _rate_and_seconds(self) -> tuple[float, np.ndarray]:
         number, duration = len(self.times), float((self.times[-1] - self.times[0]) * self.time_base)
         stored = (self.times - self.times[0]) * float(self.time_base)
-        average = (number - 1) / duration if duration > 0 else self.rate
+        average = (number - 1) / duration if duration > 0 else self.rate or 1.0
         # Containers round time stamps, Matroska to milliseconds.
         tolerance = 1.5 * float(self.time_base)
         for rate in (self.rate, average):

@@ -140,12 +140,14 @@ def _track(track: dict[bytes, list[memoryview]], media: dict[bytes, list[memoryv
         raise Unsupported("several codecs, or no frames")
     times = _presentation_times(samples, len(sizes))
     is_key = np.ones(len(sizes), dtype=bool)
-    if b"stss" in samples:
-        keys = _table(samples[b"stss"][0], [("number", ">u4")])["number"].astype(np.int64) - 1
-        is_key[:] = False
-        is_key[keys[(keys >= 0) & (keys < len(sizes))]] = True
     # Key frames with leading frames may be listed apart: in `stps`, or in groups of samples.
     is_open = b"stps" in samples or b"sgpd" in samples
+    if b"stss" in samples:
+        is_key[:] = False
+        for name in (b"stss", b"stps"):
+            for content in samples.get(name, []):
+                keys = _table(content, [("number", ">u4")])["number"].astype(np.int64) - 1
+                is_key[keys[(keys >= 0) & (keys < len(sizes))]] = True
     start, end, shift = _edit(track, timescale, movie_timescale)
     is_frame, presented = sizes > 0, (times >= start) & (times < end)
     times_of_frames = np.sort(times[is_frame & presented], kind="stable")  # fast where it is nearly in order

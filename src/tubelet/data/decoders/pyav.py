@@ -36,7 +36,7 @@ class PyavVideo:
             INDICES.put(source, index)
         else:
             self._open(readable(source), index.options)
-        self._index = index
+        self.index = index
         self.num_frames = len(index.times)
 
     def __del__(self):
@@ -50,11 +50,11 @@ class PyavVideo:
 
     @property
     def fps(self) -> float:
-        return self._index.fps
+        return self.index.fps
 
     @property
     def times(self) -> np.ndarray:
-        return self._index.seconds
+        return self.index.seconds
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
         for attempt in self._attempts(indices):
@@ -78,13 +78,13 @@ class PyavVideo:
 
     def _attempts(self, indices: np.ndarray) -> Iterator[Iterator[np.ndarray]]:
         """Yield the ways to decode frames, the last of which does not need time stamps."""
-        yield self._by_time(self._index, indices)
-        if not self._index.scanned:
+        yield self._by_time(self.index, indices)
+        if not self.index.scanned:
             self._open(readable(self._source))
             index = scan(self._container, self._stream)
             if len(index.times) == self.num_frames:
                 yield self._by_time(index, indices)
-        yield self._by_counting(self._index.restarts, indices)
+        yield self._by_counting(self.index.restarts, indices)
 
     def _open_and_index(self) -> FrameIndex:
         with opened(self._source) as header:
@@ -139,12 +139,13 @@ class PyavVideo:
     def _packets_from(self, index: FrameIndex, key: int) -> Iterator:
         """Yield the packets from key frame `key` on, from the beginning for -1; none if it is not found."""
         if key < 0:
-            self._container.seek(int(index.times[0]), stream=self._stream)
-            yield from self._container.demux(self._stream)
+            if self._seek(int(index.times[0]), stream=self._stream):
+                yield from self._container.demux(self._stream)
             return
         time = int(index.key_times[key])
         for earlier in range(key, max(key - MAX_EARLIER, 0) - 1, -1):
-            self._container.seek(int(index.key_times[earlier]), stream=self._stream)
+            if not self._seek(int(index.key_times[earlier]), stream=self._stream):
+                continue
             packets = self._container.demux(self._stream)
             for packet in packets:
                 if packet.is_keyframe and packet.pts == time:
@@ -152,6 +153,16 @@ class PyavVideo:
                     return
                 if packet.dts is not None and packet.dts > time:  # too far: not all containers have an index
                     break
+
+    def _seek(self, offset: int, **options: Any) -> bool:
+        """Whether FFmpeg finds the place; it does not in all files."""
+        from av import FFmpegError
+
+        try:
+            self._container.seek(offset, **options)
+        except FFmpegError:
+            return False
+        return True
 
     def _decode(self, packets: Iterator, wanted: set[int]) -> Iterator:
         """Yield frames; those neither requested nor referred to may be missing."""
@@ -181,10 +192,12 @@ class PyavVideo:
         """Return the frames from a restart on, or from the beginning if it is not found, and the number before them."""
         for i in range(start, max(start - MAX_EARLIER, 0) - 1, -1):
             time, position = int(restarts.times[i]), int(restarts.positions[i])
-            if not restarts.by_position:
-                self._container.seek(time, stream=self._stream)
-            elif position >= 0:
-                self._container.seek(position, unsupported_byte_offset=True)
+            if restarts.by_position:
+                found = position >= 0 and self._seek(position, unsupported_byte_offset=True)
+            else:
+                found = self._seek(time, stream=self._stream)
+            if not found:
+                continue
             packets = self._container.demux(self._stream)
             packet = next(packets)
             if packet.size and (packet.pos == position if restarts.by_position else packet.dts == time):

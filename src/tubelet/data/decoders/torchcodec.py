@@ -1,15 +1,19 @@
 """Decoding with torchcodec, on the CPU or on a GPU."""
 
+import functools
 import io
+from fractions import Fraction
 
 import numpy as np
 import torch
 
 from tubelet.config import ConfigError
-from tubelet.data.decoders.decord2 import times_of
-from tubelet.data.decoders.files import PathOrFile, first_line, readable
+from tubelet.data.decoders.decord2 import index_of
+from tubelet.data.decoders.files import PathOrFile, first_line, name_of, readable
+from tubelet.data.decoders.frame_index import FrameIndex
 from tubelet.data.decoders.pyav import PyavVideo
 from tubelet.data.options import SeekMode
+from tubelet.data.types import VideoError
 
 
 class TorchcodecVideo:
@@ -33,13 +37,25 @@ class TorchcodecVideo:
             raise ConfigError(f"data.decoder.device: {device}: a worker process cannot use the GPU; set num_workers: 0")
         self._source, self._seek_mode = source, seek_mode
         self._decoder = _open(source, seek_mode, device)
-        self.num_frames, self.fps = len(self._decoder), float(self._decoder.metadata.average_fps or 0)
+        self.num_frames = len(self._decoder)
+
+    @functools.cached_property
+    def _index(self) -> FrameIndex:
+        if self._seek_mode == "exact":
+            return index_of(self._source, self.num_frames, "torchcodec")
+        rate = Fraction(self._decoder.metadata.average_fps or 0)
+        if not rate > 0:
+            raise VideoError(name_of(self._source), "its header has no frame rate; set data.decoder.seek_mode to exact")
+        numbers = np.arange(self.num_frames)
+        return FrameIndex(numbers, numbers, 1 / rate, float(rate))
+
+    @property
+    def fps(self) -> float:
+        return self._index.fps
 
     @property
     def times(self) -> np.ndarray:
-        if self._seek_mode == "approximate":
-            return np.arange(self.num_frames) / self.fps
-        return times_of(self._source, self.num_frames, "torchcodec")
+        return self._index.seconds
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
         try:
