@@ -82,7 +82,7 @@ def test_too_many_unreadable_videos_stop_all_processes_with_the_list(plain, tmp_
     (tmp_path / "broken/bad.mp4").write_bytes(b"no video")
     sources = config.read(plain)["data"]["datasets"] + [str(tmp_path / "broken")]
     monkeypatch.setattr(bad_files, "MIN_DRAWS", 20)
-    with pytest.raises(AssertionError, match="(?s)draws met an unreadable video.*bad.mp4"):
+    with pytest.raises(AssertionError, match="(?s)videos drawn so far are unreadable.*bad.mp4"):
         run(plain, tmp_path / "run", 2, f"data.datasets={sources}", "data.datasets_weights=[0.8, 0.2]")
     assert whole_state(tmp_path / "run").metadata["step"] == 5
 

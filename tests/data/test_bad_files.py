@@ -1,4 +1,5 @@
 import logging
+import pickle
 import time
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from tests.processes import run as run_on_processes
 from tubelet.data import BadFile, Batch
-from tubelet.data.bad_files import BadFiles, TooManyBadFiles
+from tubelet.data.bad_files import BadFiles, NoReplacement, TooManyBadFiles
 
 
 def batch(good, *bad):
@@ -78,3 +79,9 @@ def test_processes_list_each_file_once_and_stop_together(tmp_path):
     run_on_processes(of_two_processes, tmp_path, 2)
     paths = [line.split("\t")[0] for line in lines(tmp_path)]
     assert sorted(paths) == ["both.mp4", "late 0.mp4", "late 1.mp4", "rank 0.mp4", "rank 1.mp4", "x.mp4"]
+
+
+def test_the_error_of_a_worker_arrives_with_its_files():
+    error = pickle.loads(pickle.dumps(NoReplacement("too many:", (BadFile("a.mp4", "cannot\nopen"),))))  # noqa: S301
+    assert str(error) == "too many:\n  a.mp4\tcannot open"
+    assert error.files[0].path == "a.mp4"

@@ -10,10 +10,11 @@ from torch import nn
 
 from tests.processes import run as run_on_processes
 from tubelet.config import ConfigError, UserError
-from tubelet.data import Batch
+from tubelet.data import BadFile, Batch
+from tubelet.data.bad_files import BadFiles, NoReplacement
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
-from tubelet.training.callbacks import Callback, RunStopped
+from tubelet.training.callbacks import BadFileCheck, Callback, RunStopped
 from tubelet.training.objective import Objective, StepRng, ema_update
 from tubelet.training.options import LoggingConfig, MetaConfig, TrainingOptions
 from tubelet.training.schedules import OptimizationConfig, Schedule
@@ -173,6 +174,19 @@ def test_nonfinite_updates_are_skipped_and_stop_the_run(tmp_path):
         train(options, scale=float("inf"))
     weights = final_weights(tmp_path)["model"]
     assert all(torch.equal(tensor, MeanColor().model.state_dict()[name]) for name, tensor in weights.items())
+
+
+def test_a_draw_that_no_video_can_replace_ends_the_run_with_a_checkpoint_and_the_list(tmp_path):
+    def three_batches():
+        yield from batches(last=3)
+        raise NoReplacement("data.max_bad_fraction is exceeded:", (BadFile("a.mp4", "no video"),))
+
+    trainer = make_trainer(make_options(tmp_path))
+    with pytest.raises(NoReplacement, match=r"data.max_bad_fraction is exceeded:\n  a.mp4\tno video"):
+        trainer.fit(three_batches(), [BadFileCheck(BadFiles(tmp_path / "bad_files.txt", 1.0))])
+    assert [checkpoint.step_of(path) for path in checkpoint.find(tmp_path / "checkpoints")] == [3]
+    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3]
+    assert (tmp_path / "bad_files.txt").read_text() == "a.mp4\tno video\n"
 
 
 def test_folder_with_a_run_is_refused_where_it_may_not_be_continued(tmp_path):

@@ -13,7 +13,7 @@ from tubelet.data.decoders import PathOrFile, open_video, read_frames
 from tubelet.data.options import Decoder
 from tubelet.runtime.files import write_atomic
 
-VERSION = 2
+VERSION = 3
 """Of the content of the files, which are made anew where it is another one."""
 
 
