@@ -181,7 +181,7 @@ class PyavVideo:
         for index in indices.tolist():
             start = -1 if restarts is None else int(np.searchsorted(restarts.numbers, index, side="right")) - 1
             if restarts is not None and start >= 0 and restarts.numbers[start] > number + 1:
-                decoded, number = self._decode_from(restarts, start)
+                (decoded, number), frame = self._decode_from(restarts, start), None
             for new in itertools.islice(decoded, index - number):
                 frame, number = new, number + 1
             if frame is None or index - number > MAX_DROPPED:
@@ -189,7 +189,7 @@ class PyavVideo:
             yield to_rgb(frame)
 
     def _decode_from(self, restarts: Restarts, start: int) -> tuple[Iterator, int]:
-        """Return the frames from a restart on, or from the beginning if it is not found, and the number before them."""
+        """Return the frames from a restart on, or from the beginning, and the number of the frame before them."""
         for i in range(start, max(start - MAX_EARLIER, 0) - 1, -1):
             time, position = int(restarts.times[i]), int(restarts.positions[i])
             if restarts.by_position:
