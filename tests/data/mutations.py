@@ -42,11 +42,12 @@ def mutate(content: bytes, number: int) -> bytes:
     return bytes(data)
 
 
-def decoded(path: str) -> list[np.ndarray]:
-    """All frames up to the first error, straight through the file."""
+def decoded(path: str) -> tuple[list[np.ndarray], bool]:
+    """The frames up to the first error, straight through the file, and whether there is none."""
     import av
 
     frames: list[np.ndarray] = []
+    intact = True
     try:
         with av.open(path) as container:
             stream = container.streams.best("video")
@@ -54,9 +55,10 @@ def decoded(path: str) -> list[np.ndarray]:
             for frame in container.decode(stream):
                 size = size or (frame.width, frame.height)
                 frames.append(frame.to_ndarray(format="rgb24", width=size[0], height=size[1]))
-    except Exception:
-        pass  # any damage; the frames before are what counts
-    return frames
+                intact = intact and not frame.is_corrupt
+    except Exception:  # any damage; the frames before are what counts
+        intact = False
+    return frames, intact and len(frames) > 0
 
 
 def thin(frames: np.ndarray) -> np.ndarray:
@@ -66,7 +68,7 @@ def thin(frames: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache
 def intact_frames(path: str) -> np.ndarray:
-    return np.stack(decoded(path))
+    return np.stack(decoded(path)[0])
 
 
 def distances(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -79,7 +81,8 @@ def distances(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
 def judge(path: str, original: str, decoder: str) -> str:
     """Read a clip; "" where it is right, "refused: …" or "damaged" where that is allowed, else what is wrong.
 
-    Where decoding straight through the file gives only frames of the intact file, so must the clip, in their order.
+    Where decoding straight through the file gives no error and only frames of the intact file in their order, so must
+    the clip.
     Otherwise its codec conceals damage, and how depends on the frames decoded before: then only the size counts.
     """
     try:
@@ -94,8 +97,9 @@ def judge(path: str, original: str, decoder: str) -> str:
         return "WRONG times"
     if not video.fps > 0 or not np.isfinite(video.fps):
         return f"WRONG rate {video.fps}"
-    intact, straight = intact_frames(original), decoded(path)
-    if not straight or (distances(np.stack(straight), intact).min(1) > CLOSE).any():
+    intact, (straight, is_intact) = intact_frames(original), decoded(path)
+    nearest = distances(np.stack(straight), intact) if is_intact else np.full((1, 1), np.inf)
+    if (nearest.min(1) > CLOSE).any() or (np.diff(nearest.argmin(1)) <= 0).any():
         # The header of a mutated file may have another size, but all frames have it.
         same = not straight or frames.shape[1:] == straight[0].shape
         return "damaged" if same else f"WRONG size {frames.shape}"

@@ -66,7 +66,9 @@ def test_several_clips_of_a_video_in_a_pass_differ(videos):
                          ("cached.mp4", "pyav")])  # fmt: skip
 def test_clips_of_a_variable_rate_follow_its_times(name, decoder, rate, make_video, numbers_of, tmp_path):
     codec = {"codec": "libvpx", "options": {"crf": "4", "b": "4M"}} if name == "live.webm" else {}
-    path = make_video(tmp_path / f"source{name[-4:]}", frames=60, **{"options": {"crf": "12", "bf": "0"}, **codec})
+    path = make_video(
+        tmp_path / f"source.{name.split('.')[1]}", frames=60, **{"options": {"crf": "12", "bf": "0"}, **codec}
+    )
     options = {"live": "1"} if name == "live.webm" else {}  # without duration, index and rate
     with av.open(path) as reader, av.open(str(tmp_path / name), "w", options=options) as writer:
         stream, first = writer.add_stream_from_template(reader.streams.video[0]), None
