@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_a_worker_that_is_killed_once_changes_nothing(failure, one_of_64_rows, t
 @pytest.mark.slow
 def test_workers_that_are_always_killed_while_idle_are_an_error(videos, monkeypatch):
     class Killing:
-        dataset = None
+        dataset = SimpleNamespace(unreadable={})
 
         def __getitem__(self, step):
             os.kill(os.getpid(), signal.SIGKILL)
