@@ -87,7 +87,7 @@ class Videos:
         for batch in batches:
             num_global = max(1, self._count(batch))
             if len(batch):
-                targets = {**batch.targets, "position": torch.tensor(self._positions(batch))}
+                targets = {**batch.targets, "position": tuple(self._positions(batch))}
                 yield dataclasses.replace(batch, targets=targets, num_global=num_global)
             else:
                 yield self._placeholder(batch, num_global)
@@ -117,7 +117,7 @@ class Videos:
         return dataclasses.replace(
             batch,
             views={"clip": torch.zeros(data.num_segments, 3, data.frames_per_clip, side, side, dtype=torch.uint8)},
-            targets={"label": torch.tensor([IGNORED]), "position": torch.empty(0, dtype=torch.int64)},
+            targets={"label": torch.tensor([IGNORED]), "position": ()},
             indices=torch.tensor([-1]),
             paths=("",),
             frames=torch.zeros(1, data.num_segments, data.frames_per_clip, dtype=torch.int64),

@@ -16,7 +16,7 @@ from app.vjepa.options import Options
 from app.vjepa.train import make_batches, make_stream, make_trainer
 from tubelet import config
 from tubelet.data import Batch
-from tubelet.runtime import command_line, distributed
+from tubelet.runtime import command_line, devices, distributed
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_json
 from tubelet.training.trainer import Trainer
@@ -62,7 +62,8 @@ def main() -> None:
     arguments = command_line.parse(parser)
     with command_line.exit_on_error():
         options = config.load(arguments.fname, [*arguments.overrides, f"folder={arguments.folder}"], Options)
-        measured = measure(options, distributed.init(0, 1, arguments.device, ""))
+        (device,) = devices.parse([arguments.device], "--device")
+        measured = measure(options, distributed.init(0, 1, device, ""))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     write_json(arguments.folder / "cost.json", measured)
 

@@ -89,7 +89,8 @@ def _classify(
     queries = train if test is None else test
 
     def batches():
-        for rows in torch.arange(len(queries)).split(1024):
+        for first in range(0, len(queries), 1024):
+            rows = slice(first, first + 1024)  # an index on the host would be copied to the device
             voted = [
                 neighbors.votes(
                     similarity[rows, : each["k"]],
@@ -99,6 +100,6 @@ def _classify(
                 )
                 for each in grid
             ]
-            yield torch.stack(voted), queries.labels[rows], rows
+            yield torch.stack(voted), queries.labels[rows], torch.arange(len(queries))[rows]
 
     return results.validate(batches(), options.num_classes, World(), options.features)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import signal
 
 import pytest
@@ -65,14 +66,14 @@ def batches(first=0, rank=0, world_size=1, last=STEPS):
         yield Batch({"clip": clips[rows]}, {"label": index}, index, ("",) * size, index, step)
 
 
-def make_trainer(options, world=None, scale=1.0):
+def make_trainer(options, world=None, scale=1.0, objective=None):
     schedule = Schedule(options.optimization, STEPS)
-    return Trainer(MeanColor(scale), options, schedule, world or World(), global_batch=BATCH)
+    return Trainer(objective or MeanColor(scale), options, schedule, world or World(), global_batch=BATCH)
 
 
-def train(options, world=None, callbacks=(), scale=1.0):
+def train(options, world=None, callbacks=(), scale=1.0, objective=None):
     world = world or World()
-    trainer = make_trainer(options, world, scale)
+    trainer = make_trainer(options, world, scale, objective)
     trainer.resume()
     trainer.fit(batches(trainer.step, world.rank, world.world_size), callbacks)
     return trainer
@@ -170,7 +171,7 @@ def test_checkpoints_of_milestones_are_kept_as_they_were(tmp_path):
 
 def test_nonfinite_updates_are_skipped_and_stop_the_run(tmp_path):
     options = make_options(tmp_path, logging={"max_nonfinite": 4})
-    with pytest.raises(RunStopped, match="4 of the last 4 updates were skipped"):
+    with pytest.raises(RunStopped, match="all updates since step 1 were skipped"):
         train(options, scale=float("inf"))
     weights = final_weights(tmp_path)["model"]
     assert all(torch.equal(tensor, MeanColor().model.state_dict()[name]) for name, tensor in weights.items())
@@ -260,3 +261,38 @@ def test_encoders_outside_of_the_parts_are_refused(tmp_path):
     options = make_options(tmp_path)
     with pytest.raises(UserError, match=r"Renamed.encoders\(\) has encoder, which its parts\(\) .* they are model"):
         Trainer(Renamed(), options, Schedule(options.optimization, STEPS), World(), global_batch=BATCH)
+
+
+class DivergesAt(MeanColor):
+    """The loss, or with `gradients` only its gradients, are NaN in the steps from `first` to `last`, from 1."""
+
+    def __init__(self, first, last=STEPS, gradients=False):
+        super().__init__()
+        self.first, self.last, self.gradients = first, last, gradients
+
+    def forward(self, batch, rng):
+        loss = super().forward(batch, rng)["loss"]
+        if not self.first <= rng.step + 1 <= self.last:
+            return {"loss": loss}
+        if self.gradients:
+            weight = self.model.weight
+            return {"loss": loss + (weight - weight.detach()).sum().abs().sqrt()}  # the root of 0 has no slope
+        return {"loss": loss * math.nan}
+
+
+def test_a_run_that_ends_with_a_loss_of_nan_is_an_error_also_when_started_again(tmp_path):
+    for _ in range(2):
+        with pytest.raises(RunStopped, match=r"since step 2 were skipped.*Lower optimization\.lr"):
+            train(make_options(tmp_path), objective=DivergesAt(2))
+
+
+def test_a_run_without_a_finite_gradient_is_an_error(tmp_path):
+    with pytest.raises(RunStopped, match="since step 4 were skipped"):
+        train(make_options(tmp_path), objective=DivergesAt(4, gradients=True))
+
+
+def test_skipped_updates_at_the_end_are_a_warning_and_earlier_ones_are_not(tmp_path, caplog):
+    train(make_options(tmp_path / "early"), objective=DivergesAt(2, 5))
+    assert "skipped" not in caplog.text
+    train(make_options(tmp_path / "late"), objective=DivergesAt(7, gradients=True))
+    assert "all updates since step 7 were skipped" in caplog.text

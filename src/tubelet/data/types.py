@@ -97,7 +97,8 @@ class Batch:
 
     Attributes:
         views: name -> uint8 [B·n_v, C, T, H, W]; empty where B = 0.
-        targets: name -> int64 [B] of classes, float32 [B] of numbers, B strings, or a tensor [B, …].
+        targets: name -> int64 [B] of classes, float32 [B] of numbers, a tensor [B, …], or a tuple of B strings or
+            other values, which stays on the host.
         indices: int64 [B], the samples' indices in the data set.
         paths: Their files.
         frames: int64 [B, num_clips, T], the frame numbers in the files.
@@ -109,7 +110,7 @@ class Batch:
     """
 
     views: dict[str, Tensor]
-    targets: dict[str, Tensor | tuple[str, ...]]
+    targets: dict[str, Tensor | tuple[Any, ...]]
     indices: Tensor
     paths: tuple[str, ...]
     frames: Tensor
@@ -133,7 +134,7 @@ class Batch:
         return self.tensor("label")
 
     def tensor(self, name: str) -> Tensor:
-        """Return the target `name`, which must not be text."""
+        """Return the target `name`, which must not be a tuple."""
         target = self.targets[name]
         assert isinstance(target, Tensor)
         return target

@@ -24,6 +24,7 @@ from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.progress import progress
 from tubelet.runtime.run_folder import check_same_configuration
+from tubelet.runtime.transfer import to_device
 from tubelet.runtime.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -200,18 +201,18 @@ class Extraction:
 
     def _encode(self, clips: list[Tensor], features: dict[Kind, list[Tensor]]) -> None:
         """Add the features of a batch of clips uint8 [3, T, H, W]."""
-        tokens = self.encoder(torch.stack(clips)[:, None])[:, 0]
+        tokens = self.encoder(to_device(torch.stack(clips), self.encoder.device)[:, None])[:, 0]
         name = type(self.encoder.module).__name__
         for kind, batches in features.items():
             reduced = reduce(tokens, kind, self.grid, name)
             if kind == "mean":
                 reduced = reduced[:, 0]
-            stored = reduced.to(self._dtype)
+            stored = reduced.to(self._dtype).cpu()  # the only read of the batch
             if not stored.isfinite().all():
                 if reduced.isfinite().all():
                     raise ConfigError(f"dtype: features exceed the range of {self.options.dtype}; set dtype: float32")
                 raise ConfigError("pretrain: the encoder returns features that are not finite; choose a checkpoint")
-            batches.append(stored.cpu())
+            batches.append(stored)
 
     def _no_features(self, kind: Kind) -> Tensor:
         """Features [0, …], for a part none of whose videos can be read."""

@@ -188,8 +188,8 @@ class MultiscaleTransformer(VideoEncoder):
         """
         t, h, w = grid
         if keep is None:
-            index = torch.arange(t * h * w, device=video.device)
-            return index[index // (h * w) % self.frame_stride == 0].expand(len(video), -1), None
+            index = torch.arange(t * h * w, device=video.device).view(t, -1)[:: self.frame_stride].flatten()
+            return index.expand(len(video), -1), None
         if self.tube_masks:  # all clips keep equally many
             t, s, _ = tube_grid(keep, grid)
             return keep.unflatten(1, (t, s))[:, :: self.frame_stride].flatten(1), None

@@ -251,8 +251,9 @@ class MViT(PretrainedEncoder):
         x = m.conv_proj(x)
         grid = tuple(x.shape[2:])
         x = m.pos_encoding(x.flatten(2).transpose(1, 2))  # adds the CLS token; positions are part of the attention
-        for block in m.blocks:
-            x, grid = block(x, grid)
+        with x.device:  # torchvision makes its indices of relative positions without naming a device
+            for block in m.blocks:
+                x, grid = block(x, grid)
         return m.norm(x)  # [B, 1 + N, D]
 
     def tokens(self, features: Tensor) -> Tensor:

@@ -44,8 +44,11 @@ def labelled_sets(
 
     Raises ConfigError where one of them cannot be used, their classes differ, or no validation video can be read.
     """
-    train = LabelledClips(data, "dataset_train", resolution=resolution, augmentation=augmentation, seed=seed)
-    val = LabelledClips(data, "dataset_val", resolution=resolution, views=data.num_views_per_segment)
+    pinned, views = world.device.type == "cuda", data.num_views_per_segment
+    train = LabelledClips(
+        data, "dataset_train", resolution=resolution, augmentation=augmentation, seed=seed, pin_memory=pinned
+    )
+    val = LabelledClips(data, "dataset_val", resolution=resolution, views=views, pin_memory=pinned)
     _same_classes(train, val)
     if world.is_main:
         for problem in problems_of_labels(train.labels, val.labels, data.num_classes, train.classes):
@@ -61,8 +64,9 @@ def labelled_sets(
         world.broadcast_from_rank0(val.check_any_readable)
     shuffled = None
     if shuffle_frames:
-        views = data.num_views_per_segment
-        shuffled = LabelledClips(data, "dataset_val", resolution=resolution, views=views, shuffle_frames=True)
+        shuffled = LabelledClips(
+            data, "dataset_val", resolution=resolution, views=views, shuffle_frames=True, pin_memory=pinned
+        )
         _same_classes(train, shuffled)
     return LabelledSets(train, val, shuffled)
 
@@ -118,6 +122,7 @@ class LabelledClips:
         shuffle_frames: Permute the frames of each clip at random, a function of the sample's index; without
             augmentation.
         seed: Seed of the augmentation.
+        pin_memory: Copy batches to pinned memory, for copies to a GPU that do not wait.
 
     Attributes:
         paths, labels: Of each sample.
@@ -138,9 +143,10 @@ class LabelledClips:
         views: int = 1,
         shuffle_frames: bool = False,
         seed: int = 0,
+        pin_memory: bool = False,
     ):
         self.source = f"data.{key}: {getattr(data, key)}"
-        self._data = data
+        self._data, self._pin_memory = data, pin_memory
         entries, random = [getattr(data, key)], augmentation is not None
         raw = clip_options(data, entries, num_clips=data.num_segments, resolution=resolution, random=random)
         transform: Transform = EvalTransform(resolution, views)
@@ -194,7 +200,7 @@ class LabelledClips:
         """The clips of each of `steps`; `samples_of(step)` returns its epoch and sample indices."""
         workers = min(self._data.num_workers, len(steps))
         source = _Batches(self._dataset, samples_of)
-        yield from Loader(source, steps, workers, pin_memory=False, timeout=self._data.worker_timeout)
+        yield from Loader(source, steps, workers, pin_memory=self._pin_memory, timeout=self._data.worker_timeout)
 
 
 class _Batches:

@@ -20,6 +20,7 @@ from tubelet.probing.encoder import FrozenEncoder
 from tubelet.probing.heads import Reads, pool
 from tubelet.probing.memory import available_bytes
 from tubelet.runtime.progress import progress
+from tubelet.runtime.transfer import to_device
 from tubelet.runtime.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,8 @@ class Features:
         if len(indices) == 0:
             empty = self._empty()
             return dataclasses.replace(empty, tokens=self._reduce(empty.tokens))
-        return TokenBatch(stored[self._rows[indices]].to(device), self._labels[indices].to(device), indices)
+        tokens = to_device(stored[self._rows[indices]], device)
+        return TokenBatch(tokens, to_device(self._labels[indices], device), indices)
 
     def _encoded(self, batches: Sequence[Tensor], epoch: int) -> Iterator[TokenBatch]:
         return self._in_step(self._encode(batches, epoch), len(batches))
@@ -201,7 +203,8 @@ class Features:
                 continue
             clips = rearrange(batch.clips, "(B n) C T H W -> B n C T H W", B=len(batch))
             tokens = rearrange(self.encoder(clips), "B (s v) N D -> B s v N D", s=self._segments)
-            yield TokenBatch(tokens, batch.labels.to(tokens.device), batch.indices)
+            labels = batch.labels.to(tokens.device, non_blocking=True)
+            yield TokenBatch(tokens, labels, batch.indices)
 
     def _empty(self) -> TokenBatch:
         device, embed_dim = self.encoder.device, self.encoder.module.embed_dim

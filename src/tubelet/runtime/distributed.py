@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tubelet.config import ConfigError, UserError
+from tubelet.runtime.devices import expand_segments
 
 TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -83,17 +84,50 @@ class World:
 def init(rank: int, world_size: int, device: str, address: str) -> World:
     """Join the process group at `address`, e.g. tcp://host:port. Raises in every rank if the group is incomplete."""
     torch_device = torch.device(device)
-    if torch_device.type == "cuda":
+    on_gpu = torch_device.type == "cuda"
+    if on_gpu:
+        expand_segments()
+        torch_device = torch.device("cuda", torch_device.index or 0)
         torch.cuda.set_device(torch_device)
     if world_size > 1:
+        # As `init_process_group` does with an address; NCCL would hang where two processes share a GPU.
+        store, rank, world_size = next(dist.rendezvous(address, rank, world_size, timeout=TIMEOUT))
+        store.set_timeout(TIMEOUT)
+        if on_gpu:
+            check_one_gpu_each(dist.PrefixStore("gpus", store), rank, world_size, _gpu_name(torch_device))
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo",
-            init_method=address,
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore("default_pg", store),
             rank=rank,
             world_size=world_size,
             timeout=TIMEOUT,
+            device_id=torch_device if on_gpu else None,
         )
     return World(rank, world_size, torch_device)
+
+
+def _gpu_name(device: torch.device) -> str:
+    """Name of a GPU that is the same in all processes, and unique."""
+    return f"{torch.cuda.get_device_properties(device).uuid} of {socket.gethostname()}"
+
+
+def check_one_gpu_each(store: dist.Store, rank: int, world_size: int, gpu: str) -> None:
+    """Raise ConfigError, in all processes, where two of them have the same GPU.
+
+    Args:
+        store: Shared by the processes, for this check alone.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        gpu: Unique name of the GPU of this process.
+    """
+    store.set(str(rank), gpu)
+    gpus = [name.decode() for name in store.multi_get([str(other) for other in range(world_size)])]
+    for other, name in enumerate(gpus):
+        if (first := gpus.index(name)) != other:
+            raise ConfigError(
+                f"the processes {first} and {other} share the GPU {name}; start one process for each GPU (--devices "
+                "cuda:0 cuda:1 …, torchrun --nproc-per-node, slurm.tasks_per_node)"
+            )
 
 
 def init_from_environment(on_cpu: bool) -> World | None:

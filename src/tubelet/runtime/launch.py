@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import importlib
 import os
-import re
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 from tubelet.config import Config, ConfigError, check, nearest, read
 from tubelet.runtime import command_line, run_lock, start_up
+from tubelet.runtime.devices import parse as parse_devices
 from tubelet.runtime.log import setup_logging
 from tubelet.runtime.parent import end_with_parent
 from tubelet.runtime.signals import STOP_SIGNALS
@@ -98,7 +98,7 @@ def _parse_arguments(package: str, argv: list[str] | None) -> argparse.Namespace
         "--devices cuda:0 cuda:1 folder=runs/mine optimization.lr=1e-3",
     )
     parser.add_argument(
-        "--devices", nargs="+", metavar="DEVICE", help="cpu, or cuda:0 cuda:1 …: one process each (default: the best)"
+        "--devices", nargs="+", metavar="DEVICE", help="cpu, cuda, or cuda:0 cuda:1 …: one process each (default: the best)"
     )
     parser.add_argument("--processes", type=int, default=1, help="number of processes on --devices cpu (default: 1)")
     return command_line.parse(parser, argv)
@@ -118,13 +118,8 @@ def _devices(arguments: argparse.Namespace) -> list[str]:
     """The device of each process: `cpu` or `cuda:<index>`."""
     import torch
 
-    default = "cuda:0" if torch.cuda.is_available() else "cpu"
-    devices = ["cuda:0" if device == "cuda" else device for device in arguments.devices or [default]]
-    for device in devices:
-        if not re.fullmatch(r"cpu|cuda:\d+", device):
-            raise ConfigError(f"--devices {device}: expected cpu, or cuda:0 cuda:1 …, with spaces between them")
-        if device.startswith("cuda") and torch.device(device).index >= torch.cuda.device_count():
-            raise ConfigError(f"--devices {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    devices = parse_devices(arguments.devices or [default])
     if arguments.processes > 1:
         if devices != ["cpu"]:
             raise ConfigError("--processes requires --devices cpu; on GPUs, name one device for each process")

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -161,6 +161,8 @@ class MetricLogging(Callback):
             names, config = options.logging.loggers, options.model_dump(mode="json")
             self.run.loggers += make_loggers(names, trainer.folder, config, trainer.step)
         self.skipped: deque[bool] = deque(maxlen=100)
+        self.skipped_since: int | None = None  # the first of the last updates in a row that were skipped
+        self.last_loss = 0.0
         self.clips_per_step = 0
         self.bar = progress(
             desc=trainer.folder.name,
@@ -170,18 +172,20 @@ class MetricLogging(Callback):
             off=not world.is_main,
         )
 
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self._note_skipped([line for line in read_log(trainer.folder) if "loss" in line])
+        if trainer.step == trainer.last_step:
+            self._check_end(trainer)
+
     def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
         self.clips_per_step = batch.num_clips * trainer.world.world_size
         self.bar.update()
         if is_due(trainer, trainer.options.logging.log_every):
             self.flush(trainer)
         if sum(self.skipped) >= trainer.options.logging.max_nonfinite:
-            raise RunStopped(
-                f"{sum(self.skipped)} of the last {len(self.skipped)} updates were skipped because the loss or its "
-                "gradients were not finite. Lower optimization.lr, set optimization.clip_grad, or use "
-                "meta.dtype=bfloat16 or float32. The weights of the last finite update are in "
-                f"{trainer.checkpoints}"
-            )
+            raise RunStopped(self._skipped_message(trainer))
+        if trainer.step == trainer.last_step:
+            self._check_end(trainer)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self.bar.close()
@@ -192,7 +196,7 @@ class MetricLogging(Callback):
         """Read the metrics of the steps since the last call from the device and write them."""
         lines = trainer.log.flush(self.clips_per_step)
         updates = [line for line in lines if "loss" in line]
-        self.skipped.extend(not math.isfinite(line["loss"] + line["grad_norm"]) for line in updates)
+        self.skipped.extend(self._note_skipped(updates))
         if self.run is None or not updates:
             return
         self.run.log(lines)
@@ -203,6 +207,37 @@ class MetricLogging(Callback):
             shown["data"] = f"{last['data_seconds_mean']:.2f} s"
             shown["slowest"] = f"{last['data_seconds_slowest']:.2f} s, rank {rank} on {trainer.log.hosts[rank]}"
         self.bar.set_postfix(shown)
+
+
+    def _note_skipped(self, updates: list[dict[str, Any]]) -> list[bool]:
+        """Return which of the updates were skipped, from their lines of the log, where None stands for NaN."""
+        skipped = []
+        for line in updates:
+            loss, norm = (math.nan if line[name] is None else line[name] for name in ("loss", "grad_norm"))
+            skipped.append(not math.isfinite(loss + norm))
+            self.last_loss = loss
+            self.skipped_since = (self.skipped_since or line["step"]) if skipped[-1] else None
+        return skipped
+
+    def _check_end(self, trainer: Trainer) -> None:
+        """Raise RunStopped where the run ends without having learned; warn where its last updates were skipped."""
+        if self.skipped_since is None:
+            return
+        row = trainer.last_step - self.skipped_since + 1
+        if not math.isfinite(self.last_loss) or 2 * row >= trainer.last_step:
+            raise RunStopped(self._skipped_message(trainer))
+        if trainer.world.is_main:
+            logger.warning(self._skipped_message(trainer))
+
+    def _skipped_message(self, trainer: Trainer) -> str:
+        which = f"all updates since step {self.skipped_since} were skipped"
+        if self.skipped_since is None:
+            which = f"{sum(self.skipped)} of the last {len(self.skipped)} updates were skipped"
+        return (
+            f"{which} because the loss or its gradients were not finite. Lower optimization.lr, set "
+            "optimization.clip_grad, or use meta.dtype=bfloat16 or float32, in another folder=…. The weights of the "
+            f"last finite update are in {trainer.checkpoints}"
+        )
 
 
 class Checkpointing(Callback):

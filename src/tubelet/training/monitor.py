@@ -14,6 +14,7 @@ from tubelet.data import Batch, evenly_spaced, to_float
 from tubelet.data.loader import SampleSource, make_eval_loader
 from tubelet.grid import Grid
 from tubelet.runtime.distributed import World, autocast
+from tubelet.runtime.transfer import to_device
 from tubelet.training.feature_statistics import TokenMoments, summarize
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,9 @@ class FeatureMonitor:
         readable = clips.readable
         table = self.world.sum(local.clips)[readable.to(local.clips.device)]
         moments = TokenMoments(table, self.world.sum(local.positions), local.slots)
-        figures = summarize(moments, clips.labels[readable])
+        figures = self._on_all_ranks("computing statistics of the features", lambda: summarize(moments, clips.labels[readable]))
+        if figures is None:
+            return {}
         if self.world.is_main and not math.isfinite(figures["spread_across"]):
             logger.warning("the features are not finite: the weights have diverged, or %s overflows", self.dtype)
         return figures
@@ -159,13 +162,13 @@ class FeatureMonitor:
                 module.training = training
         local = TokenMoments.concatenate(batches)
         table = local.clips.new_zeros(len(clips.labels), local.clips.shape[1])
-        table[clips.positions.to(table.device)] = local.clips[: len(clips.positions)]
+        table[to_device(clips.positions, table.device)] = local.clips[: len(clips.positions)]
         return dataclasses.replace(local, clips=table)
 
     def _moments(self, encoder: nn.Module, clips: Tensor, count: int) -> TokenMoments:
         """Reduce a batch, whose first `count` clips are no padding. Its tokens are freed before the next is encoded."""
         device = self.world.device
-        video = to_float(clips.to(device), self.mean, self.std)
+        video = to_float(to_device(clips, device), self.mean, self.std)
         with autocast(device, self.dtype):
             tokens = encoder(video)
         return TokenMoments.of(tokens, _time_slots(encoder, video, tokens), count)

@@ -25,6 +25,8 @@ class MetaConfig(Config):
     attention: Annotated[AttentionKernel, RESUME_IGNORED] = "flash"
     """Attention kernel that is preferred on CUDA; the others follow where it cannot run, `math` last. `cudnn`, which
     torch prefers on H100, plans for each new length of the sequences; `auto` leaves the choice to torch."""
+    deterministic: Annotated[bool, RESUME_IGNORED] = False
+    """Use only deterministic algorithms, so that runs on a GPU are equal bit for bit; see docs/reproducibility.md."""
     load_checkpoint: Annotated[bool, RESUME_IGNORED] = True
     """Continue the run in the folder; false: refuse a folder that holds a run."""
 

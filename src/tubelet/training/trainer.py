@@ -20,6 +20,7 @@ from tubelet.runtime import checkpoint, parallelize
 from tubelet.runtime.attention_kernels import attention_kernels
 from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
 from tubelet.runtime.checkpoint_writer import Saver
+from tubelet.runtime.devices import make_deterministic
 from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.runtime.seeds import seed_for
@@ -78,6 +79,8 @@ class Trainer:
         self.config = options.model_dump(mode="json") if config is None else config
         self.folder, self.seed, self.step = Path(options.folder), options.meta.seed, 0
         check_loggers(options.logging.loggers)
+        if options.meta.deterministic:
+            make_deterministic()
         world.broadcast_from_rank0(lambda: check_same_configuration(self.folder, options))
         if world.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if options.meta.tf32 else "highest")
