@@ -3,6 +3,7 @@
 Data, head, loss and results are those of a probe; here the encoder learns too.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from tubelet.runtime.watchdog import Watchdog
 from tubelet.training.callbacks import BadFileCheck, Callback, Evaluation
 from tubelet.training.schedules import Schedule
 from tubelet.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def main(options: Options, world: World) -> None:
@@ -77,14 +80,17 @@ def callbacks(trainer: Trainer, videos: Videos) -> list[Callback]:
     # data.on_bad_video says what happens to unreadable files; their number never stops the run.
     result: list[Callback] = [BadFileCheck(BadFiles(trainer.folder / "bad_files.txt", 1.0, trainer.world))]
     monitored = evenly_spaced(len(videos.val), trainer.options.logging.monitor_clips)
+
+    def val_top1() -> float | None:
+        try:
+            return top1(validate(trainer, videos, videos.val, monitored, trainer.watchdog))
+        except results.NoneReadable as error:  # the others may be readable
+            if trainer.world.is_main:
+                logger.warning("val_top1 of the logging.monitor_clips clips is not measured; %s", error)
+            return None
+
     if len(monitored):
-        result.append(
-            Evaluation(
-                "val_top1",
-                lambda: top1(validate(trainer, videos, videos.val, monitored, trainer.watchdog)),
-                at_last_step=False,
-            )
-        )
+        result.append(Evaluation("val_top1", val_top1, at_last_step=False))
     return result
 
 

@@ -59,7 +59,11 @@ class HeldOutClips:
 
 
 class HeldOutError:
-    """Mean squared error of the model on a few test clips, to watch during training."""
+    """Mean squared error of the model on a few test clips, to watch during training.
+
+    Raises:
+        ConfigError: None of these clips can be read.
+    """
 
     def __init__(self, options: Options, device: torch.device):
         seen, ahead = options.data.num_frames, options.data.num_target_frames

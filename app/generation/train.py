@@ -1,5 +1,6 @@
 """Prediction of future frames: `python -m app.main --fname configs/generation/<name>.yaml`."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from app.generation.evaluation import HeldOutClips, HeldOutError, evaluate
 from app.generation.options import Options
-from tubelet.config import naming
+from tubelet.config import ConfigError, naming
 from tubelet.config.registry import find
 from tubelet.data.bad_files import BadFiles
 from tubelet.data.loader import make_train_loader
@@ -21,6 +22,8 @@ from tubelet.runtime.seeds import seed_for
 from tubelet.training.callbacks import BadFileCheck, Callback, Evaluation
 from tubelet.training.schedules import Schedule
 from tubelet.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def main(options: Options, world: World) -> None:
@@ -54,8 +57,11 @@ def main(options: Options, world: World) -> None:
     )
     callbacks: list[Callback] = [BadFileCheck(BadFiles(folder / "bad_files.txt", data.max_bad_fraction, world))]
     if world.is_main and options.logging.monitor_clips > 0:
-        error = HeldOutError(options, world.device)
-        callbacks.append(Evaluation("test_mse", lambda: error.measure(model)))
+        try:
+            error = HeldOutError(options, world.device)
+            callbacks.append(Evaluation("test_mse", lambda: error.measure(model)))
+        except ConfigError as unreadable:
+            logger.warning("logging.monitor_clips: the error is not measured during training; %s", unreadable)
     trainer.fit(batches, callbacks)
     evaluate(model, held_out, options, world)
 

@@ -274,6 +274,16 @@ def test_no_readable_validation_video_is_said_before_training(raw, monkeypatch, 
         run(raw, data={"dataset_val": str(tmp_path / "val.csv"), "on_bad_video": "exclude"})
 
 
+def test_monitored_clips_that_cannot_be_read_are_a_warning(raw, lists, tmp_path, caplog):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "val.csv").write_text("broken.mp4 0\n" + (lists / "val.csv").read_text())
+    data = {"dataset_val": str(tmp_path / "val.csv"), "on_bad_video": "exclude"}
+    logging = {"monitor_every": 3, "monitor_clips": 1}
+    results = run(raw, data=data, logging=logging, optimization={"num_epochs": 2})
+    assert results["num_val"] == 6
+    assert "val_top1 of the logging.monitor_clips clips is not measured" in caplog.text
+
+
 @pytest.mark.parametrize("encoder", ["timesformer", "vivit"])
 def test_an_image_vit_gives_its_weights(raw, encoder, tmp_path):
     image = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7)

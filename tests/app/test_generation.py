@@ -122,6 +122,15 @@ def test_going_on_after_a_signal_is_as_never_stopping(raw, tmp_path, monkeypatch
     assert results == expected
 
 
+def test_monitored_clips_that_cannot_be_read_are_a_warning(raw, monkeypatch, caplog):
+    def unreadable(options, device):
+        raise ConfigError("data.test: none of the 5 clips can be used")
+
+    monkeypatch.setattr(program, "HeldOutError", unreadable)
+    assert run(raw)["clips"] == 6
+    assert "logging.monitor_clips: the error is not measured during training; data.test: none" in caplog.text
+
+
 def test_two_processes_are_as_one(raw, tmp_path):
     without_dropout = {"encoder_args": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
     expected = run(raw, folder=str(tmp_path / "one"), model=without_dropout)

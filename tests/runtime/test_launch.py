@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tubelet.config import ConfigError
 from tubelet.runtime import distributed, launch
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,19 +42,6 @@ def test_the_environment_wins_in_a_step_with_several_tasks(monkeypatch):
     program = Program()
     launch._start(program, arguments(["cpu"], processes=3))
     assert program.worlds == ["from srun, on cpu: True"]
-
-
-@pytest.mark.parametrize("device", ["cuda0", "cuda:0,cuda:1", "gpu"])
-def test_invalid_devices_are_refused(device):
-    with pytest.raises(ConfigError, match="expected cpu, or cuda:0 cuda:1"):
-        launch._devices(arguments([device]))
-
-
-def test_cuda_without_an_index_is_the_first_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert launch._devices(arguments(["cuda"])) == ["cuda:0"]
-    with pytest.raises(ConfigError, match=r"--devices cuda:1: this machine has 1 CUDA device\(s\)"):
-        launch._devices(arguments(["cuda:1"]))
 
 
 def test_overrides_may_follow_devices_and_file_names_may_have_an_equals_sign():

@@ -17,6 +17,10 @@ from tubelet.runtime.files import replacing
 TOP = 5
 
 
+class NoneReadable(ConfigError):
+    """None of the videos to validate can be read."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Validated:
     """Predictions of G heads for n samples.
@@ -54,7 +58,7 @@ def validate(
         source: Name of the data set, for messages.
 
     Raises:
-        ConfigError: No process has any sample.
+        NoneReadable: No process has any sample.
     """
     top = min(TOP, num_classes)
     part = []
@@ -66,7 +70,7 @@ def validate(
         part.append((indices, labels, losses.T, classes.transpose(0, 1), best.transpose(0, 1)))  # samples first
     parts = [batch for part in world.all_gather_object(part) for batch in part]
     if not parts:
-        raise ConfigError(f"{source}: none of the videos can be read")
+        raise NoneReadable(f"{source}: none of the videos can be read")
     indices, labels, losses, classes, best = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     order = indices.argsort()
     indices, labels, losses = indices[order], labels[order], losses[order].T

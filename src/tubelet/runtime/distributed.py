@@ -122,6 +122,9 @@ def check_one_gpu_each(store: dist.Store, rank: int, world_size: int, gpu: str) 
     """
     store.set(str(rank), gpu)
     gpus = [name.decode() for name in store.multi_get([str(other) for other in range(world_size)])]
+    store.set(f"{rank} has read", "")
+    if rank == 0:  # which may hold the store, and must not end before the others have read it
+        store.wait([f"{other} has read" for other in range(world_size)])
     for other, name in enumerate(gpus):
         if (first := gpus.index(name)) != other:
             raise ConfigError(

@@ -119,18 +119,19 @@ class Evaluation(Callback):
 
     Args:
         name: Key in the log.
-        measure: Computes the number; all processes call it.
+        measure: Computes the number; all processes call it. None: there is none, and nothing is logged.
         at_last_step: Whether it is computed after the last step, too.
     """
 
-    def __init__(self, name: str, measure: Callable[[], float], at_last_step: bool = True):
+    def __init__(self, name: str, measure: Callable[[], float | None], at_last_step: bool = True):
         self.name, self.measure, self.at_last_step = name, measure, at_last_step
 
     def on_step_end(self, trainer: Trainer, batch: Batch, metrics: Metrics) -> None:
         last = trainer.step == trainer.last_step
         if trainer.step % trainer.options.logging.monitor_every == 0 or (last and self.at_last_step):
             trainer.watchdog.note(f"computing {self.name} after step {trainer.step}")
-            trainer.log.amend({self.name: self.measure()})
+            if (number := self.measure()) is not None:
+                trainer.log.amend({self.name: number})
 
 
 class BadFileCheck(Callback):
