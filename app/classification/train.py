@@ -103,7 +103,9 @@ def validate(
 
     def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in videos.validation(clips, indices, watchdog):
-            x = to_float(batch.clips.to(trainer.world.device, non_blocking=True), data.normalize_mean, data.normalize_std)
+            x = to_float(
+                batch.clips.to(trainer.world.device, non_blocking=True), data.normalize_mean, data.normalize_std
+            )
             with trainer.autocast():
                 logits = classifier.logits(x, len(batch))
             yield heads.probabilities(logits[None]), batch.labels, batch.indices

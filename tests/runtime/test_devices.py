@@ -81,7 +81,9 @@ def join_with_pretended_gpus(gpus, world):
     torch.cuda.set_device = lambda device: joined.append(device)
     dist.init_process_group = lambda backend, **options: joined.append((backend, options["device_id"]))
     try:
-        (address,) = {name for name in world.all_gather_object(distributed.free_address() if world.is_main else None) if name}
+        (address,) = {
+            name for name in world.all_gather_object(distributed.free_address() if world.is_main else None) if name
+        }
         device = torch.device("cuda", world.rank)
         assert distributed.init(world.rank, world.world_size, str(device), address) == World(world.rank, 2, device)
     except ConfigError as error:

@@ -98,7 +98,10 @@ def _parse_arguments(package: str, argv: list[str] | None) -> argparse.Namespace
         "--devices cuda:0 cuda:1 folder=runs/mine optimization.lr=1e-3",
     )
     parser.add_argument(
-        "--devices", nargs="+", metavar="DEVICE", help="cpu, cuda, or cuda:0 cuda:1 …: one process each (default: the best)"
+        "--devices",
+        nargs="+",
+        metavar="DEVICE",
+        help="cpu, cuda, or cuda:0 cuda:1 …: one process each (default: the best)",
     )
     parser.add_argument("--processes", type=int, default=1, help="number of processes on --devices cpu (default: 1)")
     return command_line.parse(parser, argv)

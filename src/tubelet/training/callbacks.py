@@ -209,7 +209,6 @@ class MetricLogging(Callback):
             shown["slowest"] = f"{last['data_seconds_slowest']:.2f} s, rank {rank} on {trainer.log.hosts[rank]}"
         self.bar.set_postfix(shown)
 
-
     def _note_skipped(self, updates: list[dict[str, Any]]) -> list[bool]:
         """Return which of the updates were skipped, from their lines of the log, where None stands for NaN."""
         skipped = []

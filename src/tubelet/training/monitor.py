@@ -89,7 +89,9 @@ class FeatureMonitor:
         readable = clips.readable
         table = self.world.sum(local.clips)[readable.to(local.clips.device)]
         moments = TokenMoments(table, self.world.sum(local.positions), local.slots)
-        figures = self._on_all_ranks("computing statistics of the features", lambda: summarize(moments, clips.labels[readable]))
+        figures = self._on_all_ranks(
+            "computing statistics of the features", lambda: summarize(moments, clips.labels[readable])
+        )
         if figures is None:
             return {}
         if self.world.is_main and not math.isfinite(figures["spread_across"]):
