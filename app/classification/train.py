@@ -103,9 +103,8 @@ def validate(
 
     def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in videos.validation(clips, indices, watchdog):
-            x = to_float(
-                batch.clips.to(trainer.world.device, non_blocking=True), data.normalize_mean, data.normalize_std
-            )
+            clips_on_device = batch.clips.to(trainer.world.device, non_blocking=True)
+            x = to_float(clips_on_device, data.normalize_mean, data.normalize_std)
             with trainer.autocast():
                 logits = classifier.logits(x, len(batch))
             yield heads.probabilities(logits[None]), batch.labels, batch.indices

@@ -48,6 +48,8 @@ class FakeCuda(TorchDispatchMode):
         operations: Number of operations on the device.
     """
 
+    supports_higher_order_operators = True  # FlexAttention
+
     def __init__(self):
         super().__init__()
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()

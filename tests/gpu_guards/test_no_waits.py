@@ -115,7 +115,7 @@ def test_pretraining(config, videos, tmp_path):
     [
         ["meta.dtype=float16", "optimization.accumulation_steps=2", "optimization.clip_separately=true"],
         ["meta.dtype=bfloat16", "encoder.use_rope=true", "encoder.use_activation_checkpointing=true"],
-        ["objective.reg_coeff=1", "objective.predictor.use_mask_tokens=false", "objective.predictor.noise_schedule=vjepa"],
+        ["objective.reg_coeff=1", "objective.predictor={use_mask_tokens: false, noise_schedule: vjepa}"],
     ],
     ids=["float16", "bfloat16", "diffusion"],
 )  # fmt: skip
@@ -186,7 +186,7 @@ def generate(videos, folder, model=None):
     options = load(APPS, f"{REPOSITORY}/configs/generation/moving_mnist.yaml", overrides).options
     with no_waits() as device, contextlib.ExitStack() as stack:
         if model is not None:
-            stack.enter_context(mock.patch.object(generation, "build_model", lambda options: model))
+            stack.enter_context(mock.patch.object(generation, "build_model", return_value=model))
         trainer = generation.make_trainer(options, CUDA)
         zero = torch.zeros(4, dtype=torch.int64)
         clips = torch.zeros(4, 3, 16, 32, 32, dtype=torch.uint8)
@@ -224,7 +224,7 @@ def probe(videos, folder, stored, *overrides):
         f"data.dataset_val={videos}/labels.csv",
         "data.num_classes=2",
         "data.cache=null",
-        "optimization={resolution: 32, num_epochs: 1, batch_size: 3, heads: {lr: [1e-3, 2e-3]}}",
+        "optimization={resolution: 32, num_epochs: 1, batch_size: 3, heads: {lr: [1e-3], weight_decay: [0.1]}}",
         "pretrain={checkpoint: random, patch_size: 8, tubelet_size: 4, "
         "encoder: {name: vit_tiny, embed_dim: 48, depth: 1, num_heads: 4}}",
         f"folder={folder}",
@@ -233,7 +233,7 @@ def probe(videos, folder, stored, *overrides):
     options = load(EVALUATIONS, f"{REPOSITORY}/configs/evals/demo.yaml", overrides).options
     options = with_normalization(options)
     o = options.optimization
-    with no_waits() as device, mock.patch.object(frozen, "fingerprint", lambda module: ""):
+    with no_waits() as device, mock.patch.object(frozen, "fingerprint", return_value=""):
         encoder = frozen.load_frozen(options.pretrain, options.data, o.resolution, CUDA, bfloat16=True)
         sets = probing._labelled(options, CUDA)
         fitted = probing.Probe(options, encoder, sets, Watchdog(CUDA, 60.0))
@@ -269,8 +269,9 @@ def monitor(videos, folder):
     with no_waits() as device:
         watched = pretraining.feature_monitor(options, CUDA)
         watched._read(lambda note: None)
+        encoder.to("cuda")
         device.clear()
-        moments = watched._encode(encoder.to("cuda"), watched._clips, lambda note: None)
+        moments = watched._encode(encoder, watched._clips, lambda note: None)
         assert moments.clips.device.type == moments.positions.device.type == "cuda"
 
 
@@ -280,8 +281,8 @@ def test_feature_monitor(videos, tmp_path):
 
 def classify_by_neighbors(with_test):
     """Reads come before the votes, and where they are counted."""
-    vectors, labels = torch.zeros(1100, 6), torch.zeros(1100, dtype=torch.int64)
-    items = Items(vectors, labels, ("",) * 1100, torch.arange(1100))
+    vectors, labels, times = torch.zeros(1100, 6), torch.zeros(1100, dtype=torch.int64), np.zeros(1100)
+    items = Items(vectors, labels, [""] * 1100, times, times, torch.arange(1100))
     options = knn.Options(eval_name="knn", folder="", features="", num_classes=2, k=[1, 5], temperature=[0.07, None])
     with no_waits() as device:
 
