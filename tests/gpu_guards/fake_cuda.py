@@ -48,8 +48,6 @@ class FakeCuda(TorchDispatchMode):
         operations: Number of operations on the device.
     """
 
-    supports_higher_order_operators = True  # FlexAttention
-
     def __init__(self):
         super().__init__()
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -79,6 +77,8 @@ class FakeCuda(TorchDispatchMode):
             self._wait(f"{func} reads the device")
             if func is aten._local_scalar_dense.default:
                 return 0.0 if args[0].is_floating_point() else 0
+            if func is aten.equal.default:
+                return True
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             for index in args[1]:
                 if index is not None and index.dtype == torch.bool and not _is_masked_fill(func, args):
@@ -149,6 +149,16 @@ def _backward(loss, *args, **kwargs):
         nodes += [following for following, _ in node.next_functions]
 
 
+_make_generator = torch.Generator
+
+
+class _GeneratorOnHost:
+    """`torch.Generator(device)`, a class as annotations name it."""
+
+    def __new__(cls, device="cpu"):
+        return _make_generator()
+
+
 _start_loader = _SingleProcessDataLoaderIter.__init__
 
 
@@ -161,12 +171,12 @@ def _pin_without_accelerator(iterator, loader):
 @contextlib.contextmanager
 def fake_cuda():
     """Context in which `cuda` is such a device; yields the `FakeCuda`."""
-    device, make_generator = FakeCuda(), torch.Generator
+    device = FakeCuda()
     replaced = {
         (torch.cuda.amp.common, "amp_definitely_not_available"): lambda: False,
         (torch.cuda, "is_bf16_supported"): lambda *args, **kwargs: True,
         (_SingleProcessDataLoaderIter, "__init__"): _pin_without_accelerator,
-        (torch, "Generator"): lambda device="cpu": make_generator(),
+        (torch, "Generator"): _GeneratorOnHost,
         (nn.Module, "to"): _to,
         (torch.Tensor, "backward"): _backward,
         (torch.Tensor, "pin_memory"): lambda tensor, *args: device.pin(tensor),
