@@ -138,6 +138,7 @@ def encode(name):
         encoder.to("cuda")
         video = torch.zeros(2, 3, clip["num_frames"], 32, 32, device="cuda")
         keep = to_device(tubes, "cuda")
+        encoder(video)  # makes what lasts, such as masks of attention patterns
         device.clear()
         encoder(video)
         if encoder.accepts_masks:
