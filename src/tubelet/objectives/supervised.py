@@ -69,8 +69,11 @@ class Supervised(Objective):
     def prepare_batch(self, batch: Batch, rng: StepRng) -> Batch:
         """Normalize the clips and mix pairs of samples."""
         clips, target = to_float(batch.clips, self.mean, self.std), batch.labels
-        if self.mixing is not None and (positions := batch.targets["position"]):
-            clips, target = self.mixing(clips, batch.labels, rng.step, positions)
+        if self.mixing is not None:
+            positions = batch.targets["position"]  # on the host: each pair is mixed by itself
+            assert isinstance(positions, tuple)
+            if positions:
+                clips, target = self.mixing(clips, batch.labels, rng.step, positions)
         return dataclasses.replace(batch, views={"clip": clips}, targets={"label": batch.labels, "mixed": target})
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
