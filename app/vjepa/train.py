@@ -9,7 +9,7 @@ from app.vjepa.options import Options
 from tubelet import hub, objectives, report
 from tubelet.config import ConfigError
 from tubelet.config.registry import find
-from tubelet.data import Batch
+from tubelet.data import NORMALIZATION, Batch
 from tubelet.data.bad_files import BadFiles
 from tubelet.data.loader import SampleSource, make_train_loader
 from tubelet.data.streams import SampleStream
@@ -98,9 +98,11 @@ def make_trainer(options: Options, schedule: Schedule, world: World) -> Trainer:
 
 def initialize(trainer: Trainer, source: str) -> None:
     """Start from the weights of another run or checkpoint (`init_from`)."""
+    aug = trainer.options.data_aug
+    colors = {name: getattr(aug, name) for name in NORMALIZATION}
     try:
-        trainer.load_weights(hub.read_parts(source, trainer.objective.parts()), source)
-    except CheckpointError as error:
+        trainer.load_weights(hub.read_parts(source, trainer.objective.parts(), colors), source)
+    except (CheckpointError, ConfigError) as error:
         raise ConfigError(f"init_from: {error}") from None
 
 

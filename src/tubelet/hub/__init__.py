@@ -3,44 +3,46 @@
 No code from a file is executed. Missing or unexpected keys are an error that lists them.
 """
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from tubelet.hub import probe, released, transformers
-from tubelet.hub.weights import OwnWeights, Parts, State, Weights, without_fixed_positions, without_unused
+from tubelet.hub import files, fit, probe, transformers
+from tubelet.hub.state import State, without_fixed_positions
+from tubelet.hub.weights import OwnWeights as OwnWeights
+from tubelet.hub.weights import Weights
 from tubelet.models.interfaces import Encoder, Predictor
-from tubelet.runtime import checkpoint
-
-logger = logging.getLogger(__name__)
+from tubelet.runtime import checkpoint, file_formats
 
 
 def load_encoder(path: str | Path, checkpoint_key: str = "target_encoder", **arguments: Any) -> Encoder:
     """Load the encoder of a run folder, a checkpoint, a released file or a folder of transformers.
 
+    Runs and the published models of V-JEPA, V-JEPA 2 and V-JEPA 2.1 need no arguments. Of other files of their code,
+    what neither shapes nor stored positions tell is asked for, such as `num_heads` and `use_rope`.
+
     Args:
         path: File or folder.
         checkpoint_key: Which encoder of the file: `target_encoder`, `encoder`, or another that the run's objective
             offers (`Objective.encoders`). `target_encoder` is the first of these where no part has that name; of a
-            released file `ema_encoder`, and `encoder` where it has no moving average.
-        arguments: What the file does not say, or what should differ: options of the encoder such as `out_layers`, by
-            themselves or together in `encoder={"name": …, …}`; V-JEPA's names `model_name`, `uniform_power`,
-            `use_rope`, …; and `img_size`, `num_frames`, `patch_size`, `tubelet_size`. V-JEPA and V-JEPA 2 files need
-            `model_name`, `img_size` and `num_frames` as in their training; V-JEPA's take `uniform_power=True`,
-            V-JEPA 2's `use_rope=True`. V-JEPA 2.1's files need nothing, but `num_heads` if the width is not a released
-            one. The encoder takes clips of other sizes too; positions are then interpolated.
+            released file `ema_encoder`, and `encoder` where it has no moving average. The log says which one it is.
+        arguments: What the file does not say, or what should be returned: options of the encoder such as `out_layers`,
+            by themselves or together in `encoder={"name": …, …}`; V-JEPA's names `model_name`, `uniform_power`,
+            `use_rope`, …; and `img_size`, `num_frames`, `patch_size`, `tubelet_size`. The encoder takes clips of other
+            sizes anyway; sin-cos positions are then interpolated from those of the training.
 
     Of V-JEPA 2.1, `encoder(clips, all_levels=True)` returns the tokens of all levels, and single frames are embedded by
     the image tokenizer. These weights do not require gradients, as fine-tuning on clips does not use them; `levels=1`
     and `image_tokenizer=False` leave them out.
 
-    Raises ConfigError for unknown or missing arguments, CheckpointError where the weights do not fit the encoder.
+    Raises:
+        ConfigError: An argument is unknown or missing, or the weights would mean something else under it.
+        CheckpointError: The file cannot be read, or the weights do not fit the encoder.
 
-    >>> encoder = load_encoder("vitl16.pth.tar", model_name="vit_large", num_frames=16, uniform_power=True)
+    >>> encoder = load_encoder("vitl16.pth.tar")
     """
     return read(path).load_encoder(checkpoint_key, **arguments)
 
@@ -48,10 +50,9 @@ def load_encoder(path: str | Path, checkpoint_key: str = "target_encoder", **arg
 def load_predictor(path: str | Path, checkpoint_key: str = "predictor", **arguments: Any) -> Predictor:
     """Load the predictor of a pretraining; path, arguments and errors as for `load_encoder`.
 
-    Its depth, width and number of mask tokens are read from the weights. The number of heads, `pred_num_heads` or
-    `predictor={"num_heads": …}`, is the encoder's by default, as in V-JEPA; V-JEPA 2's released predictors have 12,
-    which is the default for V-JEPA 2.1's. Of the latter's mask tokens only the first was trained. Indices of tokens
-    refer to clips of `img_size` and `num_frames`, by default those of the training; of V-JEPA 2.1 384 and 64.
+    The number of heads, `pred_num_heads` or `predictor={"num_heads": …}`, is known of runs and published models.
+    Indices of tokens refer to clips of `img_size` and `num_frames`, by default those of the training. Of V-JEPA 2.1's
+    mask tokens only the first was trained.
     """
     return read(path).load_predictor(checkpoint_key, **arguments)
 
@@ -90,39 +91,35 @@ def export(path: str | Path, folder: str | Path, checkpoint_key: str = "target_e
     transformers.write(read(path), Path(folder), checkpoint_key, arguments)
 
 
-def read_parts(path: str | Path, modules: Mapping[str, nn.Module] = MappingProxyType({})) -> dict[str, State]:
+def read_parts(
+    path: str | Path,
+    modules: Mapping[str, nn.Module] = MappingProxyType({}),
+    normalization: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> dict[str, State]:
     """Read the state dicts of a file or folder, with Tubelet's names: all parts of a run, or encoders and predictor.
 
     Args:
         path: File or folder.
-        modules: Modules by the names of the parts that they are to load; levels and image tokenizer are left out where
-            a module is built without them.
+        modules: Modules by the names of the parts that they are to load. Levels and image tokenizer are left out where
+            a module is built without them, and mask tokens beyond those that it has.
+        normalization: `normalize_mean` and `normalize_std` of the clips on which the modules are used.
+
+    Raises:
+        ConfigError: A module is of another architecture than the weights.
     """
-    parts = {name: without_fixed_positions(state) for name, state in read(path).parts.items()}
-    return {name: without_unused(x, modules[name]) if name in modules else x for name, x in parts.items()}
+    weights = read(path)
+    fit.check(weights, modules, normalization)
+    parts = {name: without_fixed_positions(state) for name, state in weights.parts.items()}
+    return {name: fit.adapt(x, modules[name], path) if name in modules else x for name, x in parts.items()}
 
 
 def read(path: str | Path) -> Weights:
     """Open the file or folder `path`; its content determines the subclass of `Weights`."""
     path = Path(path)
     if (path / "config.json").is_file():
-        config, tensors = transformers.read(path)
-        encoder = transformers.to_tubelet(tensors, "encoder")
-        predictor = transformers.to_tubelet(tensors, "predictor")
-        states = {"encoder": encoder, "target_encoder": encoder, "predictor": predictor}
-        return transformers.TransformersWeights(path, states, config)
+        return transformers.open_folder(path)
     file = checkpoint.locate(path)
+    if file.is_file() and file_formats.is_safetensors(file):
+        return files.open_safetensors(file)
     metadata = checkpoint.read_metadata(file)
-    stored, is_own = checkpoint.parts(file), "config" in metadata
-    names = stored if is_own else [name for name in stored if name in released.PARTS]
-    parts = Parts(file, names, metadata.get("encoders") or released.AVERAGES, released.to_tubelet)
-    if "target_encoder" not in parts and "predictor" not in parts:
-        raise checkpoint.CheckpointError(
-            f"{file}: no encoder or predictor in it; it holds {', '.join([*stored, *metadata])}"
-        )
-    if is_own:
-        return OwnWeights(file, parts, metadata["config"])
-    if {"target_encoder", "ema_encoder"} <= set(names):
-        logger.warning("%s has a target_encoder and an ema_encoder; checkpoint_key chooses between them", file)
-    kind = released.VJEPA21Weights if released.is_vjepa2_1(parts) else released.ReleasedWeights
-    return kind(file, parts, {})
+    return files.open_run(file, metadata) if "config" in metadata else files.open_released(file)

@@ -7,8 +7,7 @@ from torch import nn
 
 from tubelet.config import ConfigError
 from tubelet.hub import transformers
-from tubelet.hub.released import without_prefixes
-from tubelet.hub.weights import State, count
+from tubelet.hub.state import State, count, without_prefixes
 from tubelet.models.attentive_pooler import AttentiveClassifier
 from tubelet.runtime import checkpoint, checkpoint_v1
 
@@ -30,8 +29,8 @@ def load(path: Path, num_heads: int | None, index: int | None, use_proj: bool | 
 
     if (path / "config.json").is_file():
         config, tensors = transformers.read(path)
-        state = _from_transformers(tensors)
-        return _classifier(path, state, num_heads or config["num_attention_heads"], False, config["layer_norm_eps"])
+        state = _from_transformers(tensors, path)
+        return _classifier(path, state, num_heads or config.num_attention_heads, False, config.layer_norm_eps)
     file = path
     if path.is_dir():
         file = path / head_file.NAME if (path / head_file.NAME).is_file() else path / "probe.pt"
@@ -86,7 +85,7 @@ def _classifier(
     return probe
 
 
-def _from_transformers(tensors: State) -> State:
+def _from_transformers(tensors: State, folder: Path) -> State:
     """Return pooler and classifier of a VJEPA2ForVideoClassification with Tubelet's names."""
     state = {}
     for name, tensor in tensors.items():
@@ -94,5 +93,5 @@ def _from_transformers(tensors: State) -> State:
             for theirs, ours in _PROBE_NAMES.items():
                 name = name.replace(theirs, ours)
             state[name] = tensor
-    state = transformers.merge_layers(state, "xattn.kv", ("xattn.k_proj", "xattn.v_proj"))
-    return transformers.merge_layers(state, "attn.qkv", ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
+    state = transformers.merge_layers(state, "xattn.kv", ("xattn.k_proj", "xattn.v_proj"), folder)
+    return transformers.merge_layers(state, "attn.qkv", ("attn.q_proj", "attn.k_proj", "attn.v_proj"), folder)

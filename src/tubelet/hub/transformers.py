@@ -1,36 +1,46 @@
 """Folders of transformers' VJEPA2Model: reading and writing."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
+from pydantic import PositiveInt
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tubelet.config import ConfigError
-from tubelet.hub.weights import State, Weights
+from tubelet.config import Config, ConfigError, check
+from tubelet.hub.architecture import Facts, facts_of
+from tubelet.hub.state import IMAGENET, State
+from tubelet.hub.weights import Weights
 from tubelet.layers import MLP
 from tubelet.models.vision_transformer import VisionTransformer
-from tubelet.runtime import checkpoint
+from tubelet.runtime import checkpoint, file_formats
 from tubelet.runtime.files import save_tensors
 
-# config.json omits values that equal these.
-_TRANSFORMERS_DEFAULTS = {
-    "patch_size": 16,
-    "crop_size": 256,
-    "frames_per_clip": 64,
-    "tubelet_size": 2,
-    "hidden_size": 1024,
-    "in_chans": 3,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "mlp_ratio": 4.0,
-    "layer_norm_eps": 1e-6,
-    "qkv_bias": True,
-    "hidden_act": "gelu",
-    "pred_num_attention_heads": 12,
-}
+
+class ModelConfig(Config):
+    """What is needed of config.json, which omits values that equal these defaults."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+
+    patch_size: PositiveInt = 16
+    crop_size: PositiveInt = 256
+    frames_per_clip: PositiveInt = 64
+    tubelet_size: PositiveInt = 2
+    hidden_size: PositiveInt = 1024
+    in_chans: PositiveInt = 3
+    num_attention_heads: PositiveInt = 16
+    num_hidden_layers: PositiveInt = 24
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    hidden_act: str = "gelu"
+    pred_num_attention_heads: PositiveInt = 12
+
 
 # Prefixes of parameter names: Tubelet's -> transformers'.
 _PREFIXES = {
@@ -42,25 +52,44 @@ _PREFIXES = {
     "predictor_norm.": "predictor.layernorm.",
     "predictor_proj.": "predictor.proj.",
 }
+_ROPE = {"use_rope": True, "rope_pairing": "vjepa2"}
 _MASK_TOKENS = "predictor.embeddings.mask_tokens"
 
 
-def read(folder: Path) -> tuple[dict[str, Any], State]:
+def read(folder: Path) -> tuple[ModelConfig, State]:
     """Read config.json, completed with the defaults, and all tensors of a VJEPA2 folder."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "vjepa2":
-        raise ConfigError(f"{folder}/config.json: model_type is '{config.get('model_type')}', not 'vjepa2'")
-    config = {**_TRANSFORMERS_DEFAULTS, **config}
-    if config["hidden_act"] != "gelu" or config["layer_norm_eps"] != 1e-6:
-        raise ConfigError(f"{folder}/config.json: only hidden_act 'gelu' and layer_norm_eps 1e-6 can be read")
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file}: not valid JSON ({error}); get it again") from None
+    if not isinstance(raw, dict) or raw.get("model_type") != "vjepa2":
+        found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise ConfigError(
+            f"{file}: model_type is '{found}', not 'vjepa2'; only VJEPA2 models of transformers can be read"
+        )
+    config = check({name: value for name, value in raw.items() if value is not None}, ModelConfig, file)
+    if config.hidden_act != "gelu" or config.layer_norm_eps != 1e-6:
+        raise ConfigError(f"{file}: only hidden_act 'gelu' and layer_norm_eps 1e-6 can be read")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise checkpoint.CheckpointError(f"{folder}: no *.safetensors beside config.json")
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        raise checkpoint.CheckpointError(
+            f"{folder}: no *.safetensors beside config.json; of pytorch_model.bin, write them with "
+            "VJEPA2Model.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
     return config, {name.removeprefix("vjepa2."): tensor for name, tensor in tensors.items()}
 
 
-def to_tubelet(tensors: State, part: str) -> State:
+def read_tensors(file: Path) -> State:
+    """Read a file of safetensors."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise checkpoint.CheckpointError(f"{file}: {file_formats.unreadable(file)} ({error})") from None
+
+
+def to_tubelet(tensors: State, part: str, folder: Path) -> State:
     """Return the state dict of `part`, encoder or predictor, with Tubelet's names; unknown names stay as they are."""
     state: State = {}
     for name, tensor in tensors.items():
@@ -74,7 +103,7 @@ def to_tubelet(tensors: State, part: str) -> State:
                 name = ours + name.removeprefix(theirs)
                 break
         state[name.replace(".attention.", ".attn.")] = tensor
-    return merge_layers(state, "attn.qkv", ("attn.query", "attn.key", "attn.value"))
+    return merge_layers(state, "attn.qkv", ("attn.query", "attn.key", "attn.value"), folder)
 
 
 def _to_transformers(state: State) -> State:
@@ -94,36 +123,68 @@ def _to_transformers(state: State) -> State:
     return tensors | ({_MASK_TOKENS: torch.stack(tokens)} if tokens else {})
 
 
-def merge_layers(state: State, together: str, apart: tuple[str, ...]) -> State:
+def merge_layers(state: State, together: str, apart: tuple[str, ...], folder: Path) -> State:
     """Concatenate the separate layers `apart`, such as queries, keys and values, to the layer `together`."""
     merged = {}
     for name, tensor in state.items():
         if f".{apart[0]}." in name:
-            rows = [state[name.replace(apart[0], other)] for other in apart]
+            names = [name.replace(apart[0], other) for other in apart]
+            if missing := [name for name in names if name not in state]:
+                raise checkpoint.CheckpointError(
+                    f"{folder}: the weights lack {', '.join(missing)}; get the folder again"
+                )
+            rows = [state[name] for name in names]
             merged[name.replace(apart[0], together)] = torch.cat(rows)
         elif not any(f".{other}." in name for other in apart):
             merged[name] = tensor
     return merged
 
 
+@dataclass(frozen=True)
 class TransformersWeights(Weights):
     """A folder of transformers' VJEPA2Model, whose config.json has the architecture."""
 
-    def architecture(self) -> dict[str, Any]:
-        c = self.config
-        rope = {"use_rope": True, "rope_pairing": "vjepa2"}
+    model: ModelConfig
+
+    def facts(self) -> Facts:
+        c = self.model
         encoder = {
-            **rope,
-            "embed_dim": c["hidden_size"],
-            "depth": c["num_hidden_layers"],
-            "num_heads": c["num_attention_heads"],
-            "mlp_ratio": c["mlp_ratio"],
-            "qkv_bias": c["qkv_bias"],
-            "in_chans": c["in_chans"],
+            "embed_dim": c.hidden_size,
+            "depth": c.num_hidden_layers,
+            "num_heads": c.num_attention_heads,
+            "mlp_ratio": c.mlp_ratio,
+            "qkv_bias": c.qkv_bias,
+            "in_chans": c.in_chans,
         }
-        sizes = {"img_size": c["crop_size"], "num_frames": c["frames_per_clip"]}
-        sizes |= {"patch_size": c["patch_size"], "tubelet_size": c["tubelet_size"]}
-        return {"encoder": encoder, "predictor": {**rope, "num_heads": c["pred_num_attention_heads"]}, "sizes": sizes}
+        sizes = {"img_size": c.crop_size, "num_frames": c.frames_per_clip}
+        sizes |= {"patch_size": c.patch_size, "tubelet_size": c.tubelet_size}
+        return {
+            **facts_of("encoder", _ROPE, "in transformers' VJEPA2Model"),
+            **facts_of("encoder", encoder, "in its config.json"),
+            **facts_of("sizes", sizes, "in its config.json"),
+        }
+
+    def predictor_facts(self, state: State) -> Facts:
+        return {
+            **super().predictor_facts(state),
+            **facts_of("predictor", _ROPE, "in transformers' VJEPA2Model"),
+            **facts_of("predictor", {"num_heads": self.model.pred_num_attention_heads}, "in its config.json"),
+        }
+
+    def normalization(self) -> dict[str, tuple[float, ...]]:
+        return dict(IMAGENET)
+
+
+def open_folder(folder: Path) -> TransformersWeights:
+    """Open a folder with the config.json of a VJEPA2Model."""
+    model, tensors = read(folder)
+    encoder, predictor = (to_tubelet(tensors, part, folder) for part in ("encoder", "predictor"))
+    parts = {"encoder": encoder, "target_encoder": encoder} | ({"predictor": predictor} if predictor else {})
+    if not encoder:
+        raise checkpoint.CheckpointError(
+            f"{folder}: no weights of an encoder in it; here are {', '.join(tensors)[:200]}"
+        )
+    return TransformersWeights(folder, parts, {}, model)
 
 
 def write(weights: Weights, folder: Path, checkpoint_key: str, arguments: dict[str, Any]) -> None:

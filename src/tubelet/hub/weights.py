@@ -1,64 +1,38 @@
-"""State dicts of a file or folder, what it says about the architecture, and the modules built from both."""
+"""State dicts of a file or folder, what is known of their architecture, and the modules built from both."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from tubelet.config import Config, ConfigError, check, merge, nearest
-from tubelet.config.aliases import Translation, to_canonical
+from tubelet.config.aliases import SHARED, Translation, to_canonical
 from tubelet.data import NORMALIZATION
 from tubelet.grid import ClipShape
-from tubelet.models import EncoderOptions, PredictorOptions, build_encoder, build_predictor, drop_lacking_defaults
+from tubelet.hub import architecture
+from tubelet.hub.architecture import Facts, facts_of
+from tubelet.hub.state import State, count, predictor_facts, without_fixed_positions, without_unused
+from tubelet.models import (
+    ENCODERS,
+    PREDICTORS,
+    EncoderOptions,
+    PredictorOptions,
+    build_encoder,
+    build_predictor,
+    drop_lacking_defaults,
+)
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.models.vision_transformer import VisionTransformer
 from tubelet.runtime import checkpoint
 
-State = dict[str, Tensor]
-
-
-class Parts(Mapping[str, State]):
-    """State dicts of a checkpoint, each read and verified on first access.
-
-    Args:
-        path: The checkpoint.
-        names: Those of its state dicts that are parts, as opposed to optimizers and such.
-        encoders: Names of encoders. The first of them that is there also has the name `target_encoder`, if no part has.
-        convert: Renames what was read.
-    """
-
-    def __init__(self, path: Path, names: Sequence[str], encoders: Sequence[str], convert: Callable[[State], State]):
-        self._path, self._convert = path, convert
-        self._stored_as: dict[str, str] = {name: name for name in names}
-        if found := [name for name in encoders if name in names]:
-            self._stored_as.setdefault("target_encoder", found[0])
-        self._read: dict[str, State] = {}
-
-    def __getitem__(self, name: str) -> State:
-        stored_as = self._stored_as[name]
-        if stored_as not in self._read:
-            if not self._read:
-                checkpoint.check_intact(self._path, "weights")
-            self._read[stored_as] = self._convert(checkpoint.read_weights(self._path, [stored_as])[stored_as])
-        return self._read[stored_as]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._stored_as  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored_as)
-
-    def __len__(self) -> int:
-        return len(self._stored_as)
+_SIZES = ("img_size", "num_frames", "patch_size", "tubelet_size")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """State dicts with Tubelet's names, and what the file says about the architecture."""
+    """State dicts with Tubelet's names, and what is known of their architecture."""
 
     path: Path
     parts: Mapping[str, State]
@@ -67,8 +41,9 @@ class Weights:
     def load_encoder(self, checkpoint_key: str = "target_encoder", **arguments: Any) -> Encoder:
         """See `hub.load_encoder`."""
         state = self.part(checkpoint_key)
+        self.check_arguments(arguments)
         encoder = self.build_encoder(arguments)
-        state = without_unused(self.without_positions(state, encoder), encoder)
+        state = without_unused(without_fixed_positions(state), encoder)
         checkpoint.load_weights(encoder, state, f"{checkpoint_key} of {self.path}")
         if isinstance(encoder, VisionTransformer):
             encoder.freeze_unused()
@@ -77,8 +52,10 @@ class Weights:
     def load_predictor(self, checkpoint_key: str = "predictor", **arguments: Any) -> Predictor:
         """See `hub.load_predictor`."""
         state = self.part(checkpoint_key)
+        self.check_arguments(arguments, state)
         predictor = self.build_predictor(arguments, state)
-        checkpoint.load_weights(predictor, self.without_positions(state, predictor), f"{checkpoint_key} of {self.path}")
+        what = f"{checkpoint_key} of {self.path}"
+        checkpoint.load_weights(predictor, without_fixed_positions(state), what)
         return predictor
 
     def part(self, name: str) -> State:
@@ -86,66 +63,67 @@ class Weights:
             raise ConfigError(f"{self.path}: '{name}' is not in the file. {nearest(name, self.parts)}")
         return self.parts[name]
 
-    def without_positions(self, state: State, module: Any) -> State:
-        """Drop the fixed sin-cos positions. Raises ConfigError if they differ from those of the module."""
-        stored = {name: state[name] for name in _FIXED_POSITIONS if name in state}
-        if stored and not module.positions.use_rope:
-            (name, theirs), ours = *stored.items(), module.positions.pos_embed
-            if theirs.shape != ours.shape:
-                raise ConfigError(
-                    f"{self.path}: {name} is {list(theirs.shape)}, but {list(ours.shape)} for the sizes given; give "
-                    "img_size, num_frames, patch_size and tubelet_size as in training (clips of other sizes still work)"
-                )
-            if not torch.allclose(theirs.float(), ours, atol=1e-3):
-                raise ConfigError(
-                    f"{self.path}: {name} differs from the positions of the arguments given; "
-                    f"try uniform_power={not module.positions.uniform_power}, and check img_size and num_frames"
-                )
-        return without_fixed_positions(state)
-
-    def architecture(self) -> dict[str, Any]:
-        """Return the options of `encoder`, `predictor` and `sizes` that the file has."""
+    def facts(self) -> Facts:
+        """Return what is known of the encoder and of the sizes of clips and tokens."""
         raise NotImplementedError
 
+    def predictor_facts(self, state: State) -> Facts:
+        """Return what is known of the predictor with the weights `state`."""
+        return predictor_facts(state, self.path)
+
     def normalization(self) -> dict[str, tuple[float, ...]]:
-        """Return `normalize_mean` and `normalize_std` of the training clips, where the file has them."""
+        """Return `normalize_mean` and `normalize_std` of the training clips, where they are known."""
         return {}
+
+    def complete(self, wanted: Mapping[str, Any], predictor: bool) -> None:
+        """Raise ConfigError where neither the file nor the arguments say what is needed."""
+
+    def check_arguments(self, arguments: dict[str, Any], predictor: State | None = None) -> None:
+        """Raise ConfigError where arguments contradict what is known of the weights, or do not complete it.
+
+        Args:
+            arguments: Those of `load_encoder`.
+            predictor: Weights of the predictor that is to be loaded, too.
+        """
+        wanted = architecture.keys(as_sections(arguments))
+        facts = {**self.facts(), **(self.predictor_facts(predictor) if predictor is not None else {})}
+        compared = {key: value for key, value in wanted.items() if not self._is_free_size(key, facts)}
+        if predictor is None:  # V-JEPA's names set options of the predictor, too
+            compared = {key: value for key, value in compared.items() if not key.startswith("predictor.")}
+        architecture.check(self.path, facts, compared, _argument_remedy)
+        self.complete(wanted, predictor is not None)
+
+    def _is_free_size(self, key: str, facts: Facts) -> bool:
+        """Whether another size of clips changes no feature: that of rotary positions, which count rows and frames."""
+        rope = facts.get("encoder.use_rope")
+        return key in ("sizes.img_size", "sizes.num_frames") and rope is not None and rope.value
 
     def build_encoder(self, arguments: dict[str, Any]) -> Encoder:
         """Build the encoder as the file says and `arguments` of `load_encoder` change it, with random weights."""
-        options, clip = self._options(arguments)
+        options, clip = self._options(self.facts(), arguments)
         return build_encoder(options.encoder, clip)
 
     def build_predictor(self, arguments: dict[str, Any], state: State) -> Predictor:
         """Build the predictor of the sizes of `state`, with random weights."""
-        num_mask_tokens = count(state, r"mask_tokens\.(\d+)")
-        known = {
-            "depth": count(state, r"predictor_blocks\.(\d+)\."),
-            "embed_dim": state["predictor_norm.weight"].shape[0],
-            "use_mask_tokens": num_mask_tokens > 0,
-        }
-        options, clip = self._options(arguments, known)
+        options, clip = self._options({**self.facts(), **self.predictor_facts(state)}, arguments)
         with torch.device("meta"):
             encoder = build_encoder(options.encoder, clip)
-        several = state.get("predictor_embed.0.weight")  # of the MLP that embeds several levels
         return build_predictor(
             options.predictor,
             encoder,
             clip,
-            max(1, num_mask_tokens),
-            out_dim=len(state["predictor_proj.weight"]),  # the width of a teacher may differ from the encoder's
-            levels=1 if several is None else several.shape[1] // encoder.embed_dim,
+            max(1, count(state, r"mask_tokens\.(\d+)")),
+            out_dim=out_dim(state),
+            levels=levels_read(state, encoder.embed_dim),
             predict_context="predictor_proj_context.weight" in state,
         )
 
-    def _options(
-        self, arguments: dict[str, Any], predictor: dict[str, Any] | None = None
-    ) -> tuple["Architecture", ClipShape]:
-        """Merge the options of the file, `arguments`, and those known from the weights of the predictor."""
-        raw = merge(self.architecture(), as_sections(arguments))
-        sizes = {"img_size": 224, "num_frames": 16, "patch_size": 16, "tubelet_size": 2, **raw.pop("sizes")}
-        raw = merge(raw, {"predictor": predictor or {}}) | {"encoder": drop_lacking_defaults(raw["encoder"])}
-        options = check(raw, Architecture, self.path)
+    def _options(self, facts: Facts, arguments: dict[str, Any]) -> tuple["Architecture", ClipShape]:
+        """Merge what is known and `arguments`."""
+        raw = merge(architecture.sections(facts), as_sections(arguments))
+        sizes = {"img_size": 224, "num_frames": 16, "patch_size": 16, "tubelet_size": 2, **raw["sizes"]}
+        parts = {"encoder": drop_lacking_defaults(raw["encoder"]), "predictor": raw["predictor"]}
+        options = check(parts, Architecture, self.path)
         return options, ClipShape(sizes["num_frames"], sizes["img_size"], sizes["patch_size"], sizes["tubelet_size"])
 
 
@@ -159,7 +137,7 @@ class Architecture(Config):
 def as_sections(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return arguments of `load_encoder` by part: mappings to merge into `encoder`, `predictor` and `sizes`."""
     rest = dict(arguments)
-    sizes = {name: rest.pop(name) for name in ("img_size", "num_frames", "patch_size", "tubelet_size") if name in rest}
+    sizes = {name: rest.pop(name) for name in _SIZES if name in rest}
     # A string is V-JEPA's and 0.1's way to name the encoder's file.
     encoder = rest.pop("encoder") if isinstance(rest.get("encoder"), dict) else {}
     predictor = rest.pop("predictor", {})
@@ -168,39 +146,65 @@ def as_sections(arguments: dict[str, Any]) -> dict[str, Any]:
     old = translation.layer({"model": {name: rest.pop(name) for name in list(rest) if name in flat}})
     encoder = merge(merge(old.get("encoder", {}), encoder), rest)
     predictor = merge(old.get("objective", {}).get("predictor", {}), predictor)
+    for name in SHARED.keys() & arguments.keys():  # given, even if it is the default
+        encoder[name] = predictor[name] = arguments[name]
     return {"encoder": encoder, "predictor": predictor, "sizes": sizes}
 
 
 class OwnWeights(Weights):
     """A checkpoint of Tubelet, which holds the complete configuration."""
 
-    def architecture(self) -> dict[str, Any]:
-        config = to_canonical(self.config, "vjepa")
-        clip = config.get("clip") or config["data"]
-        sizes = {"img_size": clip["crop_size"]} | {n: clip[n] for n in ("num_frames", "patch_size", "tubelet_size")}
-        predictor = (config.get("objective") or {}).get("predictor") or {}
-        return {"encoder": config["encoder"], "predictor": predictor, "sizes": sizes}
+    SOURCE = "in the configuration of its training"
+
+    def facts(self) -> Facts:
+        config, clip = self._canonical()
+        options = ENCODERS.parse(drop_lacking_defaults(config["encoder"])).model_dump()
+        sizes = {"img_size": clip["crop_size"], **{name: clip[name] for name in _SIZES[1:]}}
+        return facts_of("encoder", options, self.SOURCE) | facts_of("sizes", sizes, self.SOURCE)
+
+    def predictor_facts(self, state: State) -> Facts:
+        config, _ = self._canonical()
+        options = PREDICTORS.parse((config.get("objective") or {}).get("predictor") or {}).model_dump()
+        if options.get("num_heads", ...) is None:
+            options["num_heads"] = self.facts()["encoder.num_heads"].value
+        return {**facts_of("predictor", options, self.SOURCE), **self._by_weights(state)}
+
+    def _by_weights(self, state: State) -> Facts:
+        """Return what the weights of a VisionTransformerPredictor tell. Those of others need not be named like its."""
+        return predictor_facts(state, self.path) if "predictor_blocks.0.mlp.fc1.weight" in state else {}
 
     def normalization(self) -> dict[str, tuple[float, ...]]:
-        section = self.config.get("data_aug", {})
+        section = self.config.get("data_aug") or {}
         return {name: tuple(section[name]) for name in NORMALIZATION if name in section}
 
-
-_FIXED_POSITIONS = ("pos_embed", "predictor_pos_embed")
-_OPTIONAL = ("level_norms.", "patch_embed_img.")
-
-
-def without_fixed_positions(state: State) -> State:
-    return {name: tensor for name, tensor in state.items() if name not in _FIXED_POSITIONS}
-
-
-def without_unused(state: State, module: nn.Module) -> State:
-    """Drop the weights of levels and of the image tokenizer where the module is built without them."""
-    expected = tuple(module.state_dict())
-    unused = tuple(part for part in _OPTIONAL if not any(name.startswith(part) for name in expected))
-    return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
+    def _canonical(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the configuration with today's keys, and its section with the size of the clips."""
+        config = to_canonical(self.config, "vjepa")
+        clip = config.get("clip") or config.get("data")
+        missing = [name for name in ("crop_size", *_SIZES[1:]) if not isinstance(clip, dict) or name not in clip]
+        if not isinstance(config.get("encoder"), dict) or missing:
+            raise checkpoint.CheckpointError(
+                f"{self.path}: the configuration in it lacks `encoder`, or the sizes in `data` ({', '.join(missing)}): "
+                "not a training of an encoder by Tubelet, or written by another program"
+            )
+        return config, clip
 
 
-def count(state: State, pattern: str) -> int:
-    """Count the distinct values of the pattern's group among the names in the state dict."""
-    return len({match[1] for name in state if (match := re.match(pattern, name))})
+def out_dim(predictor: State) -> int | None:
+    """Return the width that a predictor predicts, which may be that of a wider teacher; None where no name tells."""
+    return len(predictor["predictor_proj.weight"]) if "predictor_proj.weight" in predictor else None
+
+
+def levels_read(predictor: State, embed_dim: int) -> int:
+    """Return the number of levels of the encoder that a predictor reads, which an MLP embeds if there are several."""
+    first = predictor.get("predictor_embed.0.weight")
+    return 1 if first is None else first.shape[1] // embed_dim
+
+
+def _argument_remedy(key: str, value: Any) -> str:
+    """Return what to do about an argument of `load_encoder` that contradicts the weights."""
+    section, _, name = key.rpartition(".")
+    if key in ("sizes.img_size", "sizes.num_frames"):
+        return f"leave {name} out: the encoder takes clips of other sizes, too, and interpolates its positions"
+    name = f"pred_{name}" if section == "predictor" and name in ("depth", "embed_dim", "num_heads") else name
+    return f"set {name}={value!r}, or leave it out"

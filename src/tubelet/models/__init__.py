@@ -75,6 +75,9 @@ def build_predictor(
         levels: Number of levels of the encoder whose features the predictor gets.
         predict_context: Predict the features of the visible tokens, too.
 
+    Returns:
+        The predictor. Its attribute `built_from` is as that of an encoder.
+
     Raises:
         ValueError: Options and sizes do not fit together, or the predictor lacks `levels` or `predict_context`.
     """
@@ -88,6 +91,8 @@ def build_predictor(
             f"name: {options.name} cannot take {levels} level(s) of features, or cannot predict those of the visible "
             "tokens; take vision_transformer_predictor"
         )
+    heads = {"num_heads": predictor.num_heads} if getattr(options, "num_heads", ...) is None else {}
+    predictor.built_from = {"predictor": options.model_dump(mode="json") | heads, "clip": clip.as_dict()}
     return predictor
 
 

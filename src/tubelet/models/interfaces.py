@@ -54,5 +54,7 @@ class Predictor(nn.Module):
     predict_context: bool = False
     """Whether `predictor(…, return_context=True)` returns the pair of features at the target positions [B, Kt, D] and
     at the context positions [B, Kc, D]."""
+    built_from: dict[str, Any]
+    """Options and clip size as JSON types; set by `build_predictor`."""
     noise_steps: int
     """Number of time steps of the noise; read only of a predictor with noised targets."""

@@ -9,6 +9,7 @@ import enum
 import pickle
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
 
+from tubelet.runtime import file_formats
 from tubelet.runtime.checkpoint_format import CheckpointError, DamagedCheckpoint, damaged
 
 REST = "rest.pt"
@@ -37,8 +39,8 @@ def check_intact(path: Path, kind: str = "") -> None:
         with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
             if wrong := archive.testzip():
                 raise DamagedCheckpoint(f"{path}: damaged (wrong checksum of {wrong})")
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise damaged(path, error) from error
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, ValueError) as error:
+        raise DamagedCheckpoint(f"{path}: {file_formats.unreadable(path)} ({error})") from error
 
 
 def parts(path: Path) -> list[str]:
@@ -78,11 +80,40 @@ def read_optimizer(path: Path, like: dict[str, Any] | None) -> dict[str, Any] | 
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The dictionary in a file of torch.save. Tensors stay on the disk until they are used."""
+    """The dictionary in a file of torch.save. Tensors stay on the disk until they are used.
+
+    Raises:
+        CheckpointError: It is another kind of file, which the message names, or damaged.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {error})") from error
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, FileNotFoundError, *_UNPICKLING_ERRORS) as error:
+        raise CheckpointError(f"{path}: {file_formats.unreadable(path)} ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, not a dictionary of state dicts; write {file_formats.SAVE}"
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def describe(path: Path) -> list[str]:
+    """What a file holds, for messages: its entries and, where they are no state dicts, their kinds."""
+    content, weights = read_file(path), parts(path)
+    return [name if name in weights else f"{name} ({_kind(value)})" for name, value in content.items()]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict) and not value:
+        return "an empty dict"
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    return "None" if value is None else type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    """The error in one line; torch's go on for a page."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def _weights(content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -93,7 +124,7 @@ def _weights(content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
         if name not in _OPTIMIZERS
         and isinstance(value, dict)
         and value
-        and all(isinstance(tensor, Tensor) for tensor in value.values())
+        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
     }
 
 
