@@ -8,77 +8,22 @@ import torch
 import torch.distributed.checkpoint as dcp
 from transformers import VJEPA2Model
 
+from tests.hub.weight_files import (
+    DATA,
+    ROPE,
+    SIZES,
+    clips,
+    make,
+    same_encoder,
+    same_predictor,
+    write_released,
+    write_run,
+)  # fmt: skip
 from tubelet import hub
 from tubelet.config import ConfigError
-from tubelet.config.aliases import to_canonical
-from tubelet.grid import ClipShape
-from tubelet.models import build_encoder, build_predictor
 from tubelet.models.attentive_pooler import AttentiveClassifier
 from tubelet.runtime import checkpoint
 from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
-
-DATA = {"crop_size": 32, "num_frames": 4, "patch_size": 8, "tubelet_size": 2}
-SIZES = {"img_size": 32, "num_frames": 4, "patch_size": 8}
-ROPE = {"use_rope": True, "rope_pairing": "vjepa2"}
-
-
-def make(**section):
-    """A small encoder, its moving average and predictor, with their section `model`."""
-    section = {"model_name": "vit_tiny", "pred_depth": 2, "pred_embed_dim": 48, **section}
-    section["encoder_args"] = {"depth": 2, **section.get("encoder_args", {})}
-    options, clip = to_canonical({"model": section}, "vjepa"), ClipShape(**DATA)
-    encoder, target = build_encoder(options["encoder"], clip), build_encoder(options["encoder"], clip)
-    predictor = build_predictor(options["objective"]["predictor"], target, clip, num_mask_tokens=2)
-    return options, encoder.eval(), target.eval(), predictor.eval()
-
-
-def write_run(folder: Path, **section):
-    """A run folder as training leaves it."""
-    options, encoder, target, predictor = make(**section)
-    config = {**options, "data": {**DATA, "batch_size": 2}, "folder": str(folder)}
-    parts = {"encoder": encoder, "target_encoder": target, "predictor": predictor}
-    state = CheckpointState({name: part.state_dict() for name, part in parts.items()}, {}, {"config": config})
-    checkpoint.save(folder / "checkpoints", 7, state, keep=2)
-    return encoder, target, predictor
-
-
-def write_released(path: Path, positions: bool = True, **section):
-    """A file as V-JEPA and V-JEPA 2 release theirs: wrapped names, fixed positions inside."""
-    _, encoder, target, predictor = make(**section)
-
-    def wrapped(module, name):
-        state = dict(module.state_dict())
-        if positions:
-            state[name] = module.positions.pos_embed
-        return {f"module.backbone.{key}": tensor for key, tensor in state.items()}
-
-    content = {
-        "encoder": wrapped(encoder, "pos_embed"),
-        "target_encoder": wrapped(target, "pos_embed"),
-        "predictor": wrapped(predictor, "predictor_pos_embed"),
-        "opt": {"state": {}, "param_groups": []},
-        "scaler": None,
-        "epoch": 300,
-        "loss": 0.5,
-    }
-    torch.save(content, path)
-    return encoder, target, predictor
-
-
-def clips():
-    return torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-def same_encoder(loaded, expected):
-    torch.testing.assert_close(loaded.eval()(clips()), expected(clips()), atol=0, rtol=0)
-
-
-def same_predictor(loaded, expected):
-    context, target = torch.arange(10).repeat(2, 1), torch.arange(12, 30).repeat(2, 1)
-    noise = {} if expected.use_mask_tokens else {"noise": torch.ones(2, 18, 48), "timestep": torch.tensor([3, 500])}
-    features, targets = torch.randn(2, 10, 192), torch.randn(2, 18, 192)
-    found, wanted = (model.eval()(features, targets, context, target, 1, **noise) for model in (loaded, expected))
-    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +96,13 @@ def test_vjepa_file(tmp_path, uniform_power):
     same_encoder(hub.load_encoder(path, **arguments), target)
     same_encoder(hub.load_encoder(path, "encoder", **arguments), encoder)
     same_predictor(hub.load_predictor(path, **arguments), predictor)
-    with pytest.raises(ConfigError, match=f"try uniform_power={uniform_power}"):
+    same_encoder(hub.load_encoder(path, num_heads=3), target)  # the positions tell the rest
+    with pytest.raises(ConfigError, match=f"encoder.uniform_power is {str(uniform_power).lower()} by the positions"):
         hub.load_encoder(path, **{**arguments, "uniform_power": not uniform_power})
-    with pytest.raises(ConfigError, match=r"pos_embed is \[1, 32, 192\], but \[1, 64, 192\]"):
+    with pytest.raises(ConfigError, match="num_frames is 4 by the positions in it, here 8; leave num_frames out"):
         hub.load_encoder(path, **{**arguments, "num_frames": 8})
-    with pytest.raises(ConfigError, match="give model_name="):
-        hub.load_encoder(path, uniform_power=True)
+    with pytest.raises(ConfigError, match="give, as in training, num_heads=…, or model_name="):
+        hub.load_encoder(path)
 
 
 @pytest.mark.parametrize("positions", [False, True])
@@ -188,12 +134,12 @@ def test_keys_that_do_not_match_are_listed(tmp_path, what):
     if what == "missing":
         del state[name]
     elif what == "unexpected":
-        state["module.backbone.blocks.9.attn.qkv.weight"] = state[name]
+        state["module.backbone.blocks.1.attn.qkv.weight_2"] = state[name]
     else:
         state[name] = state[name][:10]
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=rf"{what}.*blocks\.[19]\.attn\.qkv\.weight"):
-        hub.load_encoder(path, model_name="vit_tiny", depth=2, uniform_power=True, **SIZES)
+        hub.load_encoder(path, num_heads=3)
 
 
 def test_errors_name_the_remedy(tmp_path):
@@ -253,7 +199,7 @@ def test_each_part_is_read_once_and_only_if_needed(tmp_path, parts_read):
     assert sorted(parts_read) == ["predictor", "target_encoder"]
     parts_read.clear()
     weights = hub.read(tmp_path / "run")
-    assert weights.architecture()["encoder"]["use_rope"]
+    assert weights.facts()["encoder.use_rope"].value
     weights.normalization()
     weights.build_encoder({})
     assert parts_read == []
@@ -276,7 +222,7 @@ def test_damaged_weights_are_not_loaded(tmp_path):
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
-    assert hub.read(tmp_path).architecture()
+    assert hub.read(tmp_path).facts()
     with pytest.raises(CheckpointError, match="wrong checksum of weights.safetensors"):
         hub.load_encoder(tmp_path)
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from tubelet.hub import files, fit, probe, transformers
+from tubelet.hub.fit import check_normalization as check_normalization
 from tubelet.hub.state import State, without_fixed_positions
 from tubelet.hub.weights import OwnWeights as OwnWeights
 from tubelet.hub.weights import Weights

@@ -101,7 +101,7 @@ def _remedy(key: str, value: Any) -> str:
     if section == "objective":
         return {
             "levels": f"take objective.name=vjepa2_1 with objective.levels={value}",
-            "predict_context": "take an objective that predicts visible tokens, too (vjepa2_1), or not, as in its training",
+            "predict_context": "take an objective that predicts visible tokens, too, or not, as its training did",
             "predicted_width": f"take a teacher whose features have {value} channels, as in its training",
         }[name]
     options = {"sizes.img_size": "data.crop_size", "sizes": "data", "predictor": "objective.predictor"}

@@ -3,13 +3,13 @@
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from tubelet.config import ConfigError
 from tubelet.hub import transformers
 from tubelet.hub.state import State, count, without_prefixes
 from tubelet.models.attentive_pooler import AttentiveClassifier
-from tubelet.runtime import checkpoint, checkpoint_v1
+from tubelet.runtime import checkpoint, checkpoint_v1, file_formats
 
 _PROBE_NAMES = {
     "cross_attention_layer.": "cross_attention_block.",
@@ -40,6 +40,10 @@ def load(path: Path, num_heads: int | None, index: int | None, use_proj: bool | 
     content = checkpoint_v1.read_file(file)
     if "classifiers" in content:
         probes = content["classifiers"]
+        if not isinstance(probes, list | tuple) or not probes:
+            raise checkpoint.CheckpointError(f"{file}: its classifiers are no list of state dicts; get the file again")
+        if index is not None and not 0 <= index < len(probes):
+            raise ConfigError(f"{file}: index={index}, but it holds {len(probes)} probes: 0 to {len(probes) - 1}")
         if index is None and len(probes) > 1:
             raise ConfigError(f"{file}: holds {len(probes)} probes; choose one with index=0 to {len(probes) - 1}")
         state = probes[index or 0]
@@ -47,11 +51,14 @@ def load(path: Path, num_heads: int | None, index: int | None, use_proj: bool | 
         state = content["classifier"]
     else:
         raise checkpoint.CheckpointError(f"{file}: no probe in it; it holds {', '.join(content)}")
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise checkpoint.CheckpointError(f"{file}: its probe is no state dict; write {file_formats.SAVE_PROBE}")
     state = without_prefixes(state)
     if "config" not in content:
         return _classifier(file, state, num_heads, bool(use_proj))
     if "pooler.query_tokens" in state:
         return _classifier(file, state, num_heads or content.get("num_heads"), use_proj is not False)
+    _check_has(file, state, "linear.weight")
     num_classes, embed_dim = state["linear.weight"].shape
     return head_file.build({"head": "linear", "embed_dim": embed_dim, "num_classes": num_classes}, state, file)
 
@@ -60,12 +67,11 @@ def _classifier(
     path: Path, state: State, num_heads: int | None, use_proj: bool, norm_eps: float = 1e-5
 ) -> AttentiveClassifier:
     """Build an attentive classifier with the sizes of the state dict, and load it."""
-    if num_heads is None:
-        raise ConfigError(f"{path}: the file does not say how many attention heads the probe has; give num_heads=…")
-    if "pooler.query_tokens" not in state:
-        raise checkpoint.CheckpointError(f"{path}: no attentive probe; its keys are {', '.join(state)}")
     block = "pooler.cross_attention_block."
     complete = f"{block}mlp.fc1.weight" in state
+    _check_has(path, state, "pooler.query_tokens", "linear.weight")
+    if num_heads is None:
+        raise ConfigError(f"{path}: the file does not say how many attention heads the probe has; give num_heads=…")
     if not use_proj:
         attention = f"{block}xattn." if complete else block
         state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{attention}proj.")}
@@ -83,6 +89,17 @@ def _classifier(
     )
     checkpoint.load_weights(probe, state, f"probe of {path}")
     return probe
+
+
+def _check_has(path: Path, state: State, *names: str) -> None:
+    """Raise CheckpointError where a probe lacks one of its layers."""
+    if missing := [name for name in names if name not in state]:
+        keys = ", ".join(list(state)[:6]) or "none"
+        raise checkpoint.CheckpointError(
+            f"{path}: no attentive probe, as {', '.join(missing)} is missing; keys: {keys}"
+        )
+    if state["linear.weight"].ndim != 2:
+        raise checkpoint.CheckpointError(f"{path}: linear.weight has the shape {list(state['linear.weight'].shape)}")
 
 
 def _from_transformers(tensors: State, folder: Path) -> State:

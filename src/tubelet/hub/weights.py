@@ -15,8 +15,6 @@ from tubelet.hub import architecture
 from tubelet.hub.architecture import Facts, facts_of
 from tubelet.hub.state import State, count, predictor_facts, without_fixed_positions, without_unused
 from tubelet.models import (
-    ENCODERS,
-    PREDICTORS,
     EncoderOptions,
     PredictorOptions,
     build_encoder,
@@ -157,14 +155,13 @@ class OwnWeights(Weights):
     SOURCE = "in the configuration of its training"
 
     def facts(self) -> Facts:
-        config, clip = self._canonical()
-        options = ENCODERS.parse(drop_lacking_defaults(config["encoder"])).model_dump()
+        options, clip = self._canonical()
         sizes = {"img_size": clip["crop_size"], **{name: clip[name] for name in _SIZES[1:]}}
-        return facts_of("encoder", options, self.SOURCE) | facts_of("sizes", sizes, self.SOURCE)
+        encoder = options.encoder.model_dump()
+        return facts_of("encoder", encoder, self.SOURCE) | facts_of("sizes", sizes, self.SOURCE)
 
     def predictor_facts(self, state: State) -> Facts:
-        config, _ = self._canonical()
-        options = PREDICTORS.parse((config.get("objective") or {}).get("predictor") or {}).model_dump()
+        options = self._canonical()[0].predictor.model_dump()
         if options.get("num_heads", ...) is None:
             options["num_heads"] = self.facts()["encoder.num_heads"].value
         return {**facts_of("predictor", options, self.SOURCE), **self._by_weights(state)}
@@ -177,8 +174,8 @@ class OwnWeights(Weights):
         section = self.config.get("data_aug") or {}
         return {name: tuple(section[name]) for name in NORMALIZATION if name in section}
 
-    def _canonical(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the configuration with today's keys, and its section with the size of the clips."""
+    def _canonical(self) -> tuple["Architecture", dict[str, Any]]:
+        """Return the options in the configuration, and its section with the size of the clips."""
         config = to_canonical(self.config, "vjepa")
         clip = config.get("clip") or config.get("data")
         missing = [name for name in ("crop_size", *_SIZES[1:]) if not isinstance(clip, dict) or name not in clip]
@@ -187,7 +184,9 @@ class OwnWeights(Weights):
                 f"{self.path}: the configuration in it lacks `encoder`, or the sizes in `data` ({', '.join(missing)}): "
                 "not a training of an encoder by Tubelet, or written by another program"
             )
-        return config, clip
+        predictor = (config.get("objective") or {}).get("predictor") or {}
+        parts = {"encoder": drop_lacking_defaults(config["encoder"]), "predictor": predictor}
+        return check(parts, Architecture, self.path), clip
 
 
 def out_dim(predictor: State) -> int | None:

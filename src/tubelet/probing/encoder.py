@@ -38,10 +38,14 @@ Options = TypeVar("Options", bound=_ClipOptions)
 def with_normalization(options: Options) -> Options:
     """The options of a program, with the mean and standard deviation of the colors filled in.
 
-    Values that `data` leaves open are those of the pretraining where its file says them, otherwise ImageNet's.
+    Values that `data` leaves open are those of the pretraining where its file says them, otherwise ImageNet's. Given
+    ones that differ from the pretraining's are warned of.
     `data_aug` gets the same, where the program has it.
     """
     values = options.data.normalization()
+    given = {name: value for name, value in values.items() if value is not None}
+    if given and options.pretrain is not None and not _needs_no_file(options.pretrain):
+        hub.check_normalization(hub.read(_path(options.pretrain)), given, "data")
     if None in values.values():
         defaults = AugConfig().model_dump() | ({} if options.pretrain is None else normalization(options.pretrain))
         values = {name: defaults[name] if value is None else value for name, value in values.items()}

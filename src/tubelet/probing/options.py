@@ -163,7 +163,8 @@ class ProbeOptimizationConfig(RateConfig):
 class PretrainConfig(Config):
     """YAML section `pretrain`: the frozen encoder.
 
-    A run folder says everything about the encoder; a released file needs its name, options and sizes.
+    Of a run and of the published files of V-JEPA, V-JEPA 2 and V-JEPA 2.1 the folder and the file say everything; see
+    `tubelet.hub.load_encoder` for others. Options that contradict the weights are refused.
     """
 
     folder: str | None = None
@@ -173,7 +174,7 @@ class PretrainConfig(Config):
     checkpoint_key: str = "target_encoder"
     """Which encoder, see `tubelet.hub.load_encoder`."""
     encoder: dict[str, Any] = {}
-    """The encoder as in pretraining, `{name: vit_large, …}`; for a run, only the options that differ."""
+    """Options of the encoder that the file does not say, `{name: vit_large, …}`, or those of random weights."""
     resolution: Square | None = None
     frames_per_clip: int | None = Field(None, ge=1)
     """Size of the clips in pretraining. Those of `data` may have another one; positions are then interpolated."""

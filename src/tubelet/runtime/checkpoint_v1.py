@@ -6,6 +6,7 @@ torch.distributed.checkpoint, with `rest.pt` for what is not a tensor. No code i
 
 import dataclasses
 import enum
+import errno
 import pickle
 import warnings
 import zipfile
@@ -87,7 +88,12 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, FileNotFoundError, *_UNPICKLING_ERRORS) as error:
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL, errno.ENOENT):
+            raise
+        # An offset in the file is wrong, or there is no such file.
+        raise CheckpointError(f"{path}: {file_formats.unreadable(path)} ({_first_line(error)})") from error
+    except (RuntimeError, pickle.UnpicklingError, *_UNPICKLING_ERRORS) as error:
         raise CheckpointError(f"{path}: {file_formats.unreadable(path)} ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(

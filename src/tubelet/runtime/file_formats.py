@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 SAVE = "torch.save({'encoder': encoder.state_dict()}, …)"
+SAVE_PROBE = "torch.save({'classifier': probe.state_dict()}, …)"
 _STARTS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"),
     (b"\x89HDF", f"an HDF5 file, as Keras writes; load it with its library and write the state dict with {SAVE}"),
