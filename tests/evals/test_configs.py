@@ -28,3 +28,10 @@ def test_the_published_settings():
     assert clips == {"vitl16_k400": (16, 8, 3), "vitl16_ssv2": (16, 2, 3)}
     heads = config.load("configs/evals/vjepa2_vitl16_256_ssv2.yaml", [], program.Options)
     assert (len(heads.optimization.grid()), heads.head.num_probe_blocks) == (20, 4)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_shipped_configuration_overrides_the_architecture_of_a_run_or_published_file(path):
+    """Weights would mean something else under another one; a run and the published files say theirs."""
+    pretrain = config.read(path).get("pretrain", {})
+    assert not set(pretrain) - {"folder", "checkpoint", "checkpoint_key"}, pretrain

@@ -20,7 +20,11 @@ from tubelet.runtime import checkpoint
 @pytest.mark.parametrize(
     ("section", "arguments", "message"),
     [
-        ({}, {"uniform_power": False}, "encoder.uniform_power is true in the configuration of its training, here false"),
+        (
+            {},
+            {"uniform_power": False},
+            "encoder.uniform_power is true in the configuration of its training, here false",
+        ),
         ({}, {"num_heads": 6}, "encoder.num_heads is 3 .*, here 6; set num_heads=3, or leave it out"),
         ({}, {"use_rope": True}, "encoder.use_rope is false"),
         ({}, {"num_frames": 8}, "num_frames is 4 .*, here 8; leave num_frames out: the encoder takes clips of other"),
@@ -158,7 +162,7 @@ def same_as_transformers(path, theirs, **arguments):
 def test_a_vjepa2_file_equals_transformers(tmp_path):
     """Ten mask tokens tell that the positions are rotary; those that are stored tell the size of the clips."""
     theirs = write_vjepa2(tmp_path / "any.pt")
-    same_as_transformers(tmp_path / "any.pt", theirs, num_heads=3, use_rope=True)
+    same_as_transformers(tmp_path / "any.pt", theirs, num_heads=3)
 
 
 def test_a_published_file_needs_no_arguments(tmp_path, monkeypatch, caplog):
@@ -205,14 +209,12 @@ def load_all(path, modules):
         ({}, {"use_mask_tokens": False}, "set objective.predictor.use_mask_tokens=true"),
     ],
 )
-@pytest.mark.parametrize("kind", ["run", "released"])
-def test_weights_of_another_architecture_start_no_run(tmp_path, stored, new, message, kind):
-    if kind == "run":
-        write_run(tmp_path / "a", **stored)
-    else:
-        write_released(tmp_path / "a", positions=not stored, **stored)
-    if kind == "released" and any(word in message for word in ("num_heads",)):
-        pytest.skip("no shape tells it, and no published model has this size")
+@pytest.mark.parametrize("write", [write_run, write_released])
+def test_weights_of_another_architecture_start_no_run(tmp_path, stored, new, message, write):
+    write(tmp_path / "a", **stored, **({"positions": not stored} if write is write_released else {}))
+    if write is write_released and "num_heads" in message:
+        hub.read_parts(tmp_path / "a", new_modules(**new))  # no shape tells it, and no published model has this size
+        return
     with pytest.raises(ConfigError, match=message):
         hub.read_parts(tmp_path / "a", new_modules(**new))
 

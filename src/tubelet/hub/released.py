@@ -42,20 +42,25 @@ class ReleasedWeights(Weights):
     @functools.cached_property
     def published(self) -> Published | None:
         """The published model of this name and size, else the first one of this kind and size."""
-        models = of_size(self.encoder_sizes[0]["embed_dim"], self.encoder_sizes[0]["depth"])
-        family = self.family(models)
+        models, family = self._models, self.family
         if (model := named(models, self.path.name)) is not None and family in ("", model.family):
             return model
         return next((model for model in models if model.family == family), None)
+
+    @property
+    def _models(self) -> tuple[Published, ...]:
+        """The published models of this size."""
+        return of_size(self.encoder_sizes[0]["embed_dim"], self.encoder_sizes[0]["depth"])
 
     @property
     def is_named(self) -> bool:
         """Whether the file has the name, too, of a published model."""
         return self.published is not None and self.published.file == self.path.name
 
-    def family(self, models: tuple[Published, ...]) -> str:
-        """Return the kind of pretraining, as far as the content tells; `models`: the published ones of this size."""
-        predictor, mask_tokens = self.parts.get("predictor", {}), self._num_mask_tokens()
+    @property
+    def family(self) -> str:
+        """The kind of pretraining, as far as the content tells."""
+        models, predictor, mask_tokens = self._models, self.parts.get("predictor", {}), self._num_mask_tokens()
         has_positions = "pos_embed" in self.parts["target_encoder"]
         if mask_tokens == V2_MASK_TOKENS or "action_encoder.weight" in predictor:
             return "V-JEPA 2"
@@ -90,9 +95,10 @@ class ReleasedWeights(Weights):
         """Return the kind of positions, and the sizes of the clips that they are for."""
         state, facts = self.parts["target_encoder"], {}
         stored = recognize(state["pos_embed"], "tubelet_size" in sizes) if "pos_embed" in state else None
-        if self.published is not None and self.published.family != "V-JEPA":
+        family = self.family if self.published is None else self.published.family
+        if family == "V-JEPA 2":
             # Some files keep sin-cos positions that are not used.
-            facts |= facts_of("encoder", {"use_rope": True}, f"in {self.published.family}")
+            facts |= facts_of("encoder", {"use_rope": True}, f"in {family}")
         elif stored is not None:
             certain = self.is_named or self._num_mask_tokens() == V1_MASK_TOKENS
             facts["encoder.use_rope"] = Fact(False, "by the sin-cos positions in it", certain)
@@ -136,6 +142,10 @@ class ReleasedWeights(Weights):
                 f"{self.path}: no published model has this name or size, and the weights do not tell all of the "
                 f"architecture; give, as in training, {'; '.join(missing)}"
             )
+        positions = facts.get("encoder.use_rope")
+        if positions is not None and not positions.certain and "encoder.use_rope" not in wanted:
+            logger.warning("%s: assumed use_rope=False, %s; give use_rope=True if they are not used, as in V-JEPA 2",
+                           self.path, positions.source)  # fmt: skip
         if self.published is None and "encoder.num_heads" not in wanted:
             heads = facts["encoder.num_heads"]
             logger.warning(
@@ -173,7 +183,8 @@ class VJEPA21Weights(ReleasedWeights):
     # Levels by the depth of an encoder, where they are not spaced evenly.
     LEVELS = {48: (11, 23, 37, 47)}
 
-    def family(self, models: tuple[Published, ...]) -> str:
+    @property
+    def family(self) -> str:
         return "V-JEPA 2.1"
 
     def facts(self) -> Facts:
