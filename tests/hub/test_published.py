@@ -1,5 +1,6 @@
 """The published models, with their real names, shapes and positions of weights, on the meta device."""
 
+import functools
 import logging
 from pathlib import Path
 
@@ -25,6 +26,11 @@ V1 = [file for file in MODELS if file.endswith(".pth.tar")]
 V2 = [file for file in MODELS if file.startswith("vit") and file.endswith(".pt")]
 
 
+@functools.cache
+def positions(width, grid):
+    return sincos_3d(width, grid, uniform_power=True)[None]
+
+
 def published(file):
     return next(model for model in PUBLISHED if model.file == file)
 
@@ -45,8 +51,8 @@ def weights(file, renamed=None, with_predictor=True):
     if model.family == "V-JEPA":
         side = model.img_size // 16
         grid = Grid(8, side, side)
-        states[0]["pos_embed"] = sincos_3d(model.embed_dim, grid, uniform_power=True)[None]
-        states[1]["predictor_pos_embed"] = sincos_3d(384, grid, uniform_power=True)[None]
+        states[0]["pos_embed"] = positions(model.embed_dim, grid)
+        states[1]["predictor_pos_embed"] = positions(384, grid)
     states = [to_tubelet({f"module.backbone.{key}": x for key, x in state.items()}) for state in states]
     parts = {"encoder": states[0], "target_encoder": states[0], "predictor": states[1]}
     if not with_predictor:

@@ -95,9 +95,7 @@ def _check_has(path: Path, state: State, *names: str) -> None:
     """Raise CheckpointError where a probe lacks one of its layers."""
     if missing := [name for name in names if name not in state]:
         keys = ", ".join(list(state)[:6]) or "none"
-        raise checkpoint.CheckpointError(
-            f"{path}: no attentive probe, as {', '.join(missing)} is missing; keys: {keys}"
-        )
+        raise checkpoint.CheckpointError(f"{path}: no attentive probe: it lacks {', '.join(missing)}; keys: {keys}")
     if state["linear.weight"].ndim != 2:
         raise checkpoint.CheckpointError(f"{path}: linear.weight has the shape {list(state['linear.weight'].shape)}")
 

@@ -93,7 +93,8 @@ class ReleasedWeights(Weights):
 
     def _of_positions(self, sizes: Mapping[str, int]) -> Facts:
         """Return the kind of positions, and the sizes of the clips that they are for."""
-        state, facts = self.parts["target_encoder"], {}
+        state = self.parts["target_encoder"]
+        facts: dict[str, Fact] = {}
         stored = recognize(state["pos_embed"], "tubelet_size" in sizes) if "pos_embed" in state else None
         family = self.family if self.published is None else self.published.family
         if family == "V-JEPA 2":

@@ -178,7 +178,8 @@ class OwnWeights(Weights):
         """Return the options in the configuration, and its section with the size of the clips."""
         config = to_canonical(self.config, "vjepa")
         clip = config.get("clip") or config.get("data")
-        missing = [name for name in ("crop_size", *_SIZES[1:]) if not isinstance(clip, dict) or name not in clip]
+        clip = clip if isinstance(clip, dict) else {}
+        missing = [name for name in ("crop_size", *_SIZES[1:]) if name not in clip]
         if not isinstance(config.get("encoder"), dict) or missing:
             raise checkpoint.CheckpointError(
                 f"{self.path}: the configuration in it lacks `encoder`, or the sizes in `data` ({', '.join(missing)}): "
