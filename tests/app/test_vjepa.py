@@ -278,6 +278,33 @@ def test_init_from_what_is_no_pretraining_is_refused(small, tmp_path):
         initialize(trainer, trainer.options.init_from)
 
 
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ("encoder.num_heads=4", "set encoder.num_heads=2"),
+        ("encoder.use_rope=true", "set encoder.use_rope=false"),
+        ("encoder.uniform_power=false", "set encoder.uniform_power=true"),
+        ("objective.predictor.depth=2", "set pred_depth=1"),
+        ("objective.predictor.num_heads=3", "set pred_num_heads=2"),
+    ],
+)
+def test_init_from_a_run_of_another_architecture_is_refused(small, tmp_path, change, remedy):
+    path = small(optimization={"epochs": 1, "ipe": 1, "warmup": 0})
+    main(config.load(path, [], Options), World())
+    trainer = new_trainer(path, change, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
+    with pytest.raises(ConfigError, match=f"init_from: .*(.|\n)*; {remedy}"):
+        initialize(trainer, trainer.options.init_from)
+
+
+def test_init_from_warns_of_another_normalization(small, tmp_path, caplog):
+    path = small(optimization={"epochs": 1, "ipe": 1, "warmup": 0})
+    main(config.load(path, [], Options), World())
+    colors = "data_aug.normalize_mean=[0.5, 0.5, 0.5]"
+    trainer = new_trainer(path, colors, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
+    initialize(trainer, trainer.options.init_from)
+    assert "data_aug.normalize_mean is [0.485, 0.456, 0.406] in the training of the weights" in caplog.text
+
+
 def test_folder_of_another_configuration_is_refused(small, tmp_path):
     main(config.load(small(), [], Options), World())
     with pytest.raises(ConfigError, match=r"optimization.lr: 0.001 there, 0.002 here"):

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from tests.hub.weight_files import write_run
+from tubelet.config import ConfigError
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder
-from tubelet.probing.encoder import fingerprint
+from tubelet.probing.encoder import fingerprint, read_encoder
+from tubelet.probing.options import PretrainConfig
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 
@@ -36,3 +39,23 @@ def test_other_weights_have_another_fingerprint():
     with torch.no_grad():
         other.norm.bias += 1e-6
     assert fingerprint(plain) != fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encoder": {"use_rope": True}},
+            "encoder.use_rope is false .*, here true; set use_rope=False, or leave it out",
+        ),
+        ({"encoder": {"uniform_power": False}}, "encoder.uniform_power is true"),
+        ({"frames_per_clip": 16}, "num_frames is 4 .*, here 16; leave num_frames out"),
+        ({"encoder": {"num_heads": 6}}, "encoder.num_heads is 3 .*, here 6"),
+    ],
+)
+def test_options_that_contradict_the_run_are_refused_unless_its_weights_are_not_used(tmp_path, changes, message):
+    write_run(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        read_encoder(PretrainConfig(folder=str(tmp_path), **changes), 4, 32)
+    random = PretrainConfig(folder=str(tmp_path), checkpoint="random", **changes)
+    assert read_encoder(random, 4, 32).grid.num_tokens > 0

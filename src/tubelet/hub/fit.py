@@ -47,6 +47,7 @@ def check(weights: Weights, modules: Mapping[str, nn.Module], normalization: Map
             }
         # A run may go on with longer or larger clips, whose positions are computed anew.
         architecture.check(weights.path, facts, wanted, _remedy, adaptable=("sizes.img_size", "sizes.num_frames"))
+        _warn_of_unknown(weights.path, section, facts, wanted)
     check_normalization(weights, normalization)
 
 
@@ -81,6 +82,17 @@ def adapt(state: State, module: nn.Module, path: str | Path) -> State:
             if not name.startswith("mask_tokens.") or int(name.split(".")[1]) < needed
         }
     return state
+
+
+def _warn_of_unknown(path: Path, section: str, facts: Facts, wanted: Mapping[str, Any]) -> None:
+    """Log what neither shapes nor a published model tell of a file, and is therefore taken from the run."""
+    names = (
+        ["num_heads", "use_rope"] if wanted.get(f"{section}.use_rope") else ["num_heads", "use_rope", "uniform_power"]
+    )
+    keys = [f"{section}.{name}" for name in names]
+    unknown = [f"{key}={architecture.text(wanted[key])}" for key in keys if key in wanted and key not in facts]
+    if unknown:
+        logger.warning("%s does not say with which options it was trained; assumed %s", path, ", ".join(unknown))
 
 
 def _outputs(predictor: State, weights: Weights) -> Facts:
