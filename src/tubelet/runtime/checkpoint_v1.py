@@ -41,7 +41,7 @@ def check_intact(path: Path, kind: str = "") -> None:
             if wrong := archive.testzip():
                 raise DamagedCheckpoint(f"{path}: damaged (wrong checksum of {wrong})")
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path}: {file_formats.unreadable(path)} ({error})") from error
+        raise DamagedCheckpoint(f"{path}: damaged: {file_formats.unreadable(path)} ({error})") from error
 
 
 def parts(path: Path) -> list[str]:
