@@ -4,6 +4,7 @@ Weights of equal names and shapes fit many architectures: the number of attentio
 no trace in a shape. `Facts` say what a file of weights determines; `check` compares them with what is asked for.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -76,7 +77,7 @@ def sections(facts: Facts) -> dict[str, dict[str, Any]]:
 
 def keys(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what is asked for by dotted keys. The name of an encoder stands for the options that it presets."""
-    wanted = {}
+    wanted: dict[str, Any] = {}
     for section, options in raw.items():
         if section == "encoder" and "name" in options:
             options = {**_preset(options), **options}
@@ -146,8 +147,9 @@ def text(value: Any) -> str:
 
 def _preset(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that the name of an encoder presets, such as the width and heads of `vit_large`."""
-    factory, preset = ENCODERS.find(options["name"], options.get("module")), {}
-    while hasattr(factory, "keywords"):  # a functools.partial, which binds the preset
+    factory: Any = ENCODERS.find(options["name"], options.get("module"))
+    preset: dict[str, Any] = {}
+    while isinstance(factory, functools.partial):
         preset = {**factory.keywords, **preset}
         factory = factory.func
     return preset
