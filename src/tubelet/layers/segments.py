@@ -34,7 +34,9 @@ class Segments(NamedTuple):
 
 def attend_in_segments(lengths: Sequence[int], functions: Sequence[AttentionFn]) -> AttentionFn:
     """Return the attention function of a sequence of segments, for each of which there is one."""
-    return functions[0] if len(functions) == 1 else Segments(tuple(lengths), tuple(functions))
+    if len(functions) == 1:
+        return functions[0]
+    return Segments(tuple(lengths), tuple(functions))
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
