@@ -20,8 +20,9 @@ def attention_kernels(first: AttentionKernel, device: torch.device) -> contextli
     """Return the context of training steps in which `scaled_dot_product_attention` prefers one kernel.
 
     Where it cannot run, for example flash attention with a mask, the next one is taken, in the order flash, efficient,
-    cudnn, math. On H100 and later GPUs torch prefers cuDNN. cuDNN makes a plan for each new shape, which takes up to a
-    second, and masks give the sequences of a pretraining many lengths; flash attention needs no plans.
+    math. On H100 and later GPUs torch takes cuDNN where that is allowed, even if it is not the first of the list, so
+    it is allowed only where it is asked for. It makes a plan for each new shape, which takes up to a second, and masks
+    give the sequences of a pretraining many lengths; flash attention needs no plans.
 
     The context covers all of torch's attention, in whichever layer, and the backward pass, too, where checkpointed
     blocks run attention again. It is entered outside of compiled modules, so that it breaks no graph; the kernels of a
@@ -33,5 +34,5 @@ def attention_kernels(first: AttentionKernel, device: torch.device) -> contextli
     """
     if first == "auto" or device.type != "cuda":
         return contextlib.nullcontext()
-    order = [_BACKENDS[first], *(backend for name, backend in _BACKENDS.items() if name != first)]
+    order = [_BACKENDS[first], *(backend for name, backend in _BACKENDS.items() if name not in (first, "cudnn"))]
     return sdpa_kernel(order, set_priority=True)

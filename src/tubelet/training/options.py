@@ -23,7 +23,7 @@ class MetaConfig(Config):
     tf32: bool = True
     """Round the factors of float32 matrix products on GPUs to TF32, with 10 bits of mantissa; sums stay float32."""
     attention: Annotated[AttentionKernel, RESUME_IGNORED] = "flash"
-    """Attention kernel that is preferred on CUDA; the others follow where it cannot run, `math` last. `cudnn`, which
+    """Attention kernel that is preferred on CUDA; flash, efficient and math follow where it cannot run. `cudnn`, which
     torch prefers on H100, plans for each new length of the sequences; `auto` leaves the choice to torch."""
     deterministic: Annotated[bool, RESUME_IGNORED] = False
     """Use only deterministic algorithms, so that runs on a GPU are equal bit for bit; see docs/reproducibility.md."""
