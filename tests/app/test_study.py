@@ -307,7 +307,7 @@ def test_help_is_quick_and_errors_are_one_line(folder):
     assert not imported & {"torch", "matplotlib", "numpy"}
     command = [sys.executable, "-m", "app.study", "--fname", "nowhere.yaml"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: nowhere.yaml: no such file\n")
+    assert (done.returncode, done.stderr) == (1, f"error: nowhere.yaml: no such file (looked in {REPOSITORY})\n")
 
 
 # ---------------------------------------------------------------- several objectives

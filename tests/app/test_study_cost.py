@@ -5,8 +5,8 @@ import pytest
 from app.study import cost
 from app.vjepa.options import Options
 from tubelet import config
+from tubelet.data.mask_draws import draw_masks
 from tubelet.runtime.distributed import World
-from tubelet.runtime.seeds import Purpose, numpy_generator
 
 CLIPS, TOKENS, PIXELS = 4, 64, 3 * 2 * 8 * 8
 WIDTH, DEPTH, NARROW = 48, 2, 24
@@ -32,8 +32,8 @@ def test_operations_of_a_step_are_the_sum_over_its_parts(small):
     measured = cost.measure(options, World())
     expected = []
     for number in range(cost.COUNTED_STEPS):
-        rng = numpy_generator(options.meta.seed, Purpose.MASKS, number, 0)
-        masks = options.mask_collator().sample_masks(CLIPS, rng)
+        seed, collator = options.meta.seed, options.mask_collator()
+        masks = draw_masks(collator, CLIPS, seed=seed, step=number, group=0, lengths="shared")
         expected.append(2 * CLIPS * step(*([mask.shape[1] for mask in part] for part in masks)))
     assert measured["flops"] == pytest.approx(sum(expected) / len(expected), rel=1e-6)
     assert measured["clips"] == CLIPS

@@ -128,7 +128,7 @@ def test_the_process_that_meets_a_broken_video_ends_all_and_is_named(uneven, tmp
     with pytest.raises(AssertionError):
         probe(uneven, tmp_path / "2", 2, data={"on_bad_video": "raise"}, distributed={"timeout": 2.0})
     stderr = capfd.readouterr().err
-    assert "job aborted: rank 1 on" in stderr
+    assert "job aborted: rank 1: " in stderr
     assert "broken.mp4" in stderr
 
 

@@ -107,7 +107,7 @@ def check(
     refused = []
     for key, value in wanted.items():
         fact = facts.get(key)
-        if fact is None or not _counts(key, facts) or _same(fact.value, value):
+        if fact is None or not _counts(key, facts, wanted) or _same(fact.value, value):
             continue
         line = f"{key} is {text(fact.value)} {fact.source}, here {text(value)}"
         if fact.certain and key not in adaptable and key.rpartition(".")[2] in _MEANING:
@@ -118,13 +118,14 @@ def check(
         raise ConfigError("\n".join([f"{path}: its weights belong to another architecture:", *refused]))
 
 
-def _counts(key: str, facts: Facts) -> bool:
-    """Whether the option changes what the weights compute."""
+def _counts(key: str, facts: Facts, wanted: Mapping[str, Any]) -> bool:
+    """Whether the option changes what the weights compute; where the file does not tell, by what is asked for."""
     section, _, name = key.rpartition(".")
     if name in _FREE or "drop" in name:
         return False
     other, value = _CONDITIONS.get(name, ("", None))
-    return f"{section}.{other}" not in facts or facts[f"{section}.{other}"].value == value
+    other = f"{section}.{other}"
+    return (facts[other].value if other in facts else wanted.get(other, value)) == value
 
 
 def _same(known: Any, value: Any) -> bool:

@@ -138,7 +138,7 @@ class Probe:
         finished = self.world.broadcast_from_rank0(lambda: read_json(file))
         self._check_same_options()
         if finished:
-            checkpoint.check_same_batch_size(finished["global_batch"], self.global_batch, "optimization.batch_size")
+            checkpoint.check_same_batch_size(finished, self.global_batch, "optimization.batch_size")
             if finished["inputs"] != self.inputs:
                 raise other_inputs(self.folder)
             return finished
