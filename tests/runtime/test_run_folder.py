@@ -161,7 +161,7 @@ def test_damaged_lines_of_the_log_are_named_and_left_out(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"lr: [1", "expected"), (b"", "it is empty"), (b"- 1\n", "not a mapping"), (b"lr: \xff", "codec")],
+    [(b"lr: [1", "expected"), (b"", "it is empty"), (b"- 1\n", "not a mapping"), (b"lr: \xff", "not UTF-8")],
 )
 def test_damaged_configuration_is_explained(tmp_path, content, problem):
     (tmp_path / "config.yaml").write_bytes(content)

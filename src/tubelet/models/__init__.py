@@ -91,7 +91,7 @@ def build_predictor(
             f"name: {options.name} cannot take {levels} level(s) of features, or cannot predict those of the visible "
             "tokens; take vision_transformer_predictor"
         )
-    heads = {"num_heads": predictor.num_heads} if getattr(options, "num_heads", ...) is None else {}
+    heads = {"num_heads": encoder.num_heads} if getattr(options, "num_heads", ...) is None else {}
     predictor.built_from = {"predictor": options.model_dump(mode="json") | heads, "clip": clip.as_dict()}
     return predictor
 

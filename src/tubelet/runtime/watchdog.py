@@ -97,7 +97,10 @@ class Watchdog:
         """Report the error of this rank and wait to be aborted with the others, which cannot continue."""
         raised = traceback.extract_tb(error.__traceback__)[-1]
         location = f"{raised.filename}:{raised.lineno} in {raised.name}"
-        if not isinstance(error, UserError) or "SUBMITIT_EXECUTOR" in os.environ:
+        is_consequence = False  # of an error that another rank has reported before it ended
+        with contextlib.suppress(RuntimeError):
+            is_consequence = not isinstance(error, UserError) and self._store.check(["abort"])
+        if "SUBMITIT_EXECUTOR" in os.environ or not (isinstance(error, UserError) or is_consequence):
             # Print the traceback now: the process may be aborted before Python does. SLURM jobs record it.
             sys.excepthook(type(error), error, error.__traceback__)
         if isinstance(error, UserError):
