@@ -51,14 +51,18 @@ objectives: install
 zoo: install
 	$(PYTHON) -m app.zoo --fname configs/study/zoo.yaml
 
+# One thread each: a test that forks a process whose torch has run threads would hang.
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+JOBS ?= 2
+
 test: install
-	$(PYTHON) -m pytest
+	$(PYTEST) -n $(JOBS) --dist loadfile
 
 test-all: install
-	$(PYTHON) -m pytest -m "not slurm and not gpu"
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slurm and not gpu"
 
 test-slurm: install
-	$(PYTHON) -m pytest -m slurm --timeout 900 tests/slurm
+	$(PYTEST) -m slurm --timeout 900 tests/slurm
 
 test-gpu: $(ENVIRONMENT)
 	$(HERE) timeout --kill-after 10 530 $(PYTHON) -m pytest -v -m gpu --timeout 120 --durations 10 tests/gpu

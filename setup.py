@@ -47,6 +47,7 @@ setup(
             "mypy",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "s3fs",
             "scikit-learn",
