@@ -42,7 +42,7 @@ def train(path, *overrides):
     main(config.load(path, overrides, Options), World())
 
 
-@pytest.mark.parametrize("rope", [False, True])
+@pytest.mark.parametrize("rope", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stages_equal_runs_that_start_from_each_other(small, staged, tmp_path, rope):
     rope = f"encoder.use_rope={rope}".lower()
     train(staged, rope)
@@ -58,6 +58,7 @@ def test_stages_equal_runs_that_start_from_each_other(small, staged, tmp_path, r
     assert encoder(video).shape == (1, 7 * 6 * 6, 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted", [4, 8])
 def test_an_interruption_in_any_stage_changes_nothing(staged, tmp_path, monkeypatch, interrupted):
     train(staged, f"folder={tmp_path}/straight")
