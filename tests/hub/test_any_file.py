@@ -131,6 +131,32 @@ def test_prefixes_of_wrappers_in_any_order(tmp_path, prefix):
     same_encoder(hub.load_encoder(tmp_path / "a.pt", num_heads=3, use_rope=True), encoder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x * torch.nan, "of .*a.pt: .* has numbers that are not finite"),
+        (lambda x: (100 * x).to(torch.int8), "of .*a.pt: .* is of type int8, not of floating point"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(tmp_path, change, message):
+    _, encoder, _, predictor = make(use_rope=True, rope_pairing="vjepa2", pred_num_heads=4)
+    parts = {"encoder": encoder.state_dict(), "predictor": predictor.state_dict()}
+    for name in parts:
+        changed = {key: change(x) if key.endswith("norm1.weight") else x for key, x in parts[name].items()}
+        torch.save({**parts, name: changed}, tmp_path / "a.pt")
+        load = hub.load_encoder if name == "encoder" else hub.load_predictor
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / "a.pt", num_heads=3, use_rope=True, pred_num_heads=4)
+    with pytest.raises(UserError, match=message.removeprefix("of .*")):
+        hub.read_parts(tmp_path / "a.pt", {"predictor": predictor})
+
+
+def test_options_that_do_not_fit_together_are_an_error_of_the_arguments(tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(UserError, match=r"step-00000007: out_layers \[7\]: with depth 2 the layers are 0 to 1"):
+        hub.load_encoder(tmp_path, out_layers=[7])
+
+
 def test_two_weights_of_one_name_are_refused(tmp_path):
     torch.save({"encoder": {"module.a": X, "a": X}}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="two weights have the name a"):

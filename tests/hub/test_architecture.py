@@ -203,8 +203,8 @@ def load_all(path, modules):
         ({}, {"use_rope": True}, "encoder.use_rope is false .*; set encoder.use_rope=false"),
         ({}, {"uniform_power": False}, "encoder.uniform_power is true .*; set encoder.uniform_power=true"),
         (ROPE, {"use_rope": True}, "rope_pairing is vjepa2 .*; set encoder.rope_pairing=vjepa2"),
-        ({}, {"pred_num_heads": 4}, "predictor.num_heads is 3 .*, here 4; set pred_num_heads=3"),
-        ({}, {"pred_depth": 3}, "predictor.depth is 2 .*, here 3; set pred_depth=2$"),
+        ({}, {"pred_num_heads": 4}, "predictor.num_heads is 3 .*, here 4; set objective.predictor.num_heads=3"),
+        ({}, {"pred_depth": 3}, "predictor.depth is 2 .*, here 3; set objective.predictor.depth=2$"),
         ({}, {"encoder_args": {"depth": 3}}, "encoder.depth is 2 .*, here 3; set encoder.depth=2$"),
         ({}, {"use_mask_tokens": False}, "set objective.predictor.use_mask_tokens=true"),
     ],
@@ -218,6 +218,13 @@ def test_weights_of_another_architecture_start_no_run(tmp_path, caplog, stored, 
         return
     with pytest.raises(ConfigError, match=message):
         hub.read_parts(tmp_path / "a", new_modules(**new))
+
+
+def test_a_pairing_that_is_not_used_does_not_matter(tmp_path):
+    _, target, _ = write_released(tmp_path / "any.pt", positions=False)
+    modules = new_modules(rope_pairing="interleaved")
+    load_all(tmp_path / "any.pt", modules)
+    same_encoder(modules["target_encoder"], target)
 
 
 @pytest.mark.parametrize("section", [{}, ROPE, {"uniform_power": False, "pred_num_heads": 4}])

@@ -31,6 +31,7 @@ PATHS = ("path", "video_path", "filepath", "file_path", "filename", "file", "vid
 LABELS = ("label", "label_id", "class_id", "class", "label_name", "class_name", "action")
 STARTS = ("start", "start_time", "time_start", "start_sec", "start_seconds")
 ENDS = ("end", "end_time", "time_end", "end_sec", "end_seconds")
+SPLITS = ("split", "subset", "partition")
 EXPECTED = "expected `path label` in each line, or a first line that names the columns, such as path,start,end,label"
 
 
@@ -93,6 +94,9 @@ class Table:
         if self.delimiter not in heading:
             self.delimiter = " "
         self.columns = [name.lower() for name in self._fields(heading)]
+        known = {*PATHS, *LABELS, *STARTS, *ENDS}
+        if twice := next((name for name in self.columns if name in known and self.columns.count(name) > 1), None):
+            raise ValueError(f"names two columns '{twice}'; keep the one that is meant")
         if "youtube_id" in self.columns:
             raise ValueError(
                 "is the heading of Kinetics' annotations, which name no files. Expected a list of your files, with the "
@@ -148,11 +152,21 @@ class Table:
         return Entry(fields[self._path], label, segment)
 
     def choose(self, lines: Sequence[str]) -> None:
-        """Decide from some lines whether labels are numbers or names."""
+        """Decide from some lines whether labels are numbers or names.
+
+        Raises:
+            ValueError: The lines are of several parts of a data set, such as training and validation.
+        """
+        rows = [fields for fields in map(self._fields, lines) if len(fields) == len(self.columns)]
         if self._label is not None:
-            rows = [self._fields(line) for line in lines]
-            labels = [fields[self._label] for fields in rows if len(fields) == len(self.columns)]
-            self.named = not any(_NUMBER.fullmatch(label) for label in labels)
+            self.named = not any(_NUMBER.fullmatch(fields[self._label]) for fields in rows)
+        split = self._find(SPLITS)
+        parts = [] if split is None else sorted({fields[split] for fields in rows})
+        if split is not None and len(parts) > 1:
+            raise ValueError(
+                f"has a column '{self.columns[split]}', and lines of {' and '.join(map(repr, parts[:4]))}; write a "
+                "list for each"
+            )
 
     def _fields(self, line: str) -> list[str]:
         fields = next(csv.reader([line], delimiter=self.delimiter, skipinitialspace=True))
@@ -204,4 +218,5 @@ def _unquoted(text: str) -> str:
 
 
 def _is_no_class(label: str) -> bool:
+    label = label.strip(" ,;\t")  # of a line that ends in a separator
     return not label or _NUMBER.fullmatch(label) is not None or _FILE.fullmatch(label) is not None

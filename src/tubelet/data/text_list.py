@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,11 +193,11 @@ class ListEntries:
         if self._first:
             try:
                 table = Table(self._lines[0])
+                if not table.is_plain:
+                    table.choose(lines)
+                    return table
             except ValueError as error:
                 raise self._error(self._lines[0], 0, str(error)) from None
-            if not table.is_plain:
-                table.choose(lines)
-                return table
         file = self._resolved(parse_line(lines[0])[0])
         return form_of(lines, is_file=not is_remote(file) and os.path.exists(file))
 
@@ -223,6 +224,9 @@ class ListEntries:
                 return f"\n{other} is a folder, as in lists of folders of frames. Lists are of videos; {EXPECTED}"
         if shorter is not None and os.path.isfile(self._resolved(shorter)):
             return f"\nThere is a file {shorter}. If what follows is no part of its name: {EXPECTED}, in seconds"
+        for part in re.split(r"""[\s,;|"']+""", name):
+            if os.path.isfile(self._resolved(part)):
+                return f"\nThere is a file {part}. If the rest is no part of its name: {EXPECTED}"
         return ""
 
 

@@ -105,9 +105,10 @@ def check(
         ConfigError: Under an option with another value the weights would mean something else.
     """
     refused = []
+    known = {**wanted, **{key: fact.value for key, fact in facts.items()}}
     for key, value in wanted.items():
         fact = facts.get(key)
-        if fact is None or not _counts(key, facts, wanted) or _same(fact.value, value):
+        if fact is None or not _counts(key, known) or _same(fact.value, value):
             continue
         line = f"{key} is {text(fact.value)} {fact.source}, here {text(value)}"
         if fact.certain and key not in adaptable and key.rpartition(".")[2] in _MEANING:
@@ -118,14 +119,13 @@ def check(
         raise ConfigError("\n".join([f"{path}: its weights belong to another architecture:", *refused]))
 
 
-def _counts(key: str, facts: Facts, wanted: Mapping[str, Any]) -> bool:
-    """Whether the option changes what the weights compute; where the file does not tell, by what is asked for."""
+def _counts(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether the option changes what the weights compute, with the other options `values`."""
     section, _, name = key.rpartition(".")
     if name in _FREE or "drop" in name:
         return False
     other, value = _CONDITIONS.get(name, ("", None))
-    other = f"{section}.{other}"
-    return (facts[other].value if other in facts else wanted.get(other, value)) == value
+    return values.get(f"{section}.{other}", value) == value
 
 
 def _same(known: Any, value: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from tubelet.config import ConfigError
 from tubelet.hub import architecture
 from tubelet.hub.architecture import Fact, Facts, facts_of
-from tubelet.hub.state import BY_WEIGHTS, State, count, without_unused
+from tubelet.hub.state import BY_WEIGHTS, State, check_numbers, count, without_unused
 from tubelet.hub.weights import Weights, levels_read, out_dim
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,10 @@ def adapt(state: State, module: nn.Module, path: str | Path) -> State:
 
     Raises:
         ConfigError: The module has more mask tokens than the file.
+        CheckpointError: Weights are not finite, or quantized.
     """
     state = without_unused(state, module)
+    check_numbers(state, str(path))
     tokens = getattr(module, "mask_tokens", None)
     stored, needed = count(state, r"mask_tokens\.(\d+)"), 0 if tokens is None else len(tokens)
     if stored < needed and stored > 0:
@@ -118,6 +120,4 @@ def _remedy(key: str, value: Any) -> str:
         }[name]
     options = {"sizes.img_size": "data.crop_size", "sizes": "data", "predictor": "objective.predictor"}
     option = options.get(key, f"{options.get(section, section)}.{name}")
-    if section == "predictor" and name in ("depth", "embed_dim", "num_heads"):
-        option = f"pred_{name}"  # V-JEPA's name
     return f"set {option}={architecture.text(value)}"

@@ -90,6 +90,26 @@ def without_unused(state: State, module: nn.Module) -> State:
     return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
 
 
+def check_numbers(state: State, what: str) -> None:
+    """Raise CheckpointError where weights are not finite, or quantized, which are no weights without their scales.
+
+    Args:
+        state: The weights.
+        what: What they are, for the message.
+    """
+    for name, tensor in state.items():
+        if tensor.ndim > 0 and not tensor.is_floating_point():
+            raise checkpoint.CheckpointError(
+                f"{what}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}, not of floating point; write "
+                "the weights as float32, without quantization"
+            )
+        if not tensor.isfinite().all():
+            raise checkpoint.CheckpointError(
+                f"{what}: {name} has numbers that are not finite, as after a training that diverged; take an earlier "
+                "checkpoint"
+            )
+
+
 def count(state: State, pattern: str) -> int:
     """Count the distinct values of the pattern's group among the names in the state dict."""
     return len({match[1] for name in state if (match := re.match(pattern, name))})

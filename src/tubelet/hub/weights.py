@@ -1,6 +1,7 @@
 """State dicts of a file or folder, what is known of their architecture, and the modules built from both."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tubelet.data import NORMALIZATION
 from tubelet.grid import ClipShape
 from tubelet.hub import architecture
 from tubelet.hub.architecture import Facts, facts_of
-from tubelet.hub.state import State, count, predictor_facts, without_fixed_positions, without_unused
+from tubelet.hub.state import State, check_numbers, count, predictor_facts, without_fixed_positions, without_unused
 from tubelet.models import (
     EncoderOptions,
     PredictorOptions,
@@ -40,8 +41,10 @@ class Weights:
         """See `hub.load_encoder`."""
         state = self.part(checkpoint_key)
         self.check_arguments(arguments)
-        encoder = self.build_encoder(arguments)
+        with self._explaining_options():
+            encoder = self.build_encoder(arguments)
         state = without_unused(without_fixed_positions(state), encoder)
+        check_numbers(state, f"{checkpoint_key} of {self.path}")
         checkpoint.load_weights(encoder, state, f"{checkpoint_key} of {self.path}")
         if isinstance(encoder, VisionTransformer):
             encoder.freeze_unused()
@@ -51,8 +54,10 @@ class Weights:
         """See `hub.load_predictor`."""
         state = self.part(checkpoint_key)
         self.check_arguments(arguments, state)
-        predictor = self.build_predictor(arguments, state)
+        with self._explaining_options():
+            predictor = self.build_predictor(arguments, state)
         what = f"{checkpoint_key} of {self.path}"
+        check_numbers(state, what)
         checkpoint.load_weights(predictor, without_fixed_positions(state), what)
         return predictor
 
@@ -60,6 +65,14 @@ class Weights:
         if name not in self.parts:
             raise ConfigError(f"{self.path}: '{name}' is not in the file. {nearest(name, self.parts)}")
         return self.parts[name]
+
+    @contextlib.contextmanager
+    def _explaining_options(self) -> Iterator[None]:
+        """Turn the error of options that do not fit together into a ConfigError."""
+        try:
+            yield
+        except ValueError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
 
     def facts(self) -> Facts:
         """Return what is known of the encoder and of the sizes of clips and tokens."""
