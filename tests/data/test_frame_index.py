@@ -1,5 +1,6 @@
 """The index of files of many kinds, and the frames found by it, against reading and decoding the whole file."""
 
+import functools
 import gc
 import io
 import os
@@ -18,6 +19,7 @@ from tubelet.data.decoders.pyav import PyavVideo, upright
 
 FRAMES = 60
 GOP = {"g": "15", "crf": "12"}
+VP8 = {"crf": "4", "b": "4M", "deadline": "realtime", "cpu-used": "8"}
 X265 = "log-level=none:keyint=15:min-keyint=15:bframes=3"
 
 
@@ -91,10 +93,13 @@ def encoded(name, **changes):
 
 
 def concatenated(name, **second):
-    """Two files, one after the other; the second may be of another size."""
+    """Two files with GOPs of 15 frames, one after the other; the second may be of another size."""
 
     def make(make_video, h264, path):
-        parts = [make_video(path / f"{i}{name}", frames=30, **options) for i, options in enumerate(({}, second))]
+        b_frames = {**GOP, "bf": "3"}
+        parts = [
+            make_video(path / f"{i}{name}", frames=30, options=b_frames, **size) for i, size in enumerate(({}, second))
+        ]
         (path / f"v{name}").write_bytes(b"".join(open(part, "rb").read() for part in parts))
         return str(path / f"v{name}")
 
@@ -168,7 +173,7 @@ COUNTED = {
         False,
     ),
     "mpeg4 with B frames in avi": (encoded("v.avi", codec="mpeg4", options=B), False),
-    "concatenated h264": (concatenated(".ts", options={**GOP, "bf": "3"}), False),
+    "concatenated h264": (concatenated(".ts"), False),
 }
 OTHERS = {
     "mpeg2 in mpg": (encoded("v.mpg", codec="mpeg2video", options=B), False),
@@ -176,8 +181,8 @@ OTHERS = {
     "mpeg2 in mov": (encoded("v.mov", codec="mpeg2video", options=B), True),
     "h265 in mkv, open GOP": (encoded("v.mkv", codec="libx265", options={"x265-params": f"{X265}:open-gop=1"}), False),
     "h265 in ts": (encoded("v.ts", codec="libx265", options={"x265-params": X265}), False),
-    "vp8 in mkv": (encoded("v.mkv", codec="libvpx", options={"crf": "4", "b": "4M", "g": "15"}), False),
-    "vp8 in ogv": (encoded("v.ogv", codec="libvpx", options={"crf": "4", "b": "4M", "g": "15"}), False),
+    "vp8 in mkv": (encoded("v.mkv", codec="libvpx", options={**VP8, "g": "15"}), False),
+    "vp8 in ogv": (encoded("v.ogv", codec="libvpx", options={**VP8, "g": "15"}), False),
     "wmv2": (encoded("v.wmv", codec="wmv2", options={"g": "15", "qscale": "2"}), False),
     "msmpeg4 in avi": (encoded("v.avi", codec="msmpeg4", options={"g": "15", "qscale": "2"}), False),
     "h264 in flv": (copied("v.flv"), False),
@@ -187,6 +192,54 @@ OTHERS = {
     "size change in webm": (half_the_size_later, False),
 }
 KINDS |= COUNTED | OTHERS
+
+
+def mirrored(name):
+    def make(make_video, h264, path):
+        flipped = patched(h264, path / "flipped.mp4", b"tkhd", 40, -0x10000)
+        return flipped if name.endswith(".mp4") else remuxed(flipped, path / name)
+
+    return make
+
+
+KINDS_OF_OTHERS = KINDS | {"mirrored mp4": (mirrored("v.mp4"), True), "mirrored mkv": (mirrored("v.mkv"), False)}
+
+
+FAST = {
+    "B frames",
+    "variable frame rate",
+    "open GOP, h264",
+    "cut at the start",
+    "several edits",
+    "fragmented",
+    "truncated mp4",
+    "truncated mkv",
+    "matroska",
+    "transport stream",
+    "concatenated transport streams",
+    "h264 in avi",
+    "concatenated h264",
+    "mpeg4 with B frames in avi",
+    "mpeg2 in mpg",
+    "size change in ts",
+    "mirrored mkv",
+}
+"""Kinds whose index or frames are found in a way of their own, and that are made quickly."""
+
+
+def mostly_slow(kinds):
+    return [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def file_of(make_video, h264, tmp_path_factory):
+    """The path of a file of a kind, which is made once."""
+
+    @functools.cache
+    def make(kind):
+        return KINDS_OF_OTHERS[kind][0](make_video, h264, tmp_path_factory.mktemp("kind"))
+
+    return make
 
 
 def decoded_frames(path):
@@ -199,10 +252,9 @@ def decoded_frames(path):
             return None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_index_and_frames_are_those_of_reading_the_whole_file(kind, make_video, h264, tmp_path):
-    make, has_tables = KINDS[kind]
-    path = make(make_video, h264, tmp_path)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS))
+def test_index_and_frames_are_those_of_reading_the_whole_file(kind, file_of):
+    path, has_tables = file_of(kind), KINDS[kind][1]
     with av.open(path) as container:
         scanned = scan(container, container.streams.video[0])
     with open(path, "rb") as file:
@@ -230,23 +282,14 @@ def test_index_and_frames_are_those_of_reading_the_whole_file(kind, make_video, 
         assert video._by_time(video.index, np.arange(video.num_frames)) is not None
 
 
-def mirrored(name):
-    def make(make_video, h264, path):
-        flipped = patched(h264, path / "flipped.mp4", b"tkhd", 40, -0x10000)
-        return flipped if name.endswith(".mp4") else remuxed(flipped, path / name)
-
-    return make
-
-
-KINDS_OF_OTHERS = KINDS | {"mirrored mp4": (mirrored("v.mp4"), True), "mirrored mkv": (mirrored("v.mkv"), False)}
 READ_BY_OTHERS = {"B frames", "quicktime", "variable frame rate", "webm"}
 """Some of those that the other libraries must read themselves, or `data.decoder` would have no effect."""
 
 
 @pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_OTHERS if not kind.startswith("truncated")])
-def test_all_decoders_give_the_frames_of_pyav(kind, decoder, make_video, h264, tmp_path):
-    path = KINDS_OF_OTHERS[kind][0](make_video, h264, tmp_path)
+@pytest.mark.parametrize("kind", mostly_slow(kind for kind in KINDS_OF_OTHERS if not kind.startswith("truncated")))
+def test_all_decoders_give_the_frames_of_pyav(kind, decoder, file_of):
+    path = file_of(kind)
     try:
         video = open_video(path, decoder)
     except ImportError as error:
@@ -263,8 +306,8 @@ def test_all_decoders_give_the_frames_of_pyav(kind, decoder, make_video, h264, t
 
 
 @pytest.mark.parametrize("kind", ["matroska", "transport stream", *COUNTED])
-def test_a_late_frame_is_decoded_from_a_key_frame_nearby(kind, make_video, h264, tmp_path, monkeypatch):
-    video = PyavVideo(KINDS[kind][0](make_video, h264, tmp_path))
+def test_a_late_frame_is_decoded_from_a_key_frame_nearby(kind, file_of, monkeypatch):
+    video = PyavVideo(file_of(kind))
     from_beginning = []
     monkeypatch.setattr(video, "_open", lambda *_: from_beginning.append(True))
     if kind == "h264 in avi, open GOP":  # frames before a key frame need those before
@@ -276,17 +319,39 @@ def test_a_late_frame_is_decoded_from_a_key_frame_nearby(kind, make_video, h264,
         assert not from_beginning
     else:
         assert video.index.restarts.numbers.tolist() == [0, 15, 30, 45]
-        assert video._decode_from(video.index.restarts, 3)[1] == 44
+        assert video._packets_from_restart(video.index.restarts, 3)[1] == 3
+
+
+@pytest.mark.parametrize("lost", [0, 30])
+def test_a_lost_key_frame_does_not_change_the_numbers_after_the_next_one(lost, file_of, tmp_path, numbers_of):
+    """Frames in AVI are counted. Those after a lost first key frame are not decoded; others are, in a wrong order."""
+    source = file_of("h264 in avi")
+    content, restarts = bytearray(open(source, "rb").read()), PyavVideo(source).index.restarts
+    chunk = content.rindex(b"00dc", 0, restarts.positions[restarts.numbers == lost].item() + 4)
+    size = 8 + int.from_bytes(content[chunk + 4 : chunk + 8], "little")
+    content[chunk : chunk + size] = bytes(size)
+    path = str(tmp_path / "v.avi")
+    (tmp_path / "v.avi").write_bytes(content)
+    video = open_video(path, "pyav")
+    assert video.num_frames == FRAMES - 1
+    right = np.setdiff1d(np.arange(FRAMES), np.arange(lost and lost - 3, lost + 15))
+    for numbers in (right, right[-7:], right[::9]):
+        indices = np.where(numbers < lost, numbers, numbers - 1)
+        np.testing.assert_array_equal(numbers_of(read_frames(video, indices, path)), numbers)
+    if lost == 0:
+        for indices in ([0, 20], [13], [3, 13, 14]):
+            with pytest.raises(VideoError, match=f"frame {indices[0]} of the 59 in its index is missing"):
+                read_frames(video, np.array(indices), path)
 
 
 def test_a_rate_that_the_file_does_not_state_is_estimated(make_video, tmp_path):
-    path = make_video(tmp_path / "v.ogv", codec="libvpx", frames=1, options={"crf": "4", "b": "4M"})
+    path = make_video(tmp_path / "v.ogv", codec="libvpx", frames=1, options=VP8)
     for decoder in ("pyav", "decord"):
         assert open_video(path, decoder).fps > 0
 
 
-def test_a_video_that_is_no_longer_used_closes_its_file(h264, tmp_path):
-    fragmented = KINDS["fragmented"][0](None, h264, tmp_path)
+def test_a_video_that_is_no_longer_used_closes_its_file(h264, file_of):
+    fragmented = file_of("fragmented")
     gc.disable()
     try:
         before = os.listdir("/proc/self/fd")
@@ -297,8 +362,8 @@ def test_a_video_that_is_no_longer_used_closes_its_file(h264, tmp_path):
         gc.enable()
 
 
-def test_hidden_frames_are_not_counted(h264, tmp_path, numbers_of):
-    path = KINDS["cut at the start"][0](None, h264, tmp_path)
+def test_hidden_frames_are_not_counted(file_of, numbers_of):
+    path = file_of("cut at the start")
     with av.open(path) as container:
         hidden = [packet.is_discard for packet in container.demux(video=0) if packet.size]
     assert 0 < sum(hidden) < len(hidden) == 45

@@ -16,10 +16,10 @@ MAX_CACHED_FRAMES = 1 << 22
 
 @dataclass(frozen=True)
 class Restarts:
-    """Packets before which decoding can start such that frames can be counted from there.
+    """Packets at which decoding can start such that frames can be counted from there; the first is that of the file.
 
     Attributes:
-        numbers: int64 [R], the frame that each gives first, ascending; the packets before it give all frames before it.
+        numbers: int64 [R], the frame that each gives first, ascending from 0; the packets before give all before it.
         times, positions: int64 [R], their decoding times, and their bytes in the file (-1: unknown).
         by_position: Whether to seek to bytes, because time stamps start again.
     """
@@ -28,6 +28,16 @@ class Restarts:
     times: np.ndarray
     positions: np.ndarray
     by_position: bool
+
+    def is_at(self, packet, restart: int) -> bool:
+        """Whether a packet of PyAV is that of a restart; there is none after the last."""
+        if restart == len(self.numbers):
+            return False
+        return (_decoding_time(packet), _position(packet)) == (self.times[restart], self.positions[restart])
+
+
+BEGINNING = Restarts(np.array([0]), np.array([0]), np.array([-1]), by_position=False)
+"""Decode all frames from the beginning."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +103,11 @@ def scan(container, stream) -> FrameIndex:
     packets = [
         (
             packet.pts,
-            packet.pts if packet.dts is None else packet.dts,
+            _decoding_time(packet),
             packet.dts is not None,
             packet.is_keyframe,
             packet.is_discard,
-            -1 if packet.pos is None else packet.pos,
+            _position(packet),
             packet.is_keyframe and _is_refresh(packet, codec),
         )
         for packet in container.demux(stream)
@@ -112,10 +122,18 @@ def scan(container, stream) -> FrameIndex:
     # AVI has no presentation times. FFmpeg's parsers find them, but not those of these codecs.
     if starts_again or (np.diff(shown) <= 0).any() or container.format.name == "avi" and codec in REFRESH:
         numbers = np.cumsum(is_hidden == 0) - (is_hidden == 0)
-        restart = np.flatnonzero(is_refresh == 1)
+        restart = np.union1d(0, np.flatnonzero(is_refresh == 1))
         restarts = Restarts(numbers[restart], decoding[restart], position[restart], by_position=starts_again)
         shown = _continued(decoding[is_hidden == 0])
     return FrameIndex(shown, key_times, stream.time_base, file_rate(stream), restarts=restarts)
+
+
+def _decoding_time(packet) -> int:
+    return packet.pts if packet.dts is None else packet.dts
+
+
+def _position(packet) -> int:
+    return -1 if packet.pos is None else packet.pos
 
 
 REFRESH = {"h264": (0x1F, 0, (5,)), "hevc": (0x3F, 1, (19, 20))}

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tubelet.data.decoders.files import FileView, PathOrFile, opened, readable
-from tubelet.data.decoders.frame_index import INDICES, FrameIndex, Restarts, file_rate, scan
+from tubelet.data.decoders.frame_index import BEGINNING, INDICES, FrameIndex, Restarts, file_rate, scan
 from tubelet.data.decoders.mp4 import read_movie
 
 MAX_DROPPED = 8
@@ -84,7 +84,7 @@ class PyavVideo:
             index = scan(self._container, self._stream)
             if len(index.times) == self.num_frames:
                 yield self._by_time(index, indices)
-        yield self._by_counting(self.index.restarts, indices)
+        yield self._by_counting(self.index.restarts or BEGINNING, indices)
 
     def _open_and_index(self) -> FrameIndex:
         with opened(self._source) as header:
@@ -171,40 +171,60 @@ class PyavVideo:
             codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             yield from codec.decode(packet)
 
-    def _by_counting(self, restarts: Restarts | None, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """Decode from the last restart, or the beginning, and count; the last frame replaces a few missing at the end.
-
-        The index of a file without presentation times may count frames that were dropped by the encoder.
-        """
+    def _by_counting(self, restarts: Restarts, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Decode from the last restart and count."""
         self._open(readable(self._source))
-        decoded, number, frame, to_rgb = self._container.decode(self._stream), -1, None, ToRgb(self._size)
+        decoded, number, frame, to_rgb = self._counted(self._packets(), restarts, 0), -1, None, ToRgb(self._size)
         for index in indices.tolist():
-            start = -1 if restarts is None else int(np.searchsorted(restarts.numbers, index, side="right")) - 1
-            if restarts is not None and start >= 0 and restarts.numbers[start] > number + 1:
-                (decoded, number), frame = self._decode_from(restarts, start), None
+            restart = int(np.searchsorted(restarts.numbers, index, side="right")) - 1
+            if restarts.numbers[restart] > number + 1:
+                packets, restart = self._packets_from_restart(restarts, restart)
+                decoded, number = self._counted(packets, restarts, restart), int(restarts.numbers[restart]) - 1
             for new in itertools.islice(decoded, index - number):
                 frame, number = new, number + 1
-            if frame is None or index - number > MAX_DROPPED:
-                raise ValueError(f"the file ends after {number + 1} of the {self.num_frames} frames in its index")
+            if frame is None or number != index:
+                raise ValueError(f"frame {index} of the {self.num_frames} in its index is missing")
             yield to_rgb(frame)
 
-    def _decode_from(self, restarts: Restarts, start: int) -> tuple[Iterator, int]:
-        """Return the frames from a restart on, or from the beginning, and the number of the frame before them."""
-        for i in range(start, max(start - MAX_EARLIER, 0) - 1, -1):
-            time, position = int(restarts.times[i]), int(restarts.positions[i])
+    def _counted(self, packets: Iterator, restarts: Restarts, restart: int) -> Iterator:
+        """Decode the packets from a restart on, such that missing frames do not change the numbers after the next one.
+
+        The last frame before a restart replaces a few missing ones, because the index of a file without presentation
+        times may count frames that were dropped by the encoder. None replaces more of them.
+        """
+
+        def restart_before(packet) -> int:
+            nonlocal restart
+            restart += restarts.is_at(packet, restart + 1)
+            return restart
+
+        codec = self._stream.codec_context
+        for part, of_part in itertools.groupby(packets, restart_before):
+            number, end = (int(n) for n in [*restarts.numbers, self.num_frames][part : part + 2])
+            frame = None
+            decoded = itertools.chain.from_iterable(map(codec.decode, itertools.chain(of_part, [None])))
+            for frame in itertools.islice(decoded, end - number):
+                yield frame
+                number += 1
+            codec.flush_buffers()
+            yield from itertools.repeat(frame if end - number <= MAX_DROPPED else None, end - number)
+
+    def _packets_from_restart(self, restarts: Restarts, last: int) -> tuple[Iterator, int]:
+        """Seek to restart `last`, or to one before it. Return the packets from there on, and the restart."""
+        for restart in range(last, max(last - MAX_EARLIER, 0), -1):
             if restarts.by_position:
-                found = position >= 0 and self._seek(position, unsupported_byte_offset=True)
+                found = self._seek(int(restarts.positions[restart]), unsupported_byte_offset=True)
             else:
-                found = self._seek(time, stream=self._stream)
-            if not found:
-                continue
-            packets = self._container.demux(self._stream)
-            packet = next(packets)
-            if packet.size and (packet.pos == position if restarts.by_position else packet.dts == time):
-                frames = itertools.chain.from_iterable(p.decode() for p in itertools.chain([packet], packets))
-                return frames, int(restarts.numbers[i]) - 1
+                found = self._seek(int(restarts.times[restart]), stream=self._stream)
+            packets = self._packets() if found else iter(())
+            packet = next(packets, None)
+            if packet is not None and restarts.is_at(packet, restart):
+                return itertools.chain([packet], packets), restart
         self._open(readable(self._source))
-        return self._container.decode(self._stream), -1
+        return self._packets(), 0
+
+    def _packets(self) -> Iterator:
+        return (packet for packet in self._container.demux(self._stream) if packet.size)
 
 
 class _TimesDiffer(Exception):
