@@ -1,7 +1,8 @@
 """Cost model of a V-JEPA training step on one GPU: floating-point operations, memory and communication.
 
-For each mask, the encoder processes Kc context tokens of a clip and the predictor Kc + Kt tokens. The target encoder
-processes all N tokens. `s` is the number of bytes per value of the compute dtype.
+For each mask, the encoder processes Kc context tokens of a clip and the predictor Kc + Kt tokens; those of all masks
+form one sequence, see `tubelet.layers.segments`. The target encoder processes all N tokens. `s` is the number of bytes
+per value of the compute dtype.
 """
 
 from collections.abc import Sequence
@@ -109,17 +110,26 @@ class Strategy:
         checkpointing: Whether activations are recomputed in the backward pass.
         world_size: Number of GPUs.
         bytes_per_value: Bytes per value of the compute dtype (s).
+        reshard_after_forward: FSDP gathers the weights of trained parts again for the backward pass.
+        shard_size: Number of GPUs that hold a copy of the model together with FSDP; all if None.
     """
 
     fsdp: bool
     checkpointing: bool
     world_size: int
     bytes_per_value: int
+    reshard_after_forward: bool = False
+    shard_size: int | None = None
 
     @property
     def shards(self) -> int:
         """Number of shards of weights, gradients and optimizer state."""
-        return self.world_size if self.fsdp else 1
+        return (self.shard_size or self.world_size) if self.fsdp else 1
+
+    @property
+    def replicas(self) -> int:
+        """Number of copies of the model."""
+        return self.world_size // self.shards
 
     def __str__(self) -> str:
         return ("FSDP" if self.fsdp else "DDP") + (" + checkpointing" if self.checkpointing else "")
@@ -145,93 +155,120 @@ def memory(
     """
     encoder, predictor = parameters(jepa.encoder), parameters(jepa.predictor)
     trained, shards = encoder + predictor, strategy.shards
-    block = max(parameters(jepa.encoder.blocks[0]), parameters(jepa.predictor.predictor_blocks[0]))
-    # The current block, the prefetched one, and the gradients of the previous one while they are reduced.
-    gathered = 2 * strategy.bytes_per_value * block + FP32 * block
+    peak = transient_memory(jepa, strategy, clips / parts, parts, masks)
     return {
         "weights": FP32 * (2 * encoder + predictor) / shards,
         "AdamW moments": 2 * FP32 * trained / shards,
-        "gathered weights": gathered if strategy.fsdp else 0,
+        "gathered weights": peak.gathered,
         "clips": clips / parts * clip_bytes,
-        "activations and gradients": transient_memory(jepa, strategy, clips / parts, parts, masks),
+        "activations and gradients": peak.others,
     }
 
 
-def transient_memory(jepa: VJEPA, strategy: Strategy, clips: float, parts: int, masks: Sequence[Tokens]) -> float:
-    """Estimate the peak of activations, gradients and the weights cast by autocast.
+class Transient(NamedTuple):
+    """Bytes of what exists at one point of a step only: weights that FSDP has gathered, and all else."""
+
+    gathered: float
+    others: float
+
+
+def transient_memory(jepa: VJEPA, strategy: Strategy, clips: float, parts: int, masks: Sequence[Tokens]) -> Transient:
+    """Estimate the peak of activations, gradients and the weights gathered by FSDP or cast by autocast.
 
     Activations are freed while gradients are created, so the peak is the maximum over several points of a step.
     """
     s, recompute, rope = strategy.bytes_per_value, strategy.checkpointing, jepa.encoder.positions.use_rope
-    contexts = [clips * encoder_saved(jepa, s, recompute, tokens.context) for tokens in masks]
-    predictions = [clips * predictor_saved(jepa, s, recompute, tokens) for tokens in masks]
+    contexts = clips * encoder_saved(jepa, s, recompute, masks)
+    predictions = clips * predictor_saved(jepa, s, recompute, masks)
     wide, narrow = jepa.encoder.blocks[0], jepa.predictor.predictor_blocks[0]
 
     def block_backward(block: Block, tokens: int) -> float:
-        return clips * tokens * (_block_gradients(block, s) + (_block_saved(block, s, rope) if recompute else 0))
+        recomputed = _block_saved(block, s, rope, len(masks)) if recompute else 0
+        return clips * tokens * (_block_gradients(block, s) + recomputed)
 
-    encoder_backward = max(block_backward(wide, tokens.context) for tokens in masks)
-    predictor_backward = max(block_backward(narrow, sum(tokens)) for tokens in masks)
-    encoder, predictor = parameters(jepa.encoder), FP32 * parameters(jepa.predictor) / strategy.shards
-    gradients = FP32 * encoder / strategy.shards + predictor
+    encoder_backward = block_backward(wide, _total(masks).context)
+    predictor_backward = block_backward(narrow, sum(_total(masks)))
+    encoder, predictor = FP32 * parameters(jepa.encoder), FP32 * parameters(jepa.predictor)
+    gradients = (encoder + predictor) / strategy.shards
     accumulated = gradients if parts > 1 else 0
     cast = s * cast_weights(jepa) if s < FP32 and not strategy.fsdp else 0
     # Checkpointed blocks free their cast weights after the forward pass and cast them again one block at a time.
     still_cast = min(cast, s * _weights(wide)) if recompute else cast
-    peaks = [
+    # The current block and the prefetched one; in the backward pass also the gradients of the previous one while they
+    # are reduced.
+    two_blocks, reduced = (n * max(parameters(wide), parameters(narrow)) for n in (2 * s, FP32))
+    of_encoder, of_both = (
+        (two_blocks, two_blocks)
+        if strategy.reshard_after_forward
+        else (s * parameters(jepa.encoder), s * (parameters(jepa.encoder) + parameters(jepa.predictor)))
+    )
+    of_target = clips * jepa.encoder.num_patches
+    points = [
         # Forward pass of the target encoder, which stores no activations.
-        clips * jepa.encoder.num_patches * (2 * FP32 * jepa.encoder.embed_dim + 2 * s * wide.mlp.fc1.out_features),
-        # End of the forward pass; start of the backward pass; end of the backward pass.
-        accumulated + sum(contexts) + sum(predictions) + cast,
-        accumulated + sum(contexts) + sum(predictions) + still_cast + predictor_backward,
-        gradients + encoder_backward,
+        Transient(two_blocks, of_target * (2 * FP32 * jepa.encoder.embed_dim + 2 * s * wide.mlp.fc1.out_features)),
+        # End of the forward pass; start of the backward passes of predictor and encoder; end of the backward pass.
+        Transient(of_both, accumulated + contexts + predictions + cast),
+        Transient(of_both + reduced, accumulated + contexts + predictions + still_cast + predictor_backward),
+        Transient(
+            of_encoder + reduced,
+            max(accumulated, predictor / strategy.shards) + contexts + still_cast + encoder_backward,
+        ),
+        Transient(two_blocks + reduced, gradients + encoder_backward),
     ]
-    if len(masks) > 1:
-        # Only the encoder's backward pass for the first mask remains. The weight gradients of the other masks wait for
-        # its contribution, in the compute dtype and, under FSDP, unsharded.
-        peaks.append(max(accumulated, predictor) + contexts[0] + still_cast + encoder_backward + s * encoder)
-    return max(peaks)
+    return max((point if strategy.fsdp else point._replace(gathered=0) for point in points), key=sum)
 
 
-def encoder_saved(jepa: VJEPA, s: int, checkpointing: bool, context: int) -> int:
+def encoder_saved(jepa: VJEPA, s: int, checkpointing: bool, masks: Sequence[Tokens]) -> int:
     """Estimate the bytes that autograd saves per clip for the backward pass of the encoder, without weights.
 
     Norms are computed in fp32, everything else with s bytes per value. The residual stream is fp32 if sin-cos positions
     are added.
     """
-    encoder = jepa.encoder
+    encoder, context = jepa.encoder, _total(masks).context
     patches = context * s * encoder.patch_embed.proj.weight[0].numel()
-    blocks = _blocks_saved(encoder.blocks, encoder.positions, context, s, checkpointing)
+    blocks = _blocks_saved(encoder.blocks, encoder.positions, context, s, checkpointing, len(masks))
     return patches + blocks + context * _norm_saved(encoder.embed_dim)
 
 
-def predictor_saved(jepa: VJEPA, s: int, checkpointing: bool, tokens: Tokens) -> int:
-    """Estimate the saved bytes per clip for predictor and loss under one mask.
+def predictor_saved(jepa: VJEPA, s: int, checkpointing: bool, masks: Sequence[Tokens]) -> int:
+    """Estimate the saved bytes per clip for predictor and loss.
 
     The loss saves differences and their absolute values.
     """
     predictor, wide = jepa.predictor, jepa.encoder.embed_dim
-    narrow, (context, target) = predictor.predictor_embed_dim, tokens
+    narrow, (context, target) = predictor.predictor_embed_dim, _total(masks)
+    tokens = context + target
     saved = context * s * wide + target * 2 * FP32 * wide
-    saved += _blocks_saved(predictor.predictor_blocks, predictor.positions, context + target, s, checkpointing)
-    saved += (context + target) * FP32 * narrow + target * (2 * FP32 + s * narrow)
+    saved += _blocks_saved(predictor.predictor_blocks, predictor.positions, tokens, s, checkpointing, len(masks))
+    saved += tokens * _norm_saved(narrow) + target * s * narrow
     if not predictor.use_mask_tokens:
         saved += target * (s * wide + _norm_saved(narrow))
     return saved
 
 
-def _blocks_saved(blocks: nn.ModuleList, positions: nn.Module, tokens: int, s: int, checkpointing: bool) -> int:
+def _total(masks: Sequence[Tokens]) -> Tokens:
+    """Return the number of tokens of all masks together."""
+    return Tokens(*(sum(tokens) for tokens in zip(*masks, strict=True)))
+
+
+def _blocks_saved(
+    blocks: nn.ModuleList, positions: nn.Module, tokens: int, s: int, checkpointing: bool, num_masks: int
+) -> int:
     rope = positions.use_rope
     tables = 2 * FP32 * positions.head_dim * tokens if rope else 0
     if checkpointing:
         return tables + len(blocks) * tokens * _width(blocks[0]) * (s if rope else FP32)
-    return tables + len(blocks) * tokens * _block_saved(blocks[0], s, rope)
+    return tables + len(blocks) * tokens * _block_saved(blocks[0], s, rope, num_masks)
 
 
-def _block_saved(block: Block, s: int, rope: bool) -> int:
-    """Return the saved bytes per token: inputs of norms, linear layers and activation; q, k, v and attention output."""
+def _block_saved(block: Block, s: int, rope: bool, num_masks: int) -> int:
+    """Return the saved bytes per token: inputs of norms, linear layers and activation; q, k, v and attention output.
+
+    The attention output of several masks is saved for each mask by itself and joined.
+    """
     width, swiglu = _width(block), isinstance(block.mlp, SwiGLU)
-    attention = s * width * (1 + 3 + 1 + (2 if rope else 0)) + FP32 * block.attn.num_heads
+    outputs = 2 if num_masks > 1 else 1
+    attention = s * width * (1 + 3 + outputs + (2 if rope else 0)) + FP32 * block.attn.num_heads
     feed_forward = s * (width + block.mlp.fc1.out_features * (4 if swiglu else 2))
     return 2 * _norm_saved(width) + attention + feed_forward
 
@@ -259,33 +296,37 @@ def _width(block: Block) -> int:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Size in bytes of the full tensors in the collectives of a step."""
+    """Size in bytes of the full tensors in the collectives of a step.
+
+    All-gathers and reduce-scatters are among the GPUs that hold a copy of the model together, all-reduces among copies.
+    """
 
     all_reduce: float = 0
     all_gather: float = 0
     reduce_scatter: float = 0
 
-    def sent(self, world_size: int) -> float:
-        """Return the bytes that each GPU sends in rings; an all-reduce is a reduce-scatter and an all-gather."""
-        return (2 * self.all_reduce + self.all_gather + self.reduce_scatter) * (world_size - 1) / world_size
+    def sent(self, strategy: Strategy) -> tuple[float, float]:
+        """Return the bytes that each GPU sends in rings within copies of the model, and among copies.
+
+        An all-reduce is a reduce-scatter and an all-gather.
+        """
+        shards, replicas = strategy.shards, strategy.replicas
+        within = (self.all_gather + self.reduce_scatter) * (shards - 1) / shards
+        return within, 2 * self.all_reduce * (replicas - 1) / replicas
 
 
-def traffic(jepa: VJEPA, strategy: Strategy, num_masks: int, parts: int) -> Traffic:
+def traffic(jepa: VJEPA, strategy: Strategy, parts: int) -> Traffic:
     """Return the communication of a step with `parts` micro-batches. Gradients are reduced in fp32.
 
-    FSDP gathers the weights for the forward pass of each mask and again for its backward pass, and reduces gradients
-    after the backward pass of each micro-batch.
+    FSDP gathers the weights for the forward pass of each micro-batch, and with `reshard_after_forward` again for its
+    backward pass, after which it reduces the gradients. Several copies of the model then reduce their shards.
     """
     trained = parameters(jepa.encoder) + parameters(jepa.predictor)
     if not strategy.fsdp:
         return Traffic(all_reduce=FP32 * trained)
-    blocks = parameters(jepa.encoder.blocks)
-    # Patch embedding and final norm stay gathered: FSDP cannot detect the end of their backward pass, because pixels
-    # need no gradient.
-    unsharded = parameters(jepa.encoder) - blocks
-    gathered = (
-        2 * num_masks * (blocks + parameters(jepa.predictor))
-        + (num_masks + 1) * unsharded
-        + parameters(jepa.target_encoder)
+    gathered = (2 if strategy.reshard_after_forward else 1) * trained + parameters(jepa.target_encoder)
+    return Traffic(
+        all_reduce=FP32 * trained * parts / strategy.shards if strategy.replicas > 1 else 0,
+        all_gather=strategy.bytes_per_value * gathered * parts,
+        reduce_scatter=FP32 * trained * parts,
     )
-    return Traffic(all_gather=strategy.bytes_per_value * gathered * parts, reduce_scatter=FP32 * trained * parts)

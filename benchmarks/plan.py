@@ -55,20 +55,31 @@ class Cluster:
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
 
-    def seconds_to_send(self, sent: float) -> float:
-        """Return the time to send `sent` bytes per GPU in rings that leave a node once per GPU and network adapter."""
-        inside = sent / self.nvlink if self.gpus_per_node > 1 else 0.0
-        between = sent / self.gpus_per_node / self.bandwidth if self.nodes > 1 else 0.0
-        return max(inside, between)
+    def sent(self, traffic: costs.Traffic, strategy: Strategy) -> tuple[float, float]:
+        """Return the bytes that each GPU sends within its node, and to other nodes.
+
+        Rings leave a node once for each of their GPUs in it, so that these share the bytes for other nodes. Consecutive
+        GPUs hold a copy of the model.
+        """
+        within, among = traffic.sent(strategy)
+        in_copy = math.gcd(strategy.shards, self.gpus_per_node)
+        copies = self.gpus_per_node // in_copy
+        inside = within + (among if copies > 1 else 0.0)
+        between = (within / in_copy if strategy.shards > in_copy else 0.0) + (among / copies if self.nodes > 1 else 0.0)
+        return inside if self.gpus_per_node > 1 else 0.0, between
 
 
 @dataclass(frozen=True)
 class Step:
-    """Estimated memory in bytes, communication and times in seconds of a step under one strategy."""
+    """Estimated memory in bytes, communication and times in seconds of a step under one strategy.
+
+    `sent` are the bytes that each GPU sends in total and to other nodes.
+    """
 
     strategy: Strategy
     memory: dict[str, float]
     traffic: costs.Traffic
+    sent: tuple[float, float]
     compute: float
     communication: float
     seconds: float
@@ -78,7 +89,7 @@ class Plan:
     """Estimated cost of a pretraining configuration on a cluster.
 
     Raises:
-        ConfigError: If there is no formula for the encoder.
+        ConfigError: If there is no formula for the encoder, or the GPUs cannot be divided as configured.
     """
 
     def __init__(self, options: Options, cluster: Cluster):
@@ -93,6 +104,9 @@ class Plan:
                 f"encoder.name: the plan has formulas for vision transformers, not for {options.encoder.name}; take "
                 "one of about the same width and depth, such as vit_base"
             )
+        size = options.distributed.shard_size or cluster.gpus
+        if cluster.gpus % size:
+            raise ConfigError(f"distributed.shard_size: {size} does not divide the {cluster.gpus} GPUs")
         data = options.data
         self.clips = data.batch_size * data.num_clips
         self.global_clips = self.clips * cluster.gpus
@@ -117,9 +131,12 @@ class Plan:
         """Estimate a step under one strategy."""
         options, cluster, total = self.options, self.cluster, self.total_flops
         parts = options.optimization.accumulation_steps
-        strategy = Strategy(fsdp, checkpointing, cluster.gpus, options.dtype.itemsize)
-        traffic = costs.traffic(self.jepa, strategy, len(options.mask), parts)
-        communication = cluster.seconds_to_send(traffic.sent(cluster.gpus))
+        distributed = options.distributed
+        sharding = (distributed.reshard_after_forward, distributed.shard_size)
+        strategy = Strategy(fsdp, checkpointing, cluster.gpus, options.dtype.itemsize, *sharding)
+        traffic = costs.traffic(self.jepa, strategy, parts)
+        inside, between = cluster.sent(traffic, strategy)
+        communication = max(inside / cluster.nvlink, between / cluster.bandwidth)
         operations = total.forward + total.backward + (total.recomputed if checkpointing else 0)
         compute = operations / cluster.flops * self.imbalance
         if fsdp:
@@ -127,7 +144,8 @@ class Plan:
         else:
             # Gradients are complete, and reduced, during the last backward pass of the encoder.
             last = statistics.mean(
-                costs.encoder_flops(self.jepa.encoder, draw[0].context).backward for draw in self.draws
+                sum(costs.encoder_flops(self.jepa.encoder, tokens.context).backward for tokens in draw)
+                for draw in self.draws
             )
             seconds = compute + max(0.0, communication - last * self.clips / parts / cluster.flops)
         memories = (
@@ -135,7 +153,8 @@ class Plan:
             for draw in set(self.draws)
         )
         memory = max(memories, key=lambda rows: sum(rows.values()))
-        return Step(strategy, memory, traffic, compute, communication, seconds)
+        sent = (sum(traffic.sent(strategy)), between)
+        return Step(strategy, memory, traffic, sent, compute, communication, seconds)
 
 
 def draw_tokens(options: Options, global_clips: int) -> list[list[tuple[Tokens, ...]]]:
@@ -212,10 +231,8 @@ def rows(plan: Plan, video_bits: float) -> Iterator[tuple[str, ...]]:
     yield "communication per step, GB", *(str(step.strategy) for step in steps)
     for name in ("all_reduce", "all_gather", "reduce_scatter"):
         yield f"  {name}", *(f"{getattr(step.traffic, name) / 1e9:.4g}" for step in steps)
-    sent = [step.traffic.sent(cluster.gpus) for step in steps]
-    yield "  sent by each GPU", *(f"{value / 1e9:.4g}" for value in sent)
-    between = cluster.gpus_per_node if cluster.nodes > 1 else math.inf
-    yield "  of which to other nodes", *(f"{value / between / 1e9:.4g}" for value in sent)
+    for name, index in (("sent by each GPU", 0), ("of which to other nodes", 1)):
+        yield f"  {name}", *(f"{step.sent[index] / 1e9:.4g}" for step in steps)
 
     yield "time", *(str(step.strategy) for step in steps)
     yield "  compute, ms", *(f"{step.compute * 1e3:.0f}" for step in steps)

@@ -10,8 +10,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -27,6 +25,8 @@ from tubelet.data import Batch
 from tubelet.layers import attention
 from tubelet.objectives import vjepa
 from tubelet.objectives.vjepa import VJEPA
+from tubelet.runtime.distributed import World
+from tubelet.runtime.parallelize import DistributedConfig, parallelize
 from tubelet.training.objective import StepRng
 from tubelet.training.optimizer import adamw
 
@@ -109,9 +109,11 @@ def attention_of_gpus(monkeypatch):
     ("model", "dtype"),
     [(MLP, torch.bfloat16), (MLP | DIFFUSION, torch.bfloat16), (SWIGLU, torch.float32), (MLP, torch.float32)],
 )
+@pytest.mark.parametrize("num_masks", [1, 2])
 @pytest.mark.usefixtures("attention_of_gpus")
-def test_saved_activations(model, dtype):
+def test_saved_activations(model, dtype, num_masks):
     case, saved = Case(model), {}
+    case.contexts, case.targets, case.tokens = (x[:num_masks] for x in (case.contexts, case.targets, case.tokens))
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -123,8 +125,8 @@ def test_saved_activations(model, dtype):
     for parameter in case.jepa.parameters():
         saved.pop(parameter.untyped_storage().data_ptr(), None)
     measured = sum(storage.nbytes() for storage in saved.values())
-    expected = sum(costs.encoder_saved(case.jepa, dtype.itemsize, False, tokens.context) for tokens in case.tokens)
-    expected += sum(costs.predictor_saved(case.jepa, dtype.itemsize, False, tokens) for tokens in case.tokens)
+    expected = costs.encoder_saved(case.jepa, dtype.itemsize, False, case.tokens)
+    expected += costs.predictor_saved(case.jepa, dtype.itemsize, False, case.tokens)
     cast = costs.cast_weights(case.jepa) * dtype.itemsize if dtype == torch.bfloat16 else 0
     assert measured - cast == pytest.approx(CLIPS * expected, rel=0.01)
 
@@ -176,7 +178,7 @@ def test_peak_memory_of_a_step(model, dtype, clips, checkpointing, monkeypatch):
     with PeakMemory() as measured:
         step()
     strategy = costs.Strategy(False, checkpointing, 1, dtype.itemsize)
-    expected = costs.transient_memory(jepa, strategy, clips, 1, case.tokens)
+    expected = sum(costs.transient_memory(jepa, strategy, clips, 1, case.tokens))
     # Temporary buffers of single layers, which the formula ignores, matter most in a small model.
     assert measured.peak == pytest.approx(expected, rel=0.1 if clips > 3 else 0.25)
 
@@ -205,47 +207,46 @@ def test_communication_of_ddp(model, group):
     wrapped = DistributedDataParallel(case.jepa)
     wrapped.register_comm_hook(None, count)
     case.loss(wrapped).backward()
-    expected = costs.traffic(case.jepa, costs.Strategy(False, False, 2, 4), num_masks=2, parts=1)
+    expected = costs.traffic(case.jepa, costs.Strategy(False, False, 2, 4), parts=1)
     assert sum(sent) == expected.all_reduce
 
 
 class CollectiveBytes(TorchDispatchMode):
-    """Bytes of the full tensors in all-gathers and reduce-scatters."""
+    """Bytes of the full tensors in all-gathers, reduce-scatters and all-reduces."""
 
     def __init__(self):
         super().__init__()
-        self.all_gather = self.reduce_scatter = 0
+        self.all_gather = self.reduce_scatter = self.all_reduce = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.c10d._allgather_base_.default:
             self.all_gather += args[0].nbytes
         if function is torch.ops.c10d._reduce_scatter_base_.default:
             self.reduce_scatter += args[1].nbytes
+        if function is torch.ops.c10d.allreduce_.default:
+            self.all_reduce += sum(tensor.nbytes for tensor in args[0])
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("group", [("fake", 2)], indirect=True)
+@pytest.mark.parametrize("group", [("fake", 4)], indirect=True)
+@pytest.mark.parametrize(
+    "sharding",
+    [{}, {"reshard_after_forward": True}, {"shard_size": 2}],
+    ids=["kept weights", "resharded weights", "two copies"],
+)
 @each_checkpointing
 @each_model
-def test_communication_of_fsdp(model, checkpointing, group):
-    case = Case(model, checkpointing)
-    expected = costs.traffic(case.jepa, costs.Strategy(True, checkpointing, 2, 2), num_masks=2, parts=1)
-    shard(case.jepa)
+def test_communication_of_fsdp(model, checkpointing, sharding, group):
+    case, parts = Case(model, checkpointing), 2
+    expected = costs.traffic(case.jepa, costs.Strategy(True, checkpointing, 4, 2, **sharding), parts)
+    config = DistributedConfig(kind="fsdp", **sharding)
+    parallelize(case.jepa, list(case.jepa.parts().values()), config, World(0, 4), torch.bfloat16)
     with CollectiveBytes() as measured:
-        case.loss(dtype=torch.bfloat16).backward()
+        for _ in range(parts):
+            case.loss(dtype=torch.bfloat16).backward()
     assert measured.all_gather == pytest.approx(expected.all_gather, rel=0.02)
     assert measured.reduce_scatter == pytest.approx(expected.reduce_scatter, rel=0.02)
-
-
-def shard(jepa: VJEPA) -> None:
-    options = {
-        "mesh": init_device_mesh("cpu", (2,)),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
-    }
-    parts = (jepa.encoder, jepa.target_encoder, jepa.predictor)
-    blocks = (*jepa.encoder.blocks, *jepa.target_encoder.blocks, *jepa.predictor.predictor_blocks)
-    for module in (*blocks, *parts, jepa):
-        fully_shard(module, **options)
+    assert measured.all_reduce == pytest.approx(expected.all_reduce, rel=0.02)
 
 
 def table(capsys, *arguments: str) -> dict[str, list[str]]:
