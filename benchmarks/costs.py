@@ -17,10 +17,11 @@ from tubelet.objectives.vjepa import VJEPA
 
 FP32 = 4
 RESERVED = {"default allocator": 1.4, "expandable_segments": 1.01}
-"""Memory that torch's allocator holds, divided by the peak of the tensors: an upper estimate.
+"""Memory that torch's allocator holds, divided by the peak of the tensors: an upper estimate for DDP.
 
 A pretended GPU counted 1.39 for vjepa_vitl16 and 1.37 for vjepa_vith16_384 by default (an earlier version), and
-tools/pretended_gpu 1.25 and 1.22 after four steps; 1.003 with expandable segments."""
+tools/pretended_gpu 1.25 and 1.22 after four steps; 1.003 with expandable segments. FSDP on 8
+processes, with expandable segments: 1.05 for vjepa_vitl16, 1.12 for a ViT-B of 6 blocks."""
 
 
 class Tokens(NamedTuple):

@@ -273,12 +273,31 @@ def test_times_follow_from_the_rates(capsys, monkeypatch):
     assert gigabytes[0] == pytest.approx(2 * 7 / 8 * 4 * trained / 4 / 1e9, rel=0.05)
 
 
+def test_copies_of_the_model_in_nodes_reduce_only_shards_between_them(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ("--nodes", "2", "--gpus-per-node", "4", "distributed.kind=fsdp")
+    ddp, _, together, _ = table(capsys, *arguments)["of which to other nodes"]
+    cells = table(capsys, *arguments, "distributed.shard_size=4")
+    _, _, apart, _ = cells["of which to other nodes"]
+    trained = sum(float(cells[part][0]) * 1e6 for part in ("encoder", "predictor"))
+    # Each GPU all-reduces a quarter of the gradients with the one GPU of the other node that has the same shard.
+    assert float(apart) == pytest.approx(2 * 1 / 2 * 4 * trained / 4 / 1e9, rel=0.01)
+    assert float(ddp) == pytest.approx(2 * 7 / 8 * 4 * trained / 4 / 1e9, rel=0.01)
+    gathered = sum(float(cells[name][2]) for name in ("all_gather", "reduce_scatter"))
+    assert float(together) == pytest.approx(7 / 8 * gathered / 4, rel=0.01)
+    # Of a model that is sharded over a node, a GPU has as much as of one that is sharded over four GPUs.
+    alone = table(capsys, "--gpus-per-node", "4", "distributed.kind=fsdp")
+    for name in ("weights", "AdamW moments", "gathered weights"):
+        assert cells[name] == alone[name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--nodes", "0"], "expected a positive integer"),
         (["--tflops", "fast"], "expected a positive number"),
         (["--tflops", "2000"], "set --peak-tflops as well"),
+        (["distributed.kind=fsdp", "distributed.shard_size=3"], "3 does not divide the 8 GPUs"),
         (["model.pred_depht=2"], "Did you mean 'pred_depth'"),
     ],
 )
