@@ -36,7 +36,8 @@ def attend_in_segments(lengths: Sequence[int], functions: Sequence[AttentionFn])
     """Return the attention function of a sequence of segments, for each of which there is one."""
     if len(functions) == 1:
         return functions[0]
-    return Segments(tuple(lengths), tuple(functions))
+    # mypy does not see the __call__ of a NamedTuple.
+    return Segments(tuple(lengths), tuple(functions))  # type: ignore[return-value]
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
