@@ -15,7 +15,7 @@ TINY = [
     "pretrain.overrides=[\"data.datasets=['{folder}/clips/pretrain']\", data.batch_size=8, optimization.ipe=2, "
     "logging.monitor_clips=0]",
     *("random.init_stds=[0.12]", "probe.heads=[linear]", "probe.per_head={}"),
-    "probe.overrides=[optimization.num_epochs=1, optimization.min_steps=null]",
+    "probe.overrides=[optimization.num_epochs=1, optimization.min_steps=0, optimization.warmup=0.0]",
     "tasks.motion_few.labels_per_class=1",
 ]
 READOUT_SECONDS = 60  # of clips, probes and report together
