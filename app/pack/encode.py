@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 from app.pack.options import EncodingOptions, VerificationOptions
 from tubelet.data import storage
 from tubelet.data.decoders import open_video, read_frames
-from tubelet.data.decoders.pyav import display_matrix, upright
+from tubelet.data.decoders.pictures import display_matrix, upright
 from tubelet.data.storage import StorageConfig
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from app.vjepa.train import initialize, main, make_trainer
 from tubelet import config, report
 from tubelet.config import ConfigError
 from tubelet.data import Batch
+from tubelet.data.transforms import TrainTransform
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
 from tubelet.training.callbacks import RunStopped
@@ -116,6 +118,29 @@ def test_kill_9_and_start_again_is_bit_for_bit_the_same(small, straight_run, tmp
     run(path, f"data.num_workers={after}")
     assert_same(final_state(tmp_path / "run"), expected["state"])
     assert losses(tmp_path / "run") == expected["losses"]
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_is_killed_while_it_reads_changes_nothing(small, tmp_path, monkeypatch, caplog):
+    path = small(data={"num_workers": 2})
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    main(config.load(path, [f"folder={undisturbed}"], Options), World())
+    read, calls, marker = TrainTransform.__call__, itertools.count(), tmp_path / "killed"
+
+    def read_and_be_killed(self, frames, rng):
+        if torch.utils.data.get_worker_info() is not None and next(calls) == 9 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, frames, rng)
+
+    monkeypatch.setattr(TrainTransform, "__call__", read_and_be_killed)
+    main(config.load(path, [f"folder={disturbed}"], Options), World())
+    assert marker.exists()
+    assert "are read again" in caplog.text
+    assert len(losses(undisturbed)) == STEPS
+    assert losses(disturbed) == losses(undisturbed)
+    assert_same(final_state(disturbed), final_state(undisturbed))
+    assert not (disturbed / "bad_files.txt").exists()
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from tubelet.data import VideoError
 from tubelet.data.decoders import frame_index, open_video, read_frames
 from tubelet.data.decoders.frame_index import FrameIndex, IndexCache, scan
 from tubelet.data.decoders.mp4 import read_movie
-from tubelet.data.decoders.pyav import PyavVideo, upright
+from tubelet.data.decoders.pictures import upright
+from tubelet.data.decoders.pyav import PyavVideo
 
 FRAMES = 60
 GOP = {"g": "15", "crf": "12"}

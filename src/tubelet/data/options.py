@@ -83,7 +83,8 @@ class DataConfig(Config):
     num_workers: Annotated[int, RESUME_IGNORED] = Field(default=2, ge=0)
     pin_mem: Annotated[bool, RESUME_IGNORED] = True
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(default=300, ge=0)
-    """Seconds to wait for a batch before the video that a worker hangs at counts as unreadable; 0: no limit."""
+    """Seconds to wait for a batch before the video that a worker hangs at counts as unreadable; 0: no limit. With
+    `num_workers: 0` there is no limit either, and a decoder that hangs at a damaged file can only be killed."""
 
     clips_per_video: int = Field(default=1, ge=1)
     """Samples of each video in a pass over the data, each a clip of its own, at another position and in another batch;

@@ -4,10 +4,9 @@ import functools
 
 import numpy as np
 
-from tubelet.data.decoders.files import PathOrFile, first_line, name_of, readable
+from tubelet.data.decoders.files import PathOrFile, readable
 from tubelet.data.decoders.frame_index import FrameIndex
-from tubelet.data.decoders.pyav import PyavVideo
-from tubelet.data.types import VideoError
+from tubelet.data.decoders.pyav import PyavVideo, index_of
 
 
 class DecordVideo:
@@ -44,19 +43,3 @@ class DecordVideo:
             return self._reader.get_batch(indices).asnumpy()
         except DECORDError:
             return PyavVideo(self._source).frames_at(indices)
-
-
-def index_of(source: PathOrFile, num_frames: int, decoder: str) -> FrameIndex:
-    """Return when the frames of a video that another library decodes are shown: rates and times are PyAV's everywhere.
-
-    Raises:
-        VideoError: The library counts other frames than PyAV, or PyAV cannot open the file.
-    """
-    try:
-        index = PyavVideo(source).index
-    except Exception as error:
-        raise VideoError(name_of(source), f"no times of its frames: {first_line(error)}") from error
-    if len(index.times) != num_frames:
-        reason = f"{decoder} finds {num_frames} frames, pyav {len(index.times)}; set data.decoder to pyav"
-        raise VideoError(name_of(source), reason)
-    return index

@@ -7,9 +7,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tubelet.data.decoders.files import FileView, PathOrFile, opened, readable
+from tubelet.data.decoders.files import FileView, PathOrFile, first_line, name_of, opened, readable
 from tubelet.data.decoders.frame_index import BEGINNING, INDICES, FrameIndex, Restarts, file_rate, scan
 from tubelet.data.decoders.mp4 import read_movie
+from tubelet.data.decoders.pictures import ToRgb
+from tubelet.data.types import VideoError
 
 MAX_DROPPED = 8
 """Frames by which the index of a file without presentation times may exceed the frames that it decodes to."""
@@ -187,10 +189,10 @@ class PyavVideo:
             yield to_rgb(frame)
 
     def _counted(self, packets: Iterator, restarts: Restarts, restart: int) -> Iterator:
-        """Decode the packets from a restart on, such that missing frames do not change the numbers after the next one.
+        """Yield the frames from a restart on. Frames that are missing do not change the numbers after the next restart.
 
-        The last frame before a restart replaces a few missing ones, because the index of a file without presentation
-        times may count frames that were dropped by the encoder. None replaces more of them.
+        The last frame before that replaces a few of them, because the index of a file without presentation times may
+        count frames that were dropped by the encoder. None replaces more.
         """
 
         def restart_before(packet) -> int:
@@ -198,10 +200,9 @@ class PyavVideo:
             restart += restarts.is_at(packet, restart + 1)
             return restart
 
-        codec = self._stream.codec_context
+        codec, bounds = self._stream.codec_context, [*restarts.numbers.tolist(), self.num_frames]
         for part, of_part in itertools.groupby(packets, restart_before):
-            number, end = (int(n) for n in [*restarts.numbers, self.num_frames][part : part + 2])
-            frame = None
+            frame, number, end = None, bounds[part], bounds[part + 1]
             decoded = itertools.chain.from_iterable(map(codec.decode, itertools.chain(of_part, [None])))
             for frame in itertools.islice(decoded, end - number):
                 yield frame
@@ -231,42 +232,17 @@ class _TimesDiffer(Exception):
     """The decoded frames of a file have other time stamps than its index."""
 
 
-class ToRgb:
-    """PyAV frames to upright uint8 [H, W, 3]; bicubic chroma, like decord and torchcodec.
+def index_of(source: PathOrFile, num_frames: int, decoder: str) -> FrameIndex:
+    """Return when the frames of a video that another library decodes are shown: rates and times are PyAV's everywhere.
 
-    One reformatter serves all frames, because it builds its tables on first use.
-
-    Args:
-        size: Width and height of the video. Where the size changes, frames of another one are resized to it, as
-            decord, torchcodec and ffmpeg do.
+    Raises:
+        VideoError: The library counts other frames than PyAV, or PyAV cannot open the file.
     """
-
-    def __init__(self, size: tuple[int, int]):
-        from av.video.reformatter import VideoReformatter
-
-        self._reformatter, self._size = VideoReformatter(), size
-
-    def __call__(self, frame) -> np.ndarray:
-        pixels = self._reformatter.reformat(
-            frame, *self._size, format="rgb24", interpolation="BICUBIC", threads=1
-        ).to_ndarray()
-        matrix = display_matrix(frame)
-        return pixels if matrix is None else upright(pixels, matrix)
-
-
-def display_matrix(frame) -> np.ndarray | None:
-    """Return the display matrix of a PyAV frame, int32 [3, 3]; None if it has none."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return None if matrix is None else np.frombuffer(matrix, np.int32).reshape(3, 3)
-
-
-def upright(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror a picture [H, W, …] by a display matrix, as far as that is a matter of whole pixels.
-
-    Column x and row y of the picture are displayed at column `a·x + c·y` and row `b·x + d·y`, where `a, b` and `c, d`
-    begin the first two rows of the matrix.
-    """
-    (a, b), (c, d) = matrix[:2, :2].tolist()
-    if abs(b) > abs(a):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    try:
+        index = PyavVideo(source).index
+    except Exception as error:
+        raise VideoError(name_of(source), f"no times of its frames: {first_line(error)}") from error
+    if len(index.times) != num_frames:
+        reason = f"{decoder} finds {num_frames} frames, pyav {len(index.times)}; set data.decoder to pyav"
+        raise VideoError(name_of(source), reason)
+    return index

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from tubelet.config import ConfigError
-from tubelet.data.decoders.decord2 import index_of
 from tubelet.data.decoders.files import PathOrFile, first_line, name_of, readable
 from tubelet.data.decoders.frame_index import FrameIndex
-from tubelet.data.decoders.pyav import PyavVideo
+from tubelet.data.decoders.pyav import PyavVideo, index_of
 from tubelet.data.options import SeekMode
 from tubelet.data.types import VideoError
 
