@@ -309,8 +309,8 @@ def test_init_from_what_is_no_pretraining_is_refused(small, tmp_path):
         ("encoder.num_heads=4", "set encoder.num_heads=2"),
         ("encoder.use_rope=true", "set encoder.use_rope=false"),
         ("encoder.uniform_power=false", "set encoder.uniform_power=true"),
-        ("objective.predictor.depth=2", "set pred_depth=1"),
-        ("objective.predictor.num_heads=3", "set pred_num_heads=2"),
+        ("objective.predictor.depth=2", "set objective.predictor.depth=1"),
+        ("objective.predictor.num_heads=3", "set objective.predictor.num_heads=2"),
     ],
 )
 def test_init_from_a_run_of_another_architecture_is_refused(small, tmp_path, change, remedy):
