@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -234,3 +236,25 @@ def test_evenly_spaced_indices_are_within_the_data_set():
     assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
     assert evenly_spaced(3, 4).tolist() == [0, 1, 2]
     assert evenly_spaced(22_000_000, 256)[-1] == 21_999_999
+
+
+def test_the_death_of_a_worker_interrupts_nothing_even_after_another_data_loader():
+    """torch's handler of SIGCHLD raises in whatever the main process does when a worker dies."""
+    script = """
+import signal
+from types import SimpleNamespace
+from torch.utils.data import DataLoader
+from tubelet.data.loader import Loader
+
+list(DataLoader(range(2), num_workers=1))
+
+class Steps:
+    dataset = SimpleNamespace(unreadable={})
+    def __getitem__(self, step):
+        return step
+
+assert list(Loader(Steps(), range(3), 1, False, 0)) == [0, 1, 2]
+print(repr(signal.getsignal(signal.SIGCHLD)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.stdout == f"{signal.SIG_DFL!r}\n", done.stderr

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset  # a module with the name `Dataset` would be a data format
+from torch.utils.data._utils import signal_handling
 
 from tubelet.config import UserError
 from tubelet.data.collate import collate
@@ -217,6 +218,8 @@ class Loader:
 
     def _batches(self, steps: range, monitor: WorkerMonitor) -> Iterator[Batch | UserError]:
         handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "") == signal_handling.__name__:  # set by another DataLoader before
+            handler = signal.SIG_DFL
         loader = DataLoader(
             _ErrorsAsValues(self.source),
             batch_size=None,
