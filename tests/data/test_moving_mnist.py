@@ -111,6 +111,7 @@ def test_published_test_clips(tmp_path):
         (struct.pack(">4I", 2051, 3, 28, 28) + bytes(28 * 28), "800 bytes for 3 images of 28x28"),
         (gzip.compress(b"x" * 5000)[:-20], "damaged"),
     ],
+    ids=["missing", "empty", "labels", "short", "damaged"],
 )
 def test_other_files_are_an_error(tmp_path, content, message):
     path = tmp_path / "images"
