@@ -2,15 +2,13 @@
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
 from app.pack.options import Options
 from app.pack.shard import ShardWriter
-from tubelet.runtime.parent import end_with_parent
-from tubelet.runtime.signals import STOP_SIGNALS
+from tubelet.runtime.parent import leave_signals_to
 
 Videos = Sequence[tuple[str, int]]
 
@@ -92,9 +90,7 @@ def _update(child: _Child, timeout: float, done: Callable[[int], None]) -> str |
 def _write(
     parent: int, options: Options, number: int, videos: Videos, unreadable: dict[int, str], connection: Connection
 ) -> None:
-    end_with_parent(parent)
-    for stop in STOP_SIGNALS:  # they reach all processes of a group; the parent kills its children
-        signal.signal(stop, signal.SIG_IGN)
+    leave_signals_to(parent)
     try:
         # Sending also ends this process once its parent is gone, where the kernel does not.
         ShardWriter(options, number).write(videos, unreadable, connection.send)

@@ -23,7 +23,7 @@ from tubelet.data.options import MaskLengths
 from tubelet.data.streams import SampleStream
 from tubelet.data.types import Batch, Draw, Sample
 from tubelet.data.worker_monitor import WorkerMonitor
-from tubelet.runtime.parent import end_with_parent
+from tubelet.runtime.parent import leave_signals_to
 
 logger = logging.getLogger(__name__)
 
@@ -269,10 +269,7 @@ class _ErrorsAsValues(TorchDataset):
 
 
 def _start_worker(monitor: WorkerMonitor, parent: int, worker: int) -> None:
-    """Ignore stop signals, which reach all processes: the main process needs its workers to finish its step."""
-    end_with_parent(parent)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to(parent)  # the main process needs its workers to finish its step
     _keep_freed_memory()
     monitor.attach(worker)
 

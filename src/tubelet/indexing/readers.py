@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tubelet.runtime.parent import end_with_parent
+from tubelet.runtime.parent import leave_signals_to
 
 Failed = Callable[[str], Any]
 
@@ -115,9 +115,7 @@ def _serve(function: Callable[..., Any], connection: Any, theirs: Any) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
-    end_with_parent(parent.pid)  # also while it reads a file
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # the parent kills its readers
+    leave_signals_to(parent.pid)
     while connection in multiprocessing.connection.wait([connection, parent.sentinel]):
         try:
             task = connection.recv()

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+from tubelet.runtime.signals import STOP_SIGNALS
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -20,3 +22,16 @@ def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def leave_signals_to(parent: int) -> None:
+    """Let this process end with its parent only, which kills it when it is no longer needed.
+
+    Stop signals may reach all processes of a group, and are ignored here.
+
+    Args:
+        parent: Process id of the parent, which may have ended already.
+    """
+    end_with_parent(parent)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
