@@ -61,14 +61,13 @@ def differences(earlier: Mapping[str, Any], options: Config) -> list[str]:
 
 def _without_unknown(raw: Mapping[str, Any], schema: type[Config]) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Split off the keys that are no options of this version, so that options which are new can get their defaults."""
+    unknown: list[tuple[int | str, ...]] = []
     try:
         schema.model_validate(raw)
     except pydantic.ValidationError as error:
         unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
     except ConfigError:
-        unknown = []
-    else:
-        unknown = []
+        pass
     known, removed = copy.deepcopy(dict(raw)), {}
     for location in unknown:
         node: Any = known
