@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.vjepa.options import Options
 from benchmarks import costs, plan
+from tests import processes
 from tubelet import objectives
 from tubelet.config.aliases import to_canonical
 from tubelet.data import Batch
@@ -183,19 +184,12 @@ def test_peak_memory_of_a_step(model, dtype, clips, checkpointing, monkeypatch):
     assert measured.peak == pytest.approx(expected, rel=0.1 if clips > 3 else 0.25)
 
 
-@pytest.fixture
-def group(request):
-    """A gloo process group of one process, or a fake one of any size."""
-    backend, size = request.param
-    store = FakeStore() if backend == "fake" else dist.HashStore()
-    dist.init_process_group(backend, store=store, rank=0, world_size=size)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("group", [("gloo", 1)], indirect=True)
 @each_model
-def test_communication_of_ddp(model, group):
+def test_communication_of_ddp(model):
+    processes.run(compare_communication_of_ddp, model, 1)
+
+
+def compare_communication_of_ddp(model, world):
     case, sent = Case(model), []
 
     def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -204,6 +198,7 @@ def test_communication_of_ddp(model, group):
         future.set_result(bucket.buffer())
         return future
 
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     wrapped = DistributedDataParallel(case.jepa)
     wrapped.register_comm_hook(None, count)
     case.loss(wrapped).backward()
@@ -228,7 +223,6 @@ class CollectiveBytes(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("group", [("fake", 4)], indirect=True)
 @pytest.mark.parametrize(
     "sharding",
     [{}, {"reshard_after_forward": True}, {"shard_size": 2}],
@@ -236,10 +230,17 @@ class CollectiveBytes(TorchDispatchMode):
 )
 @each_checkpointing
 @each_model
-def test_communication_of_fsdp(model, checkpointing, sharding, group):
+def test_communication_of_fsdp(model, checkpointing, sharding):
+    # In a process of its own: DTensor keeps meshes of the fake group in its cache.
+    processes.run(compare_communication_of_fsdp, (model, checkpointing, sharding), 1)
+
+
+def compare_communication_of_fsdp(arguments, world):
+    model, checkpointing, sharding = arguments
     case, parts = Case(model, checkpointing), 2
     expected = costs.traffic(case.jepa, costs.Strategy(True, checkpointing, 4, 2, **sharding), parts)
     config = DistributedConfig(kind="fsdp", **sharding)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     parallelize(case.jepa, list(case.jepa.parts().values()), config, World(0, 4), torch.bfloat16)
     with CollectiveBytes() as measured:
         for _ in range(parts):

@@ -4,9 +4,12 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from types import TracebackType
 
 from tubelet.runtime.signals import STOP_SIGNALS
 
+SECONDS_TO_END = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,3 +38,16 @@ def leave_signals_to(parent: int) -> None:
     end_with_parent(parent)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _report_unless_parent_ends
+
+
+def _report_unless_parent_ends(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Print the error, as threads of `multiprocessing` do by `sys.excepthook`.
+
+    The connections of a parent that is killed end just before the kernel ends this process; the error waits for that.
+    """
+    if issubclass(kind, ConnectionError | EOFError):
+        time.sleep(SECONDS_TO_END)
+    sys.__excepthook__(kind, error, traceback)
