@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from tubelet.grid import Grid
-from tubelet.layers.pattern_attention import attend_by_blocks, boolean_mask, pattern_attention
+from tubelet.layers.block_attention import attend_by_blocks
+from tubelet.layers.pattern_attention import boolean_mask, pattern_attention
 from tubelet.layers.patterns import Lookahead, Lookback, parse_pattern
 
 pytestmark = pytest.mark.gpu

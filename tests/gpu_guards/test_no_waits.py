@@ -26,7 +26,7 @@ from tubelet import objectives
 from tubelet.data import Batch
 from tubelet.features.store import Items
 from tubelet.generation.feature_decoder import DecoderConfig, FeatureDecoder, PixelDecoder, PretrainConfig
-from tubelet.layers import pattern_attention
+from tubelet.layers import block_attention
 from tubelet.probing import encoder as frozen
 from tubelet.probing import results
 from tubelet.probing import run as probing
@@ -134,7 +134,7 @@ def encode(name):
     def flex_attention(q, k, v, **options):  # the original compiles, for a device that is not there
         return torch.empty_like(q)
 
-    with no_waits() as device, mock.patch.object(pattern_attention, "_flex_attention", flex_attention):
+    with no_waits() as device, mock.patch.object(block_attention, "_flex_attention", flex_attention):
         encoder.to("cuda")
         video = torch.zeros(2, 3, clip["num_frames"], 32, 32, device="cuda")
         keep = to_device(tubes, "cuda")

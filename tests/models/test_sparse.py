@@ -8,7 +8,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from tests.rotation import rotated
 from tubelet.grid import ClipShape
-from tubelet.layers.pattern_attention import block_mask, boolean_mask
+from tubelet.layers.block_attention import block_mask
+from tubelet.layers.pattern_attention import boolean_mask
 from tubelet.layers.patterns import (
     Lookahead,
     Lookback,

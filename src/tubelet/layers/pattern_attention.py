@@ -1,6 +1,5 @@
 """Attention under the patterns of tubelet.layers.patterns, with the fastest exact implementation for each case."""
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tubelet.grid import Grid
 from tubelet.layers.attention import AttentionFn
@@ -53,6 +51,10 @@ def pattern_attention(
             return partial(_attend_in_windows, window=heads[0], grid=grid)
         return partial(_attend_in_windows_of_tubes, window=heads[0], grid=grid, keep=keep)
     if keep is None and device.type == "cuda" and head_dim >= 16:
+        # torch's compiler is imported only where it is needed: that takes a second, and asks for the number of GPUs,
+        # after which no fork of the process can use them.
+        from tubelet.layers.block_attention import attend_by_blocks, block_mask
+
         return partial(attend_by_blocks, block_mask=block_mask(heads, grid, block_size, device))
     if keep is None:
         frame_sizes = [grid[1] * grid[2]] * grid[0]
@@ -79,45 +81,6 @@ def boolean_mask(
     q, k = locate(index[:, :, None], grid), locate(index[:, None, :], grid)
     allowed = {pattern: pattern(q, k) for pattern in dict.fromkeys(heads)}
     return torch.stack([allowed[pattern] for pattern in heads], dim=1)
-
-
-@torch.compiler.disable
-@functools.lru_cache(maxsize=32)
-def block_mask(heads: tuple[Pattern, ...], grid: Grid, block_size: int, device: torch.device) -> BlockMask:
-    """Return FlexAttention's block mask of all tokens; blocks of `block_size` tokens without a True entry are skipped.
-
-    It is cached for each grid and built outside of compiled graphs: torch.compile would rebuild it in every forward
-    pass.
-    """
-    pattern_index = {pattern: index for index, pattern in enumerate(dict.fromkeys(heads))}
-    pattern_of_head = torch.tensor([pattern_index[pattern] for pattern in heads], device=device)
-
-    def allowed(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        q, k = locate(i, grid), locate(j, grid)
-        if len(pattern_index) == 1:
-            return heads[0](q, k)
-        results = [(pattern_of_head[head] == index) & pattern(q, k) for pattern, index in pattern_index.items()]
-        return functools.reduce(torch.logical_or, results)
-
-    n = math.prod(grid)
-    return create_block_mask(allowed, None, len(heads), n, n, device=device, BLOCK_SIZE=block_size)
-
-
-# FlexAttention is fast only when compiled. Compilation happens at the first call.
-_flex_attention = torch.compile(flex_attention)
-
-
-def attend_by_blocks(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, dropout_p: float = 0.0, scale: float | None = None
-) -> Tensor:
-    """FlexAttention with a block mask: q, k, v [B, heads, N, d] -> [B, heads, N, d].
-
-    Raises:
-        ValueError: If `dropout_p` is not 0; FlexAttention has no dropout.
-    """
-    if dropout_p:
-        raise ValueError("FlexAttention does not support attention dropout; set attn_drop to 0")
-    return _flex_attention(q, k, v, block_mask=block_mask, scale=scale)
 
 
 def attend_frame_by_frame(
