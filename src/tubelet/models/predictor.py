@@ -361,7 +361,7 @@ class VisionTransformerPredictor(Predictor):
         x = self.positions.add(join(tokens), indices)
         rope = self.positions.rope(indices)
         lengths = [c.shape[1] + t.shape[1] for c, t in zip(masks_context, masks_target, strict=True)]
-        attend = attend_in_segments(lengths, [F.scaled_dot_product_attention] * len(lengths))
+        attend = attend_in_segments(lengths, [F.scaled_dot_product_attention] * len(lengths), x)
         for block in self.predictor_blocks:
             x = run_block(block, x, rope, attend, use_checkpoint=self.use_activation_checkpointing and self.training)
         return self._split(self.predictor_norm(x), masks)

@@ -188,7 +188,7 @@ class VisionTransformer(Encoder):
         x = self.positions.add(embed(x, keep), keep, grid)
         rope = self.positions.rope(keep, grid)
         lengths = [x.shape[1]] if keep is None else [mask.shape[1] for mask in keeps]
-        attend = attend_in_segments(lengths, [self._attention(mask, grid, x.device) for mask in keeps])
+        attend = attend_in_segments(lengths, [self._attention(mask, grid, x.device) for mask in keeps], x)
 
         wanted = self.levels if all_levels else self.out_layers or ()
         features = []
