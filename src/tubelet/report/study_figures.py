@@ -17,14 +17,18 @@ LINES = {"random_best": ("#111111", "--"), "supervised": ("#555555", ":"), "base
 """Color and style of the line of each reference."""
 
 
-def bars(data: dict[str, Any]) -> Figure:
+def bars(data: dict[str, Any]) -> Figure | None:
     """Draw the accuracies of a data set, a panel for each task and head: a bar for each objective, lines for the rest.
+
+    None if no probe has a result.
 
     Error bars are one standard deviation. The dashed line is the best random encoder of the panel, the dotted one
     training from scratch, the dash-dotted one the best baseline.
     """
     tasks = data["tasks"]
     heads = list(dict.fromkeys(head for task in tasks for head in layout.heads_of(data, task)))
+    if not heads:
+        return None
     names = data["objectives"]
     height = (0.75 + 0.3 * len(names)) * len(tasks) + 0.5
     figure = Figure(figsize=(1.9 + 2.3 * len(heads), height), layout="constrained")

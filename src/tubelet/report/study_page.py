@@ -35,7 +35,7 @@ def sections(folder: Path, study: dict[str, Any]) -> list[str]:
             results_table(data),
             _descriptions(data),
             bullets(data["notes"]),
-            figure(save(folder, f"{prefix}table", BARS_CAPTION, study_figures.bars(data))),
+            *_optional(folder, f"{prefix}table", "", BARS_CAPTION, study_figures.bars(data)),
             *_optional(folder, f"{prefix}curves", "Learning curves", CURVES_CAPTION, study_figures.curves(data)),
             *_optional(folder, f"{prefix}cost", "Cost", COST_CAPTION, study_figures.costs(data)),
             *([table(rows)] if (rows := layout.cost_table(data)) else []),
@@ -46,7 +46,9 @@ def sections(folder: Path, study: dict[str, Any]) -> list[str]:
 
 
 def _optional(folder: Path, name: str, title: str, caption: str, drawn: Any) -> list[str]:
-    return [] if drawn is None else [f"<h3>{escape(title)}</h3>", figure(save(folder, name, caption, drawn))]
+    if drawn is None:
+        return []
+    return [*([f"<h3>{escape(title)}</h3>"] if title else []), figure(save(folder, name, caption, drawn))]
 
 
 def results_table(data: dict[str, Any]) -> str:
