@@ -11,7 +11,7 @@ from tubelet.runtime.distributed import World
 
 CPU = torch.device("cpu")
 DEMO = [
-    *("data.batch_size=4", "data.mask_batch_size=4", "data.crop_size=32", "logging.log_every=2"),
+    *("data.batch_size=4", "data.mask_batch_size=4", "data.crop_size=32", "logging.log_every=2", "meta.tf32=false"),
     *("encoder.embed_dim=64", "encoder.num_heads=2", "optimization.ipe=8"),
 ]
 OBJECTIVES = {

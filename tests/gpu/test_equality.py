@@ -4,18 +4,21 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.gpu.steps import encode_each_mask_by_itself
 from tests.gpu.conftest import CPU, OBJECTIVES
 from tubelet.grid import ClipShape
+from tubelet.layers.segments import attend_in_segments
 from tubelet.models import build_encoder, build_predictor
 from tubelet.models.predictor import VisionTransformerPredictor
+from tubelet.runtime.attention_kernels import attention_kernels
 
 pytestmark = pytest.mark.gpu
 CLIP = ClipShape(num_frames=8, crop_size=(32, 48), patch_size=8, tubelet_size=2)
 # Terms that depend on draws of the device's own generator, which are others than the CPU's.
 RANDOM = {
-    "lejepa": {"loss", "loss_sigreg"},
+    "lejepa": {"loss", "loss_sigreg", "loss_clip_sigreg"},
     "levjepa": {"loss", "loss_sigreg", "loss_slot_sigreg"},
     "vjepa-diffusion": {"loss", "loss_jepa"},
 }
@@ -95,13 +98,33 @@ def test_predictor(use_mask_tokens, device):
 
 
 @pytest.mark.parametrize("objective", ["vjepa", "vjepa-rotary"])
-def test_masks_together_and_one_by_one(objective, device, run):
-    together = run(objective, device, "meta.dtype=float32")
-    apart = run(objective, device, "meta.dtype=float32", folder="apart")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+def test_masks_together_and_one_by_one(objective, dtype, tolerance, device, run):
+    together = run(objective, device, f"meta.dtype={dtype}")
+    apart = run(objective, device, f"meta.dtype={dtype}", folder="apart")
     encode_each_mask_by_itself(apart.trainer.objective)
     for batch in together.batches[:2]:
         a, b = (float(r.trainer.train_step(batch)["loss"]) for r in (together, apart))
-        assert a == pytest.approx(b, rel=1e-4)
+        assert a == pytest.approx(b, rel=tolerance)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_attention_in_segments(head_dim, gpu):
+    """All segments in one call of flash attention, their gradients included, against one after another in fp32."""
+    lengths, functions = (40, 17, 101), (F.scaled_dot_product_attention,) * 3
+    qkv = torch.randn(4, sum(lengths), 3, 6, head_dim, device=gpu, dtype=torch.bfloat16)
+    weight = torch.randn(4, 6, sum(lengths), head_dim, device=gpu)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x = qkv.to(dtype, copy=True).requires_grad_()
+        with attention_kernels("flash", gpu):
+            attend = attend_in_segments(lengths, functions, x.flatten(2))
+        assert attend.starts is not None
+        y = attend(*x.permute(2, 0, 3, 1, 4))
+        (y.float() * weight).sum().backward()
+        results.append((y.float(), x.grad.float()))
+    for measured, expected in zip(*results, strict=True):
+        assert (measured - expected).norm() < 0.01 * expected.norm()
 
 
 @pytest.mark.parametrize("objective", ["vjepa", "vjepa-rotary"])
