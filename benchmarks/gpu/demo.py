@@ -19,6 +19,7 @@ TINY = [
     "tasks.motion_few.labels_per_class=1",
 ]
 READOUT_SECONDS = 60  # of clips, probes and report together
+STOP_SECONDS = 30  # in which jobs save, and the results are collected
 EPOCH_SECONDS = 10.0  # assumed, for 125 steps of 128 clips
 
 
@@ -38,11 +39,15 @@ def _study(session: Session) -> dict[str, Any]:
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
-            process.wait(max(5.0, session.seconds_left - 10))
+            process.wait(max(5.0, session.seconds_left - STOP_SECONDS))
             end = "" if process.returncode == 0 else f"exit code {process.returncode}; "
         except subprocess.TimeoutExpired:
             process.terminate()  # it forwards the signal to its jobs, which save
-            process.wait()
+            try:
+                process.wait(STOP_SECONDS / 2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             end = "stopped when the time was over; "
     if (page := folder / "report.html").exists():
         shutil.copy(page, session.out / "demo_report.html")
