@@ -42,9 +42,10 @@ class Segments(NamedTuple):
 
     def _at_once(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float | None) -> Tensor:
         """As `__call__`, without copies of the segments."""
-        flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+        flat_q, flat_k, flat_v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
         longest = max(self.lengths)
-        mixed = varlen_attn(*flat, starts, starts, longest, longest, scale=scale)
+        mixed = varlen_attn(flat_q, flat_k, flat_v, starts, starts, longest, longest, scale=scale)
+        assert isinstance(mixed, Tensor)  # it returns a tuple only where that is asked for
         return mixed.unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
