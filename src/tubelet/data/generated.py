@@ -14,12 +14,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import av
-import numpy as np
-
-from tubelet.config import ConfigError, UserError
+from tubelet.config import UserError
 from tubelet.data import synthetic
-from tubelet.runtime.files import read_json, replacing, write_json
+from tubelet.data.generated_files import begin, encode, finish
 from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import Purpose, numpy_generator
 
@@ -61,7 +58,7 @@ def write_dataset(folder: Path, settings: Settings, processes: int) -> None:
         "appearances": list(synthetic.APPEARANCES),
         "renderer": synthetic.RENDERER,
     }
-    if _start(folder, facts):
+    if begin(folder, facts, ["pretrain", "labelled"]):
         return
     clips = plan(folder, settings)
     missing = [clip for clip in clips if not clip.path.exists()]
@@ -70,7 +67,7 @@ def write_dataset(folder: Path, settings: Settings, processes: int) -> None:
         for _ in progress(written, desc="clips", total=len(clips), initial=len(clips) - len(missing), unit="clip"):
             pass
     _write_lists(folder, clips)
-    (folder / "finished").touch()
+    finish(folder)
 
 
 def plan(folder: Path, settings: Settings) -> list[Clip]:
@@ -88,34 +85,6 @@ def plan(folder: Path, settings: Settings) -> list[Clip]:
             path = folder / "labelled" / f"{name}_{number:06}.mp4"
             clips.append(Clip(path, split, number, number % motions, (number + number // motions) % appearances))
     return clips
-
-
-def encode(frames: np.ndarray, path: Path, fps: int) -> None:
-    """Write uint8 [T, H, W, 3] (even H and W) as mp4, h264, 4:2:0. The file gets its name only when it is complete."""
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        # x264's macroblock tree reads beyond the end of small pictures: the bytes would differ from run to run.
-        options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # the number of threads changes the bytes
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
-def _start(folder: Path, facts: dict) -> bool:
-    """Create the folder with its `settings.json`; returns whether the data set in it is already complete."""
-    path = folder / "settings.json"
-    if (existing := read_json(path)) is not None:
-        if existing != facts:
-            keys = ", ".join(key for key in facts if existing.get(key) != facts[key])
-            raise ConfigError(f"{folder} holds clips with other settings ({keys}); remove it or choose another one")
-        return (folder / "finished").exists()
-    for name in ("pretrain", "labelled"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    write_json(path, facts)
-    return False
 
 
 def _write_clip(settings: Settings, clip: Clip) -> None:

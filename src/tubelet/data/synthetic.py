@@ -31,7 +31,7 @@ NOISE_GRAIN = 2
 Array = npt.NDArray[np.floating]
 
 
-def _cloud(rng: np.random.Generator, side: int, waves: int = 6) -> Array:
+def cloud(rng: np.random.Generator, side: int, waves: int = 6) -> Array:
     """A smooth periodic field in [0, 1], [side, side]: a sum of a few random plane waves."""
     grid = np.arange(side, dtype=np.float32) * (2 * np.pi / side)
     fx, fy = rng.integers(-5, 6, (2, waves))
@@ -43,31 +43,31 @@ def _cloud(rng: np.random.Generator, side: int, waves: int = 6) -> Array:
     return (0.5 + 0.5 * np.tanh(field)).astype(np.float32)
 
 
-def _shape(appearance: int, u: Array, v: Array) -> Array:
-    """Signed distance (in radii, negative inside, approximate) of a unit sprite at local coordinates u, v."""
-    name = APPEARANCES[appearance]
-    radius = np.hypot(u, v)
+def shape_distance(name: str, u: Array, v: Array) -> Array:
+    """Signed distance (in radii, negative inside, approximate) of a unit sprite at coordinates u (right), v (down)."""
     if name == "disc":
-        return radius - 0.85
+        return np.hypot(u, v) - 0.85
     if name == "ring":
-        return np.abs(radius - 0.75) - 0.25
+        return np.abs(np.hypot(u, v) - 0.75) - 0.25
     if name == "square":
         return np.maximum(np.abs(u), np.abs(v)) - 0.75
     if name == "triangle":
         return np.maximum(-v, 0.866 * np.abs(u) + 0.5 * v) - 0.55
-    if name == "plus":
+    if name in ("plus", "cross"):
         a, b = np.abs(u), np.abs(v)
         return np.minimum(np.maximum(a - 1.0, b - 0.3), np.maximum(b - 1.0, a - 0.3))
     if name == "star":
-        return radius - (0.68 + 0.32 * np.cos(5 * np.arctan2(v, u)))
+        return np.hypot(u, v) - (0.68 + 0.32 * np.cos(5 * np.arctan2(v, u)))
     if name == "bar":
         return np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.35)
-    return np.hypot(np.abs(u) - 0.55, np.abs(v) - 0.55) - 0.36  # dots: four of them
+    if name == "dots":
+        return np.hypot(np.abs(u) - 0.55, np.abs(v) - 0.55) - 0.36
+    raise ValueError(f"unknown shape {name}")
 
 
 def _canvas(rng: np.random.Generator, appearance: int, side: int, unit: float) -> Array:
     """Paint background and sprites: [side, side, 3] from 0 to 255, periodic in both directions."""
-    background = np.stack([_cloud(rng, side) for _ in range(3)], axis=-1)
+    background = np.stack([cloud(rng, side) for _ in range(3)], axis=-1)
     canvas = 128 + 90 * (background - background.mean(axis=(0, 1)))
     number = int(rng.integers(36, 65))
     # Positions on a jittered grid, so that no part of the canvas is empty.
@@ -81,7 +81,9 @@ def _canvas(rng: np.random.Generator, appearance: int, side: int, unit: float) -
         x = (corner[1] + np.arange(2 * reach + 1) - center[1]).astype(np.float32)[None, :] / radius
         angle = rng.uniform(0, 2 * np.pi)
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        cover = np.clip(0.5 - _shape(appearance, c * x + s * y, c * y - s * x) * radius, 0, 1)[..., None]
+        cover = np.clip(0.5 - shape_distance(APPEARANCES[appearance], c * x + s * y, c * y - s * x) * radius, 0, 1)[
+            ..., None
+        ]
         color = np.where(rng.random(3) < 0.5, rng.uniform(0, 60, 3), rng.uniform(195, 255, 3)).astype(np.float32)
         rows = (corner[0] + np.arange(2 * reach + 1)) % side
         columns = (corner[1] + np.arange(2 * reach + 1)) % side

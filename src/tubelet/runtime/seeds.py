@@ -22,6 +22,9 @@ class Purpose(enum.IntEnum):
     GENERATED_CLIP = 7
     DURATION_OFFSET = 8
     MASK_LENGTHS = 9
+    SCENE_ATTRIBUTES = 10
+    SCENE = 11
+    QUESTIONS = 12
 
 
 def numpy_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
