@@ -23,7 +23,11 @@ BELOW = {
     "training": {"grid", "config", "runtime", "data"},
     "hub": {"grid", "config", "runtime", "data", "layers", "models"},
     "probing": {"grid", "config", "runtime", "data", "layers", "models", "training", "hub"},
-    "objectives": {"grid", "config", "runtime", "data", "layers", "models", "masks", "training", "probing", "report"},
+    "language": {"grid", "config", "runtime", "data", "layers", "models", "training", "hub", "probing"},
+    "objectives": {
+        *("grid", "config", "runtime", "data", "layers", "models", "masks", "training", "probing", "report"),
+        "language",
+    },
     "generation": {"grid", "config", "runtime", "data", "layers", "models", "hub", "report"},
     "report": {"grid", "config", "runtime", "data", "layers", "models", "masks", "hub"},
     "features": {"grid", "config", "runtime", "data", "probing", "report"},
