@@ -1,0 +1,129 @@
+"""Write a text about a video: a pooler turns its tokens into the prefix of a causal language model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tubelet.data import Batch, to_float
+from tubelet.language.prefix_lm import PrefixLanguageModel
+from tubelet.models.attentive_pooler import AttentivePooler
+from tubelet.models.interfaces import Encoder
+from tubelet.training.objective import Objective, StepRng
+from tubelet.training.optimizer import layer_decay
+
+
+class Bridge(nn.Module):
+    """Map tokens [B, N, D] of a video to the prefix [B, Q, D'] of a language model.
+
+    Args:
+        embed_dim: Width D.
+        num_heads: Attention heads of the pooler.
+        num_queries: Number Q of vectors.
+        depth: Blocks of the pooler.
+        out_dim: Width D'.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, num_queries: int, depth: int, out_dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.pooler = AttentivePooler(num_queries, embed_dim, num_heads, depth=depth)
+        self.out = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, out_dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.pooler(self.norm(tokens)))
+
+
+class VideoEncoding(Objective):
+    """Base class of objectives of videos with texts: the encoder of the videos and what reads its tokens.
+
+    A batch has the view `clip`, or the view `tokens` with features of a frozen encoder, and the targets of
+    `tubelet.language.dataset.TextVideos`.
+
+    Args:
+        encoder: Maps clips [B, C, T, H, W] to tokens [B, N, D].
+        bridge: Maps tokens to Q vectors [B, Q, D'].
+        mean: Mean of each color channel in [0, 1].
+        std: Standard deviation of each color channel.
+        frozen: Do not train the encoder.
+        blind: Read one token of zeros in place of those of the video: what can be told without seeing it. Then the
+            encoder is not trained either.
+        encoder_layer_decay: Factor on the learning rate from each block of the encoder to the one below it.
+    """
+
+    fixed_targets = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        bridge: Bridge,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        frozen: bool,
+        blind: bool = False,
+        encoder_layer_decay: float = 1.0,
+    ):
+        super().__init__()
+        self.encoder, self.bridge = encoder, bridge
+        self.mean, self.std, self.frozen, self.blind = mean, std, frozen or blind, blind
+        self.encoder_layer_decay = encoder_layer_decay
+        if self.frozen:
+            encoder.requires_grad_(False)
+
+    def prefix(self, batch: Batch) -> Tensor:
+        """Return the vectors [B, Q, D'] of each video."""
+        return self.bridge(self.tokens(batch))
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """Return the tokens [B, N, D] of the encoder, those of zeros [B, 1, D] where it is blind."""
+        if self.blind:
+            return torch.zeros(len(batch), 1, self.encoder.embed_dim, device=batch.tensor("target").device)
+        if "tokens" in batch.views:
+            return batch.views["tokens"]
+        clips = to_float(batch.clips, self.mean, self.std)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder(clips)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def lr_scales(self) -> Mapping[nn.Parameter, float]:
+        if self.frozen or self.encoder_layer_decay == 1:
+            return {}
+        return layer_decay(self.encoder, self.encoder_layer_decay)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the trained modules; frozen ones are read anew at each start."""
+        trained = {n: m for n, m in self.named_children() if any(p.requires_grad for p in m.parameters())}
+        return {n: m.stored() if isinstance(m, PrefixLanguageModel) else m for n, m in trained.items()}
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {} if self.frozen else {"encoder": self.encoder}
+
+
+class VideoToText(VideoEncoding):
+    """Cross-entropy of the target's tokens, after the video and the prompt.
+
+    Args:
+        encoder: Maps clips [B, C, T, H, W] to tokens [B, N, D].
+        bridge: Maps tokens to the prefix of the language model.
+        language_model: Writes the text.
+        kwargs: Further arguments of `VideoEncoding`.
+    """
+
+    def __init__(self, encoder: Encoder, bridge: Bridge, language_model: PrefixLanguageModel, **kwargs: Any):
+        super().__init__(encoder, bridge, **kwargs)
+        self.language_model = language_model
+
+    def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
+        return {"loss": self.language_model.loss(self.prefix(batch), *self.text(batch))}
+
+    def text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return prompt, which of its tokens are no padding, and target."""
+        return batch.tensor("prompt"), batch.tensor("prompt_used"), batch.tensor("target")
