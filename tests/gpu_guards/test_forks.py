@@ -12,7 +12,9 @@ def count():
     raise AssertionError("asks CUDA for the number of GPUs, which its forks then cannot use")
 
 torch._C._cuda_getDeviceCount = count
-for module in ("app.study.__main__", "app.vjepa.train", "app.generation.train", "evals.main", PROBE):
+for program in ("vjepa", "generation", "language"):
+    importlib.import_module(f"app.{program}.train")
+for module in ("app.study.__main__", "evals.main", PROBE):
     importlib.import_module(module)
 """
 PROBE = "evals.video_classification_frozen.eval"

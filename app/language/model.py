@@ -1,0 +1,103 @@
+"""Build the models: encoder, bridge and language model."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from app.language.options import Options
+from tubelet.config import ConfigError
+from tubelet.grid import ClipShape
+from tubelet.language.packages import METRICS, MODELS, check_installed
+from tubelet.language.prefix_lm import PrefixLanguageModel, build_language_model
+from tubelet.language.tokenizer import TextEncoder, learn_tokenizer, load_tokenizer, parse_tokenizer
+from tubelet.models import build_encoder
+from tubelet.models.interfaces import Encoder
+from tubelet.objectives.video_text_alignment import TextHead, VideoTextAlignment
+from tubelet.objectives.video_to_answer import AnswerHead, VideoToAnswer
+from tubelet.objectives.video_to_text import Bridge, VideoToText
+from tubelet.probing.encoder import load
+from tubelet.runtime.distributed import World
+from tubelet.runtime.seeds import seed_for
+
+Model: TypeAlias = VideoToText | VideoToAnswer | VideoTextAlignment
+
+
+def build_text_encoder(options: Options, texts: list[str], world: World) -> TextEncoder:
+    """Return the tokenizer of the language model's folder, or learn one from the texts.
+
+    Raises:
+        ConfigError: The folder has no tokenizer, or a package is missing.
+    """
+    check_installed((*MODELS, *(METRICS if options.task == "captioning" else ())))
+    language_model = options.language_model
+    if language_model.folder is None:
+        content = world.broadcast_from_rank0(lambda: learn_tokenizer(texts, language_model.vocab_size))
+        tokenizer = parse_tokenizer(content)
+    else:
+        tokenizer = load_tokenizer(language_model.folder)
+    return TextEncoder(tokenizer, options.text.max_prompt, options.text.max_target)
+
+
+def build_model(options: Options, text: TextEncoder, answers: Sequence[str]) -> Model:
+    """Build the model of the task with its initial weights, a function of the seed.
+
+    Args:
+        options: The options.
+        text: The tokenizer.
+        answers: The answers to choose from where they are classified.
+
+    Raises:
+        ConfigError: The encoder does not fit the clips, or the language model cannot be loaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(options.meta.seed, "language"))
+        return _align(options, text) if options.task == "retrieval" else _write(options, text, answers)
+
+
+def _write(options: Options, text: TextEncoder, answers: Sequence[str]) -> VideoToText | VideoToAnswer:
+    encoder, pooler = _encoder(options), options.pooler
+    length = pooler.num_queries + options.text.max_prompt + (0 if answers else options.text.max_target)
+    language_model = _language_model(options, text, length)
+    width = language_model.embed_dim
+    bridge = Bridge(encoder.embed_dim, encoder.num_heads, pooler.num_queries, pooler.depth, width)
+    if answers:
+        return VideoToAnswer(encoder, bridge, language_model, AnswerHead(width, len(answers)), **_encoding(options))
+    return VideoToText(encoder, bridge, language_model, **_encoding(options))
+
+
+def _align(options: Options, text: TextEncoder) -> VideoTextAlignment:
+    encoder, width = _encoder(options), options.alignment.embed_dim
+    language_model = _language_model(options, text, options.text.max_target)
+    bridge = Bridge(encoder.embed_dim, encoder.num_heads, 1, options.pooler.depth, width)
+    head = TextHead(language_model.embed_dim, width)
+    temperature = options.alignment.temperature
+    return VideoTextAlignment(encoder, bridge, language_model, head, temperature=temperature, **_encoding(options))
+
+
+def _language_model(options: Options, text: TextEncoder, max_length: int) -> PrefixLanguageModel:
+    return build_language_model(
+        options.language_model, vocab_size=len(text.tokenizer), pad=text.pad, end=text.end, max_length=max_length
+    )
+
+
+def _encoding(options: Options) -> dict[str, Any]:
+    """Return the arguments of `VideoEncoding`."""
+    return {
+        "mean": options.data.normalize_mean,
+        "std": options.data.normalize_std,
+        "frozen": not options.train_encoder,
+        "blind": options.blind,
+        "encoder_layer_decay": options.optimization.layer_decay,
+    }
+
+
+def _encoder(options: Options) -> Encoder:
+    data, side = options.data, options.optimization.resolution
+    if options.pretrain is not None:
+        return load(options.pretrain, data.frames_per_clip, side)
+    clip = ClipShape(data.frames_per_clip, side, data.patch_size or 16, data.tubelet_size or 2)
+    try:
+        return build_encoder(options.encoder, clip)
+    except ValueError as error:
+        raise ConfigError(f"encoder, optimization.resolution or data.frames_per_clip: {error}") from None

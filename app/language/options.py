@@ -1,0 +1,192 @@
+"""Options of captioning, question answering and retrieval: the YAML's sections."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tubelet.config import RESUME_IGNORED, Config
+from tubelet.data import AugConfig
+from tubelet.language.decoding import DecodingConfig
+from tubelet.language.prefix_lm import LanguageModelConfig
+from tubelet.models import EncoderOptions, check_returns_tokens
+from tubelet.probing.options import ClipsConfig, PretrainConfig
+from tubelet.training import options as training
+from tubelet.training import schedules
+from tubelet.training.options import TrainingOptions
+from tubelet.training.schedules import NotNegative, Positive
+
+
+class DataConfig(ClipsConfig):
+    """YAML section `data`: lists of texts, and the videos that they are about."""
+
+    dataset_train: str
+    """Captions or questions, see `tubelet.language.annotations` for the formats."""
+    dataset_val: str
+    videos: str
+    """Folder with the videos; the name of a file is its identifier in the lists."""
+    split_train: str | None = None
+    """Of a list of MSR-VTT with several splits, the one to train on; null: all of the list."""
+    split_val: str | None = None
+    cache_features: Annotated[bool | str, RESUME_IGNORED] = False
+    """Of a frozen encoder: extract the features once, without augmentation, into `<folder>/features` (true) or the
+    given folder, and train on them."""
+    patch_size: int | None = Field(None, ge=1)
+    """Patch size of an encoder from scratch, by default 16; a pretrained encoder has its own."""
+    tubelet_size: int | None = Field(None, ge=1)
+    """Frames of a tubelet of an encoder from scratch, by default 2."""
+    max_bad_fraction: Annotated[float, RESUME_IGNORED] = Field(0.05, ge=0, le=1)
+    """Training stops when more than this fraction of the draws met an unreadable video."""
+
+
+class PoolerConfig(Config):
+    """YAML section `pooler`: learned queries read the tokens of the video for the language model."""
+
+    num_queries: int = Field(8, ge=1)
+    depth: int = Field(1, ge=1)
+    """Blocks, the last of which is the cross-attention of the queries."""
+
+
+class TextConfig(Config):
+    """YAML section `text`."""
+
+    prompt: str = ""
+    """Read after the video and before the caption; in question answering, with {question} in the place of it."""
+    max_prompt: int = Field(32, ge=0)
+    """Tokens of a prompt or question; longer ones lose their beginning. They are counted in results.json."""
+    max_target: int = Field(40, ge=2)
+    """Tokens of a caption or answer; longer ones lose their end, and are counted, too."""
+
+
+class AnswersConfig(Config):
+    """YAML section `answers`: how questions are answered."""
+
+    kind: Literal["generated", "classified"] = "generated"
+    """Answers are written by the language model, or chosen among the frequent ones by a linear layer. Where a question
+    has options to choose from, the generated answer is the most probable of them."""
+    vocabulary: int = Field(1000, ge=2)
+    """Of classified answers: so many of the most frequent answers of training can be given. The number of other ones,
+    which are left out in training and count as errors in validation, is in results.json."""
+
+
+class AlignmentConfig(Config):
+    """YAML section `alignment`: embeddings of videos and texts, for retrieval."""
+
+    embed_dim: int = Field(256, ge=1)
+    temperature: float = Field(0.07, gt=0)
+    """Initial temperature of the contrastive loss, which is learned."""
+
+
+class ZeroShotConfig(Config):
+    """YAML section `evaluation.zero_shot`: classification by the most similar class name."""
+
+    dataset: str
+    """List with a line `path label` for each video."""
+    class_names: list[str] = Field(min_length=2)
+    """A text for each label."""
+    template: str = "{}"
+    """The text of a class, with {} in the place of its name."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_name(cls, template: str) -> str:
+        if "{}" not in template:
+            raise ValueError(f"'{template}' has no {{}} in the place of the name")
+        return template
+
+
+class OptimizationConfig(schedules.OptimizationConfig):
+    """YAML section `optimization`."""
+
+    resolution: int = Field(224, ge=1)
+    num_epochs: int = Field(10, ge=1)
+    batch_size: Annotated[int, RESUME_IGNORED] = Field(32, ge=1)
+    """Samples of a step in one process; their number in all processes may not change when a run is resumed."""
+    lr: Positive = 5e-4
+    start_lr: NotNegative = 1e-6
+    final_lr: NotNegative = 1e-6
+    warmup: NotNegative = 1.0
+    weight_decay: NotNegative = 0.05
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate from each block of the encoder to the one below it, where it is trained."""
+    clip_grad: float | None = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizationConfig":
+        self.check_warmup(self.num_epochs)
+        self.check_accumulation(self.batch_size)
+        return self
+
+
+class EvaluationConfig(Config):
+    """YAML section `evaluation`. It may be changed and run again."""
+
+    batch_size: int = Field(64, ge=1)
+    swap_videos: bool = False
+    """Also evaluate with the videos exchanged between the samples: what the model tells without looking."""
+    examples: int = Field(16, ge=0)
+    """Videos shown in examples.html with references and predictions."""
+    zero_shot: ZeroShotConfig | None = None
+    """After retrieval: classify videos by the most similar class name."""
+
+
+class MetaConfig(training.MetaConfig):
+    """YAML section `meta`."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+
+
+class Options(TrainingOptions):
+    """Write texts about videos, answer questions about them, or find them by texts."""
+
+    app: Literal["language"] = "language"
+    task: Literal["captioning", "question_answering", "retrieval"]
+    data: DataConfig
+    data_aug: AugConfig | None = None
+    """Augmentation of the training clips; null: none. A flip changes left to right in the video, not in the text."""
+    pretrain: PretrainConfig | None = None
+    """Pretrained encoder, as for a probe."""
+    encoder: EncoderOptions | None = None
+    """Encoder that is trained from scratch."""
+    train_encoder: bool = False
+    """Train the encoder, too; false: it is frozen."""
+    blind: bool = False
+    """Replace the tokens of the video by zeros, for comparison: what can be told without seeing it."""
+    pooler: PoolerConfig = PoolerConfig()
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    text: TextConfig = TextConfig()
+    answers: AnswersConfig = AnswersConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    decoding: Annotated[DecodingConfig, RESUME_IGNORED] = DecodingConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    evaluation: Annotated[EvaluationConfig, RESUME_IGNORED] = EvaluationConfig()
+    meta: MetaConfig = MetaConfig()
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "Options":
+        if (self.pretrain is None) == (self.encoder is None):
+            raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
+        if self.encoder is not None:
+            check_returns_tokens(self.encoder, "encoder")
+            if not self.train_encoder:
+                raise ValueError("train_encoder: an encoder from scratch has to be trained; set it to true")
+        if self.data.cache_features and (self.train_encoder or self.data_aug is not None):
+            raise ValueError(
+                "data.cache_features stores one version of each clip under a frozen encoder; remove it, or "
+                "train_encoder and data_aug"
+            )
+        if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
+            raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
+        if self.task != "question_answering" and "{question}" in self.text.prompt:
+            raise ValueError(f"text.prompt: {self.task} has no {{question}}; remove it")
+        if self.task != "question_answering" and self.answers.kind == "classified":
+            raise ValueError(f"answers.kind: {self.task} has no answers; remove it")
+        if self.task == "retrieval" and self.optimization.accumulation_steps > 1:
+            raise ValueError(
+                "optimization.accumulation_steps: the other pairs of a part would be its only negatives, not those of "
+                "the step; set it to 1"
+            )
+        if self.task != "retrieval" and self.evaluation.zero_shot is not None:
+            raise ValueError(f"evaluation.zero_shot needs task: retrieval, not {self.task}")
+        if self.distributed.kind != "ddp":
+            raise ValueError(f"distributed: {self.distributed.kind} is not supported for this program; take ddp")
+        return self

@@ -1,0 +1,149 @@
+"""The videos of a run as data sets, and their features under a frozen encoder."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app.language.data import Record
+from app.language.options import Options
+from tubelet.config import ConfigError, check
+from tubelet.data import Batch, DataConfig, Draw, to_float
+from tubelet.data.loader import make_eval_loader
+from tubelet.data.transforms import EvalTransform, TrainTransform
+from tubelet.language.dataset import TextSample, TextVideos, VideoFiles
+from tubelet.language.features import extract_tokens
+from tubelet.language.tokenizer import TextEncoder
+from tubelet.objectives.video_to_text import VideoEncoding
+from tubelet.probing.clips import clip_options
+from tubelet.probing.encoder import fingerprint
+from tubelet.runtime.distributed import World, autocast
+from tubelet.runtime.watchdog import Watchdog
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Features:
+    """The tokens of each video by path, None where clips are encoded anew each time, and why videos are left out."""
+
+    tokens: Mapping[str, Tensor] | None
+    excluded: dict[str, str]
+
+
+def training_videos(
+    options: Options, samples: Sequence[TextSample], text: TextEncoder, features: Features
+) -> TextVideos:
+    """Return the training samples. Raises ConfigError where none of their videos can be read."""
+    samples = [sample for sample in samples if sample.path not in features.excluded]
+    if not samples:
+        raise ConfigError(f"data.dataset_train: none of the videos can be read: {features.excluded}")
+    augmentation, resolution = options.data_aug, options.optimization.resolution
+    transform = EvalTransform(resolution) if augmentation is None else TrainTransform(augmentation, resolution)
+    clips = _clips(options, random=augmentation is not None)
+    seed = options.meta.seed
+    return TextVideos(clips, transform, samples, text, features.tokens, seed=seed, on_error="replace")
+
+
+def read_features(options: Options, model: VideoEncoding, records: Sequence[Record], world: World) -> Features:
+    """Extract the features of the records' videos with `data.cache_features`; each process gets all of them."""
+    where = options.data.cache_features
+    if not where:
+        return Features(None, {})
+    paths = list(dict.fromkeys(record.path for record in records))
+    files = VideoFiles(_clips(options), EvalTransform(options.optimization.resolution), paths, on_error="exclude")
+    how = _clips(options).model_dump(exclude={"datasets", "cache", "num_workers"})
+
+    @torch.no_grad()
+    def encode(clips: Tensor) -> Tensor:
+        with autocast(world.device, options.dtype):
+            return model.encoder(to_float(clips, model.mean, model.std)).float()
+
+    tokens, excluded = extract_tokens(
+        encode,
+        files,
+        Path(options.folder) / "features" if where is True else Path(where),
+        f"{fingerprint(model.encoder)} {options.meta.dtype} {model.mean} {model.std} {how}",
+        world,
+        batch_size=options.evaluation.batch_size,
+        num_workers=options.data.num_workers,
+        timeout=options.data.worker_timeout,
+    )
+    return Features(tokens, excluded)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all evaluations of a run have in common."""
+
+    options: Options
+    text: TextEncoder
+    features: Features
+    world: World
+    watchdog: Watchdog
+
+
+@torch.no_grad()
+def map_records(
+    compute: Callable[[Batch], Sequence[T]], model: VideoEncoding, records: Sequence[Record], run: Run
+) -> tuple[dict[int, T], dict[str, str]]:
+    """Return the result for each record, by index, and the reason for each video that could not be read.
+
+    Each process computes a part of them; all get all.
+
+    Args:
+        compute: Maps a batch on the device to one result for each sample.
+        model: What `compute` uses; it is in evaluation mode there.
+        records: The records.
+        run: The run.
+    """
+    options, world, tokens = run.options, run.world, run.features.tokens
+    samples = [TextSample(record.path, record.prompt, record.references[0]) for record in records]
+    transform = EvalTransform(options.optimization.resolution)
+    videos = TextVideos(_clips(options), transform, samples, run.text, tokens, on_error="exclude")
+    loader = make_eval_loader(
+        videos,
+        batch_size=options.evaluation.batch_size,
+        num_workers=0 if tokens is not None else options.data.num_workers,
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=options.data.worker_timeout,
+    )
+    found: dict[int, T] = {}
+    excluded: dict[str, str] = {}
+    model.eval()
+    for number, batch in enumerate(loader):
+        run.watchdog.note(f"batch {number + 1} of {len(loader)} of the evaluation")
+        excluded |= {bad.path: bad.reason for bad in batch.bad}
+        if len(batch):
+            with autocast(world.device, options.dtype):
+                results = compute(batch.to(world.device))
+            found |= dict(zip(batch.indices.tolist(), results, strict=True))
+    model.train()
+    parts = world.all_gather_object((found, excluded))
+    return (
+        {index: result for part, _ in parts for index, result in part.items()},
+        {path: reason for _, part in parts for path, reason in part.items()},
+    )
+
+
+def picture(options: Options, path: str) -> str:
+    """Return the clip of a video as a data address of a small animated GIF."""
+    files = VideoFiles(_clips(options), EvalTransform(options.optimization.resolution), [path])
+    clip = files[Draw(0, 0, 0, 0)].clips[0].permute(1, 2, 3, 0).numpy()
+    frames = [Image.fromarray(frame) for frame in clip]
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=150, loop=0)
+    return "data:image/gif;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _clips(options: Options, *, random: bool = False) -> DataConfig:
+    data = options.data
+    raw = clip_options(data, [data.videos], num_clips=1, resolution=options.optimization.resolution, random=random)
+    return check(raw | {"num_workers": data.num_workers}, DataConfig, "data")
