@@ -107,6 +107,10 @@ class BadFiles:
             with self.path.open("a", encoding="utf-8", errors="surrogateescape") as text:
                 text.writelines(lines)
 
+    def reasons(self) -> dict[str, str]:
+        """Return the reason for each file that is listed, by path; complete in the main process, after `sync`."""
+        return dict(sorted(self._listed.items()))
+
     def _mark_read(self, indices: np.ndarray) -> np.ndarray:
         """Return those of the samples that were not read before."""
         missing = int(indices.max(initial=-1)) + 1 - len(self._read_once)

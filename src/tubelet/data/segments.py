@@ -47,6 +47,11 @@ class VideoPart:
         self.num_frames, self.fps = stop - start, video.fps
 
     @property
+    def start(self) -> float:
+        """Seconds from the first frame of the file to that of the part."""
+        return getattr(self._video, "start", 0.0) + float(self._video.times[self._start])
+
+    @property
     def times(self) -> np.ndarray:
         times = self._video.times[self._start : self._start + self.num_frames]
         return times - times[0]

@@ -129,15 +129,24 @@ class Dataset:
             VideoError: It cannot be opened, or is excluded by an option.
         """
         file, segment = split_segment(path)
+        source, status = self.locate(path)
+        video = self.decode(file, source, status)
+        return video if segment is None else part_of(video, segment, path)
+
+    def locate(self, path: str) -> tuple[PathOrFile, storage.Status]:
+        """Return what a decoder opens for the file of a sample, and the status of the file.
+
+        Raises:
+            VideoError: There is no such file, or it cannot be reached.
+        """
+        file, _ = split_segment(path)
         try:
             status = storage.status(file, self.data.storage)
         except OSError as error:
             raise VideoError(path, storage.reason(error)) from error
-        source: PathOrFile = storage.local_path(file)
         if storage.is_remote(file):
-            source = cast(BinaryIO, storage.RemotePart(file, 0, status.size, self.data.storage))
-        video = self.decode(file, source, status)
-        return video if segment is None else part_of(video, segment, path)
+            return cast(BinaryIO, storage.RemotePart(file, 0, status.size, self.data.storage)), status
+        return storage.local_path(file), status
 
     def decode(self, path: str, source: PathOrFile, status: storage.Status) -> Video:
         """Return the video in `source`, through the cache of decoded videos if there is one; see `open`."""

@@ -50,7 +50,7 @@ def sincos_2d(embed_dim: int, grid: Grid) -> torch.Tensor:
     if embed_dim % 4:
         raise ValueError(f"2D sin-cos positions need a width that is a multiple of 4, not {embed_dim}")
     _, y, x = _grid_coordinates(grid)
-    return torch.cat([_sincos_1d(embed_dim // 2, y), _sincos_1d(embed_dim // 2, x)], dim=1).float()
+    return torch.cat([sincos_1d(embed_dim // 2, y), sincos_1d(embed_dim // 2, x)], dim=1).float()
 
 
 def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool = False) -> torch.Tensor:
@@ -77,7 +77,7 @@ def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool = False) -> torch.
     else:
         time_dim, space_dim = embed_dim // 2, embed_dim // 4
     t, y, x = _grid_coordinates(grid)
-    parts = [_sincos_1d(time_dim, t), _sincos_1d(space_dim, y), _sincos_1d(space_dim, x)]
+    parts = [sincos_1d(time_dim, t), sincos_1d(space_dim, y), sincos_1d(space_dim, x)]
     return torch.cat(parts, dim=1)[:, :embed_dim].float()
 
 
@@ -317,7 +317,7 @@ def _axis(size: int) -> torch.Tensor:
     return torch.arange(size, dtype=torch.float64, device="cpu")
 
 
-def _sincos_1d(dim: int, position: torch.Tensor) -> torch.Tensor:
+def sincos_1d(dim: int, position: torch.Tensor) -> torch.Tensor:
     """Encode positions [N] as [N, dim]: sines, then cosines, of `dim / 2` frequencies from 1 down to about 1/10000."""
     omega = 10000.0 ** -(_axis(dim // 2) / (dim / 2))
     angle = position[:, None] * omega

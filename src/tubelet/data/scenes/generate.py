@@ -5,7 +5,7 @@
 writes `videos/*.mp4` and lists of the splits `pretrain` (without descriptions), `train`, `test` and
 `test_combinations`, whose pairs of color and shape no other split has:
 
-    pretrain.csv                     paths
+    pretrain.csv, videos_<split>.csv paths
     captions_<split>.json            captions, as in MSR-VTT: {"videos": […], "sentences": […]}
     questions_<split>.json           open-ended questions, as in MSRVTT-QA: [{"video_id", "question", "answer", …}]
     choices_<split>.csv              multiple choice, as in NExT-QA: video, question, answer, qid, type, a0, a1, …
@@ -154,6 +154,7 @@ def _write_lists(folder: Path, settings: Settings, videos: list[Video]) -> None:
         write_atomic(folder / f"{split}.csv", "".join(lines))
     for split in DESCRIBED:
         described = of_split.get(split, [])
+        write_atomic(folder / f"videos_{split}.csv", "".join(f"videos/{v.name}.mp4\n" for v in described))
         write_json(folder / f"captions_{split}.json", _captions(described))
         asked = [
             (v, q)

@@ -1,0 +1,106 @@
+"""The model: encoders of the modalities, and their fusion."""
+
+import torch
+from torch import Tensor
+
+from app.audio.options import Options
+from tubelet.config import ConfigError
+from tubelet.data.sounding_videos import seconds_of_clip
+from tubelet.grid import ClipShape
+from tubelet.models import ENCODERS, build_encoder
+from tubelet.models.fusion import Fusion
+from tubelet.models.interfaces import Encoder
+from tubelet.models.sound import LogMel, SoundEncoder
+from tubelet.objectives.audio_visual import AudioVisual, Synchronisation
+from tubelet.probing.encoder import load
+from tubelet.runtime.seeds import seed_for
+
+
+def build_model(options: Options) -> AudioVisual:
+    """Build the model of the task with its initial weights, a function of the seed.
+
+    Raises:
+        ConfigError: An encoder does not fit the clips or their sound.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(options.meta.seed, "audio"))
+        encoder = build_video_encoder(options) if "video" in options.modalities else None
+        sound_encoder = build_sound_encoder(options) if "sound" in options.modalities else None
+        fusion = build_fusion(options, encoder, sound_encoder)
+    data, o = options.data, options.optimization
+    common = {
+        "mean": data.normalize_mean,
+        "std": data.normalize_std,
+        "frozen": not options.train_encoder,
+        "encoder_layer_decay": o.layer_decay,
+    }
+    if options.task == "classification":
+        return AudioVisual(encoder, sound_encoder, fusion, **common)
+    shifts, rate = options.synchronisation.shifts(), options.sound.sample_rate
+    return Synchronisation(encoder, sound_encoder, fusion, shifts=shifts, sample_rate=rate, **common)
+
+
+def build_video_encoder(options: Options) -> Encoder:
+    """Load or build the encoder of the clips."""
+    data, side = options.data, options.optimization.resolution
+    if options.pretrain is not None:
+        return load(options.pretrain, data.frames_per_clip, side)
+    clip = ClipShape(data.frames_per_clip, side, data.patch_size or 16, data.tubelet_size or 2)
+    try:
+        return build_encoder(options.encoder, clip)
+    except ValueError as error:
+        raise ConfigError(f"encoder, optimization.resolution or data.frames_per_clip: {error}") from None
+
+
+def build_sound_encoder(options: Options) -> SoundEncoder:
+    """Build the encoder of the sound. Raises ConfigError where its patches do not divide the spectrogram."""
+    s, rate = options.spectrogram, options.sound.sample_rate
+    seconds = clip_seconds(options)
+    hop, frames = round(s.hop * rate), seconds / s.hop
+    if abs(hop - s.hop * rate) > 1e-6 or abs(frames / s.patch_size - round(frames / s.patch_size)) > 1e-6:
+        raise ConfigError(
+            f"spectrogram.hop: tokens of {s.patch_size} frames of {s.hop:g} seconds do not divide a clip of {seconds:g} "
+            f"seconds, or a frame has no whole number of samples; with {max(1, round(frames / s.patch_size))} tokens "
+            f"spectrogram.hop is {seconds / s.patch_size / max(1, round(frames / s.patch_size)):g}"
+        )
+    shape = ClipShape(1, (round(frames), s.num_bands), s.patch_size, 1)
+    given = options.sound_encoder.model_dump(exclude_unset=True) | {"in_chans": options.sound.channels}
+    try:
+        encoder = build_encoder(ENCODERS.parse(given), shape)
+        log_mel = LogMel(rate, round(s.window * rate), hop, s.num_bands, s.mean, s.std)
+        return SoundEncoder(log_mel, encoder, encoder.grid_size(1, shape.height, shape.width))
+    except ValueError as error:
+        raise ConfigError(f"sound_encoder or spectrogram: {error}") from None
+
+
+def build_fusion(options: Options, encoder: Encoder | None, sound_encoder: SoundEncoder | None) -> Fusion:
+    """Build what reads the tokens of the encoders."""
+    seconds, side = clip_seconds(options), options.optimization.resolution
+    widths: dict[str, int] = {}
+    times: dict[str, Tensor] = {}
+    if encoder is not None:
+        grid = encoder.grid_size(options.data.frames_per_clip, side, side)
+        widths["video"], times["video"] = encoder.embed_dim, slot_times(grid.t, grid.tokens_per_frame, seconds)
+    if sound_encoder is not None:
+        grid = sound_encoder.grid
+        widths["sound"], times["sound"] = sound_encoder.embed_dim, slot_times(grid.h, grid.w, seconds)
+    if options.task == "classification":
+        assert options.data.num_classes is not None
+        num_outputs = options.data.num_classes
+    else:
+        num_outputs = len(options.synchronisation.shifts())
+    f = options.fusion
+    try:
+        return Fusion(widths, times, f.embed_dim, f.num_heads, f.depth, num_outputs)
+    except ValueError as error:
+        raise ConfigError(f"fusion: {error}") from None
+
+
+def slot_times(num_slots: int, tokens_per_slot: int, seconds: float) -> Tensor:
+    """Return the time in the middle of each token's slot [num_slots * tokens_per_slot], in seconds."""
+    return ((torch.arange(num_slots) + 0.5) * (seconds / num_slots)).repeat_interleave(tokens_per_slot)
+
+
+def clip_seconds(options: Options) -> float:
+    """Return the duration of a clip."""
+    return seconds_of_clip(options.data.frames_per_clip, options.data.clip_duration, options.data.fps)

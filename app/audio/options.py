@@ -1,0 +1,160 @@
+"""Options of classification and synchronisation of videos with sound: the YAML's sections."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tubelet.config import RESUME_IGNORED, Config
+from tubelet.data import AugConfig
+from tubelet.data.sounding_videos import MODALITIES, Modality, SoundConfig
+from tubelet.models import EncoderOptions, check_returns_tokens
+from tubelet.probing.options import ClipsConfig, PretrainConfig
+from tubelet.training import options as training
+from tubelet.training import schedules
+from tubelet.training.options import TrainingOptions
+from tubelet.training.schedules import NotNegative, Positive
+
+
+class DataConfig(ClipsConfig):
+    """YAML section `data`: videos with sound. Clips need `clip_duration` or `fps`."""
+
+    dataset_train: str
+    """List with a line `path label` for each video; synchronisation needs no labels, and takes folders, too."""
+    dataset_val: str
+    num_classes: int | None = Field(None, ge=2)
+    """Of classification."""
+    random_clips: bool = True
+    """Train on clips from random places; false: from the middle, as in validation."""
+    patch_size: int | None = Field(None, ge=1)
+    """Patch size of an encoder from scratch, by default 16; a pretrained encoder has its own."""
+    tubelet_size: int | None = Field(None, ge=1)
+    """Frames of a tubelet of an encoder from scratch, by default 2."""
+    max_bad_fraction: Annotated[float, RESUME_IGNORED] = Field(0.05, ge=0, le=1)
+    """Training stops when more than this fraction of the videos drawn so far are unreadable."""
+
+
+class SpectrogramConfig(Config):
+    """YAML section `spectrogram`: what the encoder of the sound sees. The defaults suit speech and events."""
+
+    window: float = Field(0.025, gt=0)
+    """Seconds of sound in a frame."""
+    hop: float = Field(0.01, gt=0)
+    """Seconds from one frame to the next. The patch size of the encoder times this is the duration of its tokens, which
+    has to divide the duration of a clip."""
+    num_bands: int = Field(64, ge=1)
+    patch_size: int = Field(16, ge=1)
+    """Frames and bands of a patch."""
+    mean: float = -5.0
+    """Of the logarithm of the energy in a band, in the training data; for normalization."""
+    std: float = Field(4.0, gt=0)
+
+
+class FusionConfig(Config):
+    """YAML section `fusion`: video and sound attend to each other."""
+
+    embed_dim: int = Field(256, ge=8, multiple_of=2)
+    depth: int = Field(2, ge=0)
+    """Blocks with cross-attention from each modality to the other."""
+    num_heads: int = Field(4, ge=1)
+
+
+class SynchronisationConfig(Config):
+    """YAML section `synchronisation`: which shifts of the sound are to be told apart."""
+
+    resolution: float = Field(0.25, gt=0)
+    """Seconds between two shifts."""
+    steps: int = Field(2, ge=1)
+    """Largest shift in either direction, in steps of `resolution`. Files have to last as much longer than a clip on
+    each side."""
+
+    def shifts(self) -> list[float]:
+        """Return the shifts in seconds, ascending; that in the middle is 0."""
+        return [step * self.resolution for step in range(-self.steps, self.steps + 1)]
+
+
+class OptimizationConfig(schedules.OptimizationConfig):
+    """YAML section `optimization`."""
+
+    resolution: int = Field(224, ge=1)
+    num_epochs: int = Field(30, ge=1)
+    batch_size: Annotated[int, RESUME_IGNORED] = Field(32, ge=1)
+    """Videos of a step in one process; their number in all processes may not change when a run is resumed."""
+    lr: Positive = 5e-4
+    start_lr: NotNegative = 1e-6
+    final_lr: NotNegative = 1e-6
+    warmup: NotNegative = 2.0
+    weight_decay: NotNegative = 0.05
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate from each block of the encoder of clips to the one below it, where it is trained."""
+    clip_grad: float | None = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizationConfig":
+        self.check_warmup(self.num_epochs)
+        self.check_accumulation(self.batch_size)
+        return self
+
+
+class EvaluationConfig(Config):
+    """YAML section `evaluation`. It may be changed and run again."""
+
+    batch_size: int = Field(64, ge=1)
+
+
+class MetaConfig(training.MetaConfig):
+    """YAML section `meta`."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+
+
+class Options(TrainingOptions):
+    """Learn from videos with sound."""
+
+    app: Literal["audio"] = "audio"
+    task: Literal["classification", "synchronisation"]
+    modalities: list[Modality] = Field(list(MODALITIES), min_length=1)
+    """What the model sees and hears: [video], [sound] or [video, sound]."""
+    data: DataConfig
+    data_aug: AugConfig | None = None
+    """Augmentation of the training clips; null: none. A flip exchanges left and right in the video, not in the sound."""
+    sound: SoundConfig = SoundConfig()
+    spectrogram: SpectrogramConfig = SpectrogramConfig()
+    pretrain: PretrainConfig | None = None
+    """Pretrained encoder of the clips, as for a probe."""
+    encoder: EncoderOptions | None = None
+    """Encoder of the clips that is trained from scratch."""
+    train_encoder: bool = True
+    """Train the encoder of the clips, too; false: it is frozen."""
+    sound_encoder: EncoderOptions = Field("vit_small", validate_default=True)
+    """Encoder of the spectrogram, which it takes for a picture."""
+    fusion: FusionConfig = FusionConfig()
+    synchronisation: SynchronisationConfig = SynchronisationConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    evaluation: Annotated[EvaluationConfig, RESUME_IGNORED] = EvaluationConfig()
+    meta: MetaConfig = MetaConfig()
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "Options":
+        if self.modalities != [name for name in MODALITIES if name in self.modalities]:
+            raise ValueError(f"modalities: expected [video], [sound] or [video, sound], not {self.modalities}")
+        if "video" in self.modalities and (self.pretrain is None) == (self.encoder is None):
+            raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
+        if self.pretrain is None and not self.train_encoder and "video" in self.modalities:
+            raise ValueError("train_encoder: an encoder from scratch has to be trained; remove it, or set it to true")
+        if self.encoder is not None:
+            check_returns_tokens(self.encoder, "encoder")
+        check_returns_tokens(self.sound_encoder, "sound_encoder")
+        if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
+            raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
+        if self.data.frame_step is not None:
+            raise ValueError(
+                "data.frame_step: clips with sound need the same duration in all files; give data.clip_duration "
+                "(seconds) or data.fps instead"
+            )
+        if self.task == "classification" and self.data.num_classes is None:
+            raise ValueError("data.num_classes: classification needs the number of classes")
+        if self.task == "synchronisation" and self.sound.missing == "silence":
+            raise ValueError("sound.missing: silence has no shift; set it to exclude for synchronisation")
+        if self.distributed.kind != "ddp":
+            raise ValueError(f"distributed: {self.distributed.kind} is not supported for this program; take ddp")
+        return self

@@ -1,0 +1,147 @@
+"""Classification and synchronisation of videos with sound: `python -m app.main --fname configs/audio/<name>.yaml`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.audio.data import training_videos, validation_videos
+from app.audio.model import build_model
+from app.audio.options import Options
+from tubelet.config.addresses import public
+from tubelet.data.bad_files import BadFiles
+from tubelet.data.loader import make_eval_loader, make_train_loader
+from tubelet.data.rows import Mapped
+from tubelet.data.sounding_videos import SoundingVideos
+from tubelet.data.streams import SampleStream
+from tubelet.data.types import BadFile
+from tubelet.objectives.audio_visual import AudioVisual, Synchronisation
+from tubelet.probing import heads, results
+from tubelet.probing.encoder import with_normalization
+from tubelet.runtime.distributed import World, autocast
+from tubelet.runtime.files import write_json
+from tubelet.runtime.run_folder import check_same_configuration
+from tubelet.training.callbacks import BadFileCheck
+from tubelet.training.schedules import Schedule
+from tubelet.training.trainer import Trainer
+
+
+def main(options: Options, world: World) -> None:
+    """Train to the last epoch, or continue the run in the folder; then classify the validation videos."""
+    options = world.broadcast_from_rank0(lambda: with_normalization(options))
+    folder = Path(options.folder)
+    world.broadcast_from_rank0(lambda: check_same_configuration(folder, options))
+    videos, validation = training_videos(options), validation_videos(options)
+    model = build_model(options).to(world.device)
+    global_batch = options.optimization.batch_size * world.world_size
+    stream = SampleStream(videos.sizes, None, global_batch, options.meta.seed)
+    trainer = make_trainer(options, model, stream, world)
+    trainer.resume()
+    batches = make_train_loader(
+        videos,
+        stream,
+        masks=None,
+        seed=options.meta.seed,
+        first_step=trainer.step,
+        last_step=trainer.last_step,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=options.data.num_workers,
+        pin_memory=world.device.type == "cuda",
+        timeout=options.data.worker_timeout,
+    )
+    bad_files = BadFiles(folder / "bad_files.txt", options.data.max_bad_fraction, world)
+    trainer.fit(batches, [BadFileCheck(bad_files)])
+    evaluate(options, model, validation, {"num_train": len(videos), "bad_train": bad_files.reasons()}, world)
+
+
+def make_trainer(options: Options, model: AudioVisual, stream: SampleStream, world: World) -> Trainer:
+    """Return the trainer of the model."""
+    o = options.optimization
+    # What hub needs to build an encoder that is trained, and the normalization of its clips.
+    built_from = {} if model.encoder is None or model.frozen else model.encoder.built_from
+    return Trainer(
+        model,
+        options,
+        Schedule(o, o.num_epochs * stream.steps_per_pass, stream.steps_per_pass),
+        world,
+        global_batch=o.batch_size * world.world_size,
+        batch_size_key="optimization.batch_size",
+        config={**built_from, "data_aug": options.data.normalization()},
+    )
+
+
+def evaluate(
+    options: Options, model: AudioVisual, videos: SoundingVideos, training: dict[str, Any], world: World
+) -> None:
+    """Classify the validation videos, each with each shift for synchronisation; write the predictions and the results.
+
+    Files without sound count: with silence in its place their predictions are among the others, excluded ones are not.
+    """
+    folder, bad = Path(options.folder), []
+    shifts = options.synchronisation.shifts() if isinstance(model, Synchronisation) else [0.0]
+    num_classes = len(shifts) if isinstance(model, Synchronisation) else options.data.num_classes
+    assert num_classes is not None
+    predicted = predictions(options, model, videos, len(shifts), bad, world)
+    validated = results.validate(predicted, num_classes, world, options.data.dataset_val)
+    bad = [file for part in world.all_gather_object(bad) for file in part]
+    if not world.is_main:
+        return
+    paths = Mapped(public, videos.paths)
+    of_samples = [paths[index] for index in range(len(paths)) for _ in shifts]
+    results.write_predictions(folder / "predictions.csv", validated, 0, of_samples)
+    results.draw_confusion(folder / "confusion.png", validated, 0, num_classes)
+    read = {of_samples[index] for index in validated.indices.tolist()}
+    measured: dict[str, Any] = {"top1": validated.top1[0], "loss": round(validated.loss[0], 6)}
+    if isinstance(model, Synchronisation):
+        measured |= {"chance": round(100 / len(shifts), 4), "top1_by_shift": top1_by_shift(validated, shifts)}
+    reasons = {file.path: file.reason for file in sorted(bad, key=lambda file: file.path)}
+    measured |= {
+        "num_val": len(read),
+        "excluded": {path: reason for path, reason in reasons.items() if path not in read},
+        "silent": {path: reason for path, reason in reasons.items() if path in read},
+        **training,
+        "modalities": options.modalities,
+        "seed": options.meta.seed,
+    }
+    write_json(folder / "results.json", measured)
+
+
+@torch.no_grad()
+def predictions(
+    options: Options, model: AudioVisual, videos: SoundingVideos, num_shifts: int, bad: list[BadFile], world: World
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield probabilities, labels and sample numbers of this process's part; append unusable files to `bad`."""
+    loader = make_eval_loader(
+        videos,
+        batch_size=options.evaluation.batch_size,
+        num_workers=options.data.num_workers,
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=options.data.worker_timeout,
+    )
+    model.eval()
+    for batch in loader:
+        bad += batch.bad
+        if not len(batch):
+            continue
+        on_device = batch.to(world.device)
+        for number in range(num_shifts):
+            shown = on_device
+            if isinstance(model, Synchronisation):
+                shown = model.shifted(on_device, [number] * len(batch))
+            with autocast(world.device, options.dtype):
+                logits = model.logits(shown)
+            yield heads.probabilities(logits[None, :, None]), shown.labels, batch.indices * num_shifts + number
+    model.train()
+
+
+def top1_by_shift(validated: results.Validated, shifts: list[float]) -> dict[str, float]:
+    """Return the accuracy in percent for each shift in seconds."""
+    hits = (validated.classes[0, :, 0] == validated.labels).double()
+    return {
+        f"{shift:+g}": round(100 * float(hits[validated.labels == number].mean()), 4)
+        for number, shift in enumerate(shifts)
+    }

@@ -1,0 +1,118 @@
+"""Clips of videos with the sound of the time that the clip shows."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from tubelet.config import Config, ConfigError
+from tubelet.data.clip_sampling import clip_length, sample_frames
+from tubelet.data.decoders import read_frames
+from tubelet.data.options import DataConfig
+from tubelet.data.segments import VideoPart, part_of
+from tubelet.data.sound import SoundError, read_sound
+from tubelet.data.types import BadFile, Sample, VideoError
+from tubelet.data.video_dataset import Dataset, Transform, Views
+
+Modality = Literal["video", "sound"]
+MODALITIES: tuple[Modality, ...] = ("video", "sound")
+
+
+class SoundConfig(Config):
+    """How the sound of a clip is read."""
+
+    sample_rate: int = Field(16_000, ge=1000)
+    """Samples per second; other rates are resampled."""
+    channels: Literal[1, 2] = 1
+    """Mono or stereo; files with other channels are mixed."""
+    missing: Literal["silence", "exclude"] = "silence"
+    """What happens with a file without usable sound: silence in its place, or it is left out, as a file whose pictures
+    cannot be read. Both are listed in bad_files.txt and results.json."""
+
+
+class SoundingVideos(Dataset):
+    """Samples with the views `clip`, uint8 [1, C, T, H, W], and `sound`, float32 [1, channels, samples].
+
+    Args:
+        data: How clips are made, one of each video; needs `clip_duration` or `fps`, so that all last equally long.
+        transform: See `tubelet.data.transforms`.
+        sound: How the sound is read.
+        modalities: The views to read.
+        margin: Seconds of sound before and after the clip that `sound` has besides. Clips are taken from where these
+            are inside of the video, so that no silence tells where it begins or ends.
+        kwargs: Further arguments of `Dataset`.
+
+    Raises:
+        ConfigError: The duration of a clip is not fixed.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        transform: Transform,
+        sound: SoundConfig,
+        modalities: Sequence[Modality] = MODALITIES,
+        *,
+        margin: float = 0.0,
+        **kwargs: Any,
+    ):
+        self.sound, self.modalities, self.margin = sound, tuple(modalities), margin
+        seconds = seconds_of_clip(data.num_frames, data.clip_duration, data.fps)
+        self.num_samples = round((seconds + 2 * margin) * sound.sample_rate)
+        self._no_sound: SoundError | None = None
+        """Why the sample that was read last has silence in place of its sound."""
+        super().__init__(data, transform, **kwargs)
+
+    def read_views(self, path: str, rng: np.random.Generator) -> tuple[Views, np.ndarray]:
+        try:
+            video = self.open(path)
+            window = clip_length(self.data, video.fps)
+            if self.margin:
+                duration = video.num_frames / video.fps
+                needed = window / video.fps + 2 * self.margin
+                if duration < needed - 1 / video.fps:
+                    reason = f"{duration:.2f} seconds, fewer than the {needed:.2f} of a clip with its margins of sound"
+                    raise VideoError(path, reason, filtered=True)
+                video = part_of(video, (self.margin, max(duration - self.margin, window / video.fps)), path)
+        except VideoError as error:
+            error.always = not isinstance(error.__cause__, (OSError, MemoryError))
+            raise
+        numbers = sample_frames(video.num_frames, video.fps, self.data, rng, video.times)
+        views: Views = {}
+        if "sound" in self.modalities:
+            start = (video.start if isinstance(video, VideoPart) else 0.0) + float(video.times[numbers[0, 0]])
+            views["sound"] = torch.from_numpy(self.read_sound(path, start - self.margin))[None]
+        if "video" in self.modalities:
+            views |= self.transformed([read_frames(video, numbers[0], path)], rng)
+        return views, numbers
+
+    def read_sound(self, path: str, start: float) -> np.ndarray:
+        """Return the sound [channels, samples] from `start` seconds after the first frame of the file."""
+        source, _ = self.locate(path)
+        try:
+            return read_sound(source, start, self.num_samples, self.sound.sample_rate, self.sound.channels)
+        except SoundError as error:
+            if self.sound.missing == "exclude":
+                raise
+            self._no_sound = error
+            return np.zeros((self.sound.channels, self.num_samples), np.float32)
+
+    def _read(self, index: int, epoch: int, bad: Iterable[BadFile]) -> Sample:
+        self._no_sound = None
+        sample = super()._read(index, epoch, bad)
+        if self._no_sound is None:
+            return sample
+        silent = BadFile(sample.path, f"{self._no_sound.reason}; silence in its place", filtered=True)
+        return dataclasses.replace(sample, bad=(*sample.bad, silent))
+
+
+def seconds_of_clip(num_frames: int, clip_duration: float | None, fps: float | None) -> float:
+    """Return the duration of each clip. Raises ConfigError where it depends on the file."""
+    if clip_duration is not None:
+        return clip_duration
+    if fps is None:
+        raise ConfigError("clips with sound need the same duration in all files; give data.clip_duration or data.fps")
+    return num_frames / fps
