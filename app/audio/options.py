@@ -116,7 +116,8 @@ class Options(TrainingOptions):
     """What the model sees and hears: [video], [sound] or [video, sound]."""
     data: DataConfig
     data_aug: AugConfig | None = None
-    """Augmentation of the training clips; null: none. A flip exchanges left and right in the video, not in the sound."""
+    """Augmentation of the training clips; null: none. A flip exchanges left and right of the pictures, not of the
+    sound."""
     sound: SoundConfig = SoundConfig()
     spectrogram: SpectrogramConfig = SpectrogramConfig()
     pretrain: PretrainConfig | None = None

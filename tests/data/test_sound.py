@@ -209,7 +209,7 @@ def test_margins_are_sound_around_the_clip_and_inside_of_the_file(flashes):
 
 
 def test_a_part_of_a_video_has_its_part_of_the_sound(flashes, tmp_path):
-    (tmp_path / "list.csv").write_text(f'"{flashes / "a.mp4"}#t=1.25,2.5" 0\n')
+    (tmp_path / "list.csv").write_text(f"path,start,end,label\n{flashes / 'a.mp4'},1.25,2.5,0\n")
     sample = sounding(tmp_path / "list.csv")[Draw(0, 0, 0, 0)]
     first = 1.25 + int(sample.frames[0, 0]) / FPS
     loud = np.flatnonzero(sample.views["sound"][0].abs().amax(0) > 0.2)[0] / RATE

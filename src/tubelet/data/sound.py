@@ -91,7 +91,7 @@ def _first_frame(container) -> Fraction:
 
 
 def _frames(container, stream, start: Fraction, channels: int) -> Iterator[tuple[Fraction, float, int, Any]]:
-    """Yield time, tolerance of the time in seconds, rate and samples [channels, n] of frames, from before `start` on."""
+    """Yield time and its tolerance in seconds, rate and samples [channels, n] of frames, from before `start` on."""
     import av
 
     stream.codec_context.thread_count = 1

@@ -47,8 +47,10 @@ class Fusion(nn.Module):
             nn.ModuleDict({name: CrossAttentionBlock(embed_dim, num_heads, qkv_bias=True) for name in widths})
             for _ in range(depth)
         )
-        init_weights(self, 0.02)
-        self.pooler = AttentivePooler(1, embed_dim, num_heads)
+        std = embed_dim**-0.5  # these layers are narrow and few: 0.02, for encoders, would let them learn slowly
+        self.pooler = AttentivePooler(1, embed_dim, num_heads, init_std=std)
+        init_weights(self.inputs, std)
+        init_weights(self.blocks, std)
         self.head = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, num_outputs))
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:

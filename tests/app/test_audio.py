@@ -1,0 +1,213 @@
+"""Classification and synchronisation of videos with sound: what is learned, resuming, several processes."""
+
+import copy
+import json
+from pathlib import Path
+
+import matplotlib.figure  # noqa: F401 - imported once for all processes, which are forked
+import numpy as np
+import pytest
+import torch
+
+from app.audio import train as program
+from app.audio.model import build_model
+from tests.processes import run as run_on_processes
+from tubelet import hub
+from tubelet.config import ConfigError, check
+from tubelet.data.generated_files import encode
+from tubelet.objectives.audio_visual import Synchronisation
+from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import World
+from tubelet.training.trainer import Trainer
+
+RATE, FPS = 8000, 8
+
+
+def write(path, bright, high, click=0.0):
+    """Write a video of 1.5 seconds, dark or bright, with a low or high tone, and a flash with a click at a time."""
+    frames = np.full((12, 32, 32, 3), 150 if bright else 60, np.uint8)
+    time = np.arange(12 * RATE // FPS) / RATE
+    sound = 0.1 * np.sin(2 * np.pi * (2000 if high else 500) * time)
+    if click:
+        frames[round(click * FPS)] = 255
+        sound[round(click * RATE) : round(click * RATE) + 400] *= 8
+    encode(frames, path, FPS, np.stack([sound, sound]).astype(np.float32), RATE)
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """The label is whether either the picture is bright or the tone is high, not both. The last file has no sound."""
+    folder = tmp_path_factory.mktemp("audible")
+    for name, count in (("train", 16), ("val", 9)):
+        lines = []
+        for i in range(count):
+            bright, high = i % 2, i // 2 % 2
+            write(folder / f"{name}{i}.mp4", bright, high, click=(3 + i % 6) / FPS)
+            lines.append(f"{name}{i}.mp4 {bright ^ high}\n")
+        (folder / f"{name}.csv").write_text("".join(lines))
+    encode(np.full((12, 32, 32, 3), 60, np.uint8), folder / "val8.mp4", FPS)
+    return folder
+
+
+@pytest.fixture
+def raw(lists, tmp_path):
+    return {
+        "app": "audio",
+        "task": "classification",
+        "folder": str(tmp_path / "run"),
+        "data": {
+            "dataset_train": str(lists / "train.csv"),
+            "dataset_val": str(lists / "val.csv"),
+            "num_classes": 2,
+            "frames_per_clip": 4,
+            "fps": 8,
+            "num_workers": 0,
+        },
+        "sound": {"sample_rate": RATE, "channels": 2},
+        "spectrogram": {"window": 0.0625, "hop": 0.03125, "num_bands": 16, "patch_size": 4},
+        "encoder": {"name": "vit_tiny", "embed_dim": 24, "depth": 1, "num_heads": 2, "drop_rate": 0.1},
+        "sound_encoder": {"name": "vit_tiny", "embed_dim": 24, "depth": 1, "num_heads": 2},
+        "fusion": {"embed_dim": 24, "depth": 1, "num_heads": 2},
+        "optimization": {"resolution": 32, "batch_size": 4, "num_epochs": 3, "lr": 3e-3, "warmup": 1},
+        "logging": {"log_every": 1, "checkpoint_every_steps": 1},
+    }
+
+
+def changed(raw, **sections):
+    raw = copy.deepcopy(raw)
+    for name, change in sections.items():
+        raw[name] = {**raw.get(name, {}), **change} if isinstance(change, dict) else change
+    return raw
+
+
+def run(raw, **sections):
+    raw = changed(raw, **sections)
+    program.main(check(raw, program.Options, "test.yaml"), World())
+    return json.loads((Path(raw["folder"]) / "results.json").read_text())
+
+
+def synchronisation(raw):
+    return changed(
+        raw,
+        task="synchronisation",
+        data={"num_classes": None},
+        sound={"missing": "exclude"},
+        synchronisation={"resolution": 0.25, "steps": 1},
+    )
+
+
+def test_a_label_that_needs_both_is_learned_from_both_only(raw, tmp_path):
+    """Exclusive or: neither modality alone tells anything."""
+    top1 = {}
+    for modalities in (["video"], ["sound"], ["video", "sound"]):
+        results = run(
+            raw,
+            folder=str(tmp_path / "".join(modalities)),
+            modalities=modalities,
+            encoder={"init_std": 0.1},
+            sound_encoder={"init_std": 0.1},
+            optimization={"num_epochs": 40, "batch_size": 8},
+            logging={"checkpoint_every_steps": 100},
+        )
+        with open(tmp_path / "".join(modalities) / "predictions.csv") as file:
+            rows = [line.split(",") for line in file.read().splitlines()[1:9]]  # those with sound
+        top1[" ".join(modalities)] = 100 * np.mean([row[1] == row[2] for row in rows])
+    assert top1["video sound"] == 100
+    assert max(top1["video"], top1["sound"]) <= 75
+    assert list(results["silent"]) == [str(Path(raw["data"]["dataset_val"]).parent / "val8.mp4")]
+    assert (results["num_val"], results["excluded"], results["bad_train"]) == (9, {}, {})
+    assert hub.load_encoder(tmp_path / "videosound", "encoder").embed_dim == 24
+
+
+@pytest.mark.parametrize("task", ["classification", "synchronisation"])
+def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path, monkeypatch):
+    raw = raw if task == "classification" else synchronisation(raw)
+    straight = run(raw, folder=str(tmp_path / "straight"))
+    update = Trainer.update
+
+    def stop(self, clip_grad):
+        if self.step == 6:
+            raise InterruptedError
+        return update(self, clip_grad)
+
+    monkeypatch.setattr(Trainer, "update", stop)
+    with pytest.raises(InterruptedError):
+        run(raw)
+    monkeypatch.setattr(Trainer, "update", update)
+    assert run(raw) == straight
+    assert_equal_weights(raw["folder"], tmp_path / "straight", rtol=0, atol=0)
+
+
+def assert_equal_weights(folder, other, **tolerance):
+    ours, theirs = (checkpoint.read(checkpoint.newest(Path(f) / "checkpoints")).weights for f in (folder, other))
+    assert ours.keys() == theirs.keys() == {"encoder", "sound_encoder", "fusion"}
+    for part, weights in theirs.items():
+        for name, value in weights.items():
+            torch.testing.assert_close(ours[part][name], value, **tolerance)
+
+
+@pytest.mark.parametrize("task", ["classification", "synchronisation"])
+def test_two_processes_do_what_one_does(raw, task, tmp_path):
+    raw = raw if task == "classification" else synchronisation(raw)
+    raw["encoder"]["drop_rate"] = 0.0  # dropout differs between processes
+    alone = run(raw, folder=str(tmp_path / "alone"))
+    raw["optimization"]["batch_size"] //= 2
+    run_on_processes(program.main, check(raw, program.Options, "test.yaml"), 2)
+    together = json.loads((Path(raw["folder"]) / "results.json").read_text())
+    assert together.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-3)
+    assert together == alone
+    assert_equal_weights(raw["folder"], tmp_path / "alone", rtol=1e-3, atol=1e-4)
+
+
+def test_synchronisation_reports_each_shift_and_leaves_out_what_has_no_sound(raw):
+    results = run(synchronisation(raw))
+    assert list(results["top1_by_shift"]) == ["-0.25", "+0", "+0.25"]
+    assert results["top1"] == pytest.approx(np.mean(list(results["top1_by_shift"].values())), abs=0.01)
+    ((path, reason),) = results["excluded"].items()
+    assert (Path(path).name, reason, results["num_val"]) == ("val8.mp4", "no sound track", 8)
+    rows = (Path(raw["folder"]) / "predictions.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == ["0", "1", "2"] * 8
+
+
+def test_the_shifted_sound_is_that_of_later_seconds(raw):
+    options = check(synchronisation(raw), program.Options, "test.yaml")
+    model = build_model(program.with_normalization(options))
+    assert isinstance(model, Synchronisation)
+    (batch,) = program.make_eval_loader(program.validation_videos(options), batch_size=16, indices=range(6))
+    clip = int(0.5 * RATE)
+    for number, shift in enumerate((-0.25, 0.0, 0.25)):
+        shifted = model.shifted(batch, [number] * 6)
+        start = round((0.25 + shift) * RATE)
+        assert torch.equal(shifted.views["sound"], batch.views["sound"][..., start : start + clip])
+        assert shifted.labels.tolist() == [number] * 6
+    seen, heard = batch.clips.float().mean((1, 3, 4)) > 200, model.shifted(batch, [1] * 6).views["sound"]
+    for flash, sound in zip(seen, heard, strict=True):
+        loud = sound.abs().amax(0) > 0.5
+        assert loud.any() == flash.any()
+        if flash.any():
+            assert torch.nonzero(loud)[0] / RATE == pytest.approx(int(torch.nonzero(flash)[0]) / FPS, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"fps": None, "frame_step": 1}}, "clips with sound need the same duration in all files"),
+        ({"data": {"num_classes": None}}, "classification needs the number of classes"),
+        ({"spectrogram": {"hop": 0.03}}, "spectrogram.hop: tokens of 4 frames .* do not divide a clip of 0.5 seconds"),
+        ({"task": "synchronisation"}, "sound.missing: silence has no shift"),
+        ({"modalities": ["sound", "video"]}, r"expected \[video\], \[sound\] or \[video, sound\]"),
+        ({"data": {"num_classes": 3, "dataset_val": "nowhere.csv"}}, "nowhere.csv"),
+        ({"encoder": None}, "give either `pretrain`, a pretrained encoder, or `encoder`"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(raw, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        run(raw, **sections)
+
+
+def test_a_frozen_pretrained_encoder_is_not_trained(raw, tmp_path):
+    run(raw, folder=str(tmp_path / "first"), modalities=["video"])
+    pretrain = {"folder": str(tmp_path / "first"), "checkpoint_key": "encoder"}
+    run(raw, encoder=None, pretrain=pretrain, train_encoder=False)
+    weights = checkpoint.read(checkpoint.newest(Path(raw["folder"]) / "checkpoints")).weights
+    assert weights.keys() == {"sound_encoder", "fusion"}
