@@ -54,20 +54,21 @@ def build_video_encoder(options: Options) -> Encoder:
 
 def build_sound_encoder(options: Options) -> SoundEncoder:
     """Build the encoder of the sound. Raises ConfigError where its patches do not divide the spectrogram."""
-    s, rate = options.spectrogram, options.sound.sample_rate
-    seconds = clip_seconds(options)
-    hop, frames = round(s.hop * rate), seconds / s.hop
-    if abs(hop - s.hop * rate) > 1e-6 or abs(frames / s.patch_size - round(frames / s.patch_size)) > 1e-6:
+    s, rate, seconds = options.spectrogram, options.sound.sample_rate, clip_seconds(options)
+    hop, frames = s.hop * rate, seconds / s.hop
+    tokens = frames / s.patch_size
+    if abs(hop - round(hop)) > 1e-6 or abs(tokens - round(tokens)) > 1e-6:
+        nearest = max(1, round(tokens))
         raise ConfigError(
-            f"spectrogram.hop: tokens of {s.patch_size} frames of {s.hop:g} seconds do not divide a clip of {seconds:g} "
-            f"seconds, or a frame has no whole number of samples; with {max(1, round(frames / s.patch_size))} tokens "
-            f"spectrogram.hop is {seconds / s.patch_size / max(1, round(frames / s.patch_size)):g}"
+            f"spectrogram.hop: {s.hop:g} seconds are {hop:g} samples, and {s.patch_size} frames are a token, of which "
+            f"a clip of {seconds:g} seconds has {tokens:g}; both have to be whole numbers. With {nearest} tokens, hop "
+            f"is {seconds / s.patch_size / nearest:g}"
         )
     shape = ClipShape(1, (round(frames), s.num_bands), s.patch_size, 1)
     given = options.sound_encoder.model_dump(exclude_unset=True) | {"in_chans": options.sound.channels}
     try:
         encoder = build_encoder(ENCODERS.parse(given), shape)
-        log_mel = LogMel(rate, round(s.window * rate), hop, s.num_bands, s.mean, s.std)
+        log_mel = LogMel(rate, round(s.window * rate), round(hop), s.num_bands, s.mean, s.std, s.floor)
         return SoundEncoder(log_mel, encoder, encoder.grid_size(1, shape.height, shape.width))
     except ValueError as error:
         raise ConfigError(f"sound_encoder or spectrogram: {error}") from None

@@ -44,6 +44,9 @@ class SpectrogramConfig(Config):
     num_bands: int = Field(64, ge=1)
     patch_size: int = Field(16, ge=1)
     """Frames and bands of a patch."""
+    floor: float = Field(1e-6, gt=0)
+    """Energy that is added to that of a band before the logarithm: what is much quieter, such as noise, is no longer
+    seen. A tone of amplitude 1 has about (sample_rate * window / 4)^2."""
     mean: float = -5.0
     """Of the logarithm of the energy in a band, in the training data; for normalization."""
     std: float = Field(4.0, gt=0)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from tubelet.grid import Grid
 from tubelet.models.interfaces import Encoder
 
-FLOOR = 1e-6
-"""Added to the energy of each band before the logarithm."""
-
 
 class LogMel(nn.Module):
     """Logarithm of the energy in bands of the mel scale: [B, C, samples] -> [B, C, frames, bands].
+
+    Of stereo sound, the channels of the result are the mean of both sides and their difference, the level difference
+    that tells from where a sound comes. Otherwise it would be a small part of two nearly equal pictures.
 
     Frame i is computed from a Hann window around the middle of the samples i * hop to (i + 1) * hop - 1, so that frames
     divide the sound as patches divide a picture. Outside of the sound is silence.
@@ -26,16 +26,26 @@ class LogMel(nn.Module):
         num_bands: Number of bands, from 0 to half of the sample rate.
         mean: Mean of the logarithm in the training data, which is subtracted.
         std: Standard deviation, by which it is divided.
+        floor: Energy that is added to that of each band before the logarithm; makes equal what is quieter.
     """
 
     filters: Tensor
     window: Tensor
 
-    def __init__(self, sample_rate: int, window: int, hop: int, num_bands: int, mean: float = 0.0, std: float = 1.0):
+    def __init__(
+        self,
+        sample_rate: int,
+        window: int,
+        hop: int,
+        num_bands: int,
+        mean: float = 0.0,
+        std: float = 1.0,
+        floor: float = 1e-6,
+    ):
         super().__init__()
         if window < hop:
             raise ValueError(f"a window of {window} samples does not cover the hop of {hop}")
-        self.hop, self.mean, self.std = hop, mean, std
+        self.hop, self.mean, self.std, self.floor = hop, mean, std, floor
         self.register_buffer("filters", mel_filters(window // 2 + 1, num_bands, sample_rate), persistent=False)
         self.register_buffer("window", torch.hann_window(window), persistent=False)
 
@@ -47,8 +57,15 @@ class LogMel(nn.Module):
             padded = F.pad(sound.float(), (before, length - self.hop - before)).flatten(0, 1)
             spectrum = torch.stft(padded, length, self.hop, window=self.window, center=False, return_complex=True)
             energy = torch.einsum("nft,fm->ntm", spectrum.abs().square(), self.filters)
-            logarithm = (energy + FLOOR).log().unflatten(0, sound.shape[:2])
-            return (logarithm - self.mean) / self.std
+            logarithm = (energy + self.floor).log().unflatten(0, sound.shape[:2])
+            normalized = (logarithm - self.mean) / self.std
+            return mean_and_difference(normalized) if normalized.shape[1] == 2 else normalized
+
+
+def mean_and_difference(sides: Tensor) -> Tensor:
+    """Return the mean of two channels [B, 2, …] and their difference, left minus right."""
+    left, right = sides.unbind(1)
+    return torch.stack([(left + right) / 2, left - right], dim=1)
 
 
 def mel_filters(num_frequencies: int, num_bands: int, sample_rate: int) -> Tensor:
