@@ -8,10 +8,11 @@ from tubelet.config import ConfigError
 from tubelet.data.sounding_videos import seconds_of_clip
 from tubelet.grid import ClipShape
 from tubelet.models import ENCODERS, build_encoder
+from tubelet.models.correlation import LagCorrelation
 from tubelet.models.fusion import Fusion
 from tubelet.models.interfaces import Encoder
 from tubelet.models.sound import LogMel, SoundEncoder
-from tubelet.objectives.audio_visual import AudioVisual, Synchronisation
+from tubelet.objectives.audio_visual import AudioVisual, Synchronisation, largest
 from tubelet.probing.encoder import load
 from tubelet.runtime.seeds import seed_for
 
@@ -74,7 +75,9 @@ def build_sound_encoder(options: Options) -> SoundEncoder:
         raise ConfigError(f"sound_encoder or spectrogram: {error}") from None
 
 
-def build_fusion(options: Options, encoder: Encoder | None, sound_encoder: SoundEncoder | None) -> Fusion:
+def build_fusion(
+    options: Options, encoder: Encoder | None, sound_encoder: SoundEncoder | None
+) -> Fusion | LagCorrelation:
     """Build what reads the tokens of the encoders."""
     seconds, side = clip_seconds(options), options.optimization.resolution
     widths: dict[str, int] = {}
@@ -85,13 +88,12 @@ def build_fusion(options: Options, encoder: Encoder | None, sound_encoder: Sound
     if sound_encoder is not None:
         grid = sound_encoder.grid
         widths["sound"], times["sound"] = sound_encoder.embed_dim, slot_times(grid.h, grid.w, seconds)
-    if options.task == "classification":
-        assert options.data.num_classes is not None
-        num_outputs = options.data.num_classes
-    else:
-        num_outputs = len(options.synchronisation.shifts())
-    f = options.fusion
+    f, shifts = options.fusion, options.synchronisation.shifts()
     try:
+        if options.task == "synchronisation" and len(widths) > 1:
+            max_lag = largest(shifts) + options.synchronisation.resolution
+            return LagCorrelation(widths, times, f.embed_dim, f.num_heads, max_lag, len(shifts))
+        num_outputs = options.data.num_classes if options.task == "classification" else len(shifts)
         return Fusion(widths, times, f.embed_dim, f.num_heads, f.depth, num_outputs)
     except ValueError as error:
         raise ConfigError(f"fusion: {error}") from None

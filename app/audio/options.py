@@ -53,7 +53,10 @@ class SpectrogramConfig(Config):
 
 
 class FusionConfig(Config):
-    """YAML section `fusion`: video and sound attend to each other."""
+    """YAML section `fusion`: what reads the tokens of both modalities, which attend to each other.
+
+    Synchronisation with both of them reads their correlation over time instead, `num_heads` values for each lag.
+    """
 
     embed_dim: int = Field(256, ge=8, multiple_of=2)
     depth: int = Field(2, ge=0)

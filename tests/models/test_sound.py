@@ -7,6 +7,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram
 
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder
+from tubelet.models.correlation import LagCorrelation
 from tubelet.models.fusion import Fusion
 from tubelet.models.sound import LogMel, SoundEncoder, mel_filters
 
@@ -85,3 +86,32 @@ def test_fusion_uses_every_parameter_and_every_modality(modalities):
 def test_a_window_shorter_than_the_hop_is_refused():
     with pytest.raises(ValueError, match="a window of 100 samples does not cover the hop of 160"):
         LogMel(RATE, 100, 160, 32)
+
+
+def test_correlations_over_the_lag_are_those_of_a_loop_and_tell_a_shift():
+    torch.manual_seed(0)
+    slots = {"video": torch.arange(8) / 8 + 1 / 16, "sound": torch.arange(10) / 10 + 0.05}
+    times = {"video": slots["video"].repeat_interleave(2), "sound": slots["sound"]}
+    model = LagCorrelation({"video": 12, "sound": 20}, times, 16, num_heads=4, max_lag=0.5, num_outputs=3)
+    tokens = {"video": torch.randn(2, 16, 12), "sound": torch.randn(2, 10, 20)}
+    video, sound = model._features("video", tokens["video"]), model._features("sound", tokens["sound"])
+    assert video.shape == (2, 8, 4, 4)
+    correlations = []
+    for lag in range(-5, 6):
+        pairs = [
+            (video[:, t] * sound[:, u]).sum(-1) / 2
+            for t in range(8)
+            for u in range(10)
+            if round(float(slots["video"][t] - slots["sound"][u]) * 10) == lag
+        ]
+        correlations.append(torch.stack(pairs).mean(0))
+    torch.testing.assert_close(model(tokens), model.head(torch.stack(correlations, -1).flatten(1)))
+
+    times = dict.fromkeys(("video", "sound"), slots["sound"])
+    model = LagCorrelation({"video": 12, "sound": 12}, times, 12, num_heads=1, max_lag=0.3, num_outputs=7)
+    model.inputs["sound"] = model.inputs["video"]
+    model.head = torch.nn.Identity()
+    signal = torch.randn(50, 13, 12)
+    for lag in (-3, 0, 2):
+        shifted = model({"video": signal[:, 3:], "sound": torch.roll(signal, -lag, 1)[:, 3:]})
+        assert (shifted.argmax(1) == 3 + lag).float().mean() > 0.9

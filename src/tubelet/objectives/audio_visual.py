@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tubelet.data import Batch, to_float
+from tubelet.models.correlation import LagCorrelation
 from tubelet.models.fusion import Fusion
 from tubelet.models.interfaces import Encoder
 from tubelet.models.sound import SoundEncoder
@@ -38,7 +39,7 @@ class AudioVisual(Objective):
         self,
         encoder: Encoder | None,
         sound_encoder: SoundEncoder | None,
-        fusion: Fusion,
+        fusion: Fusion | LagCorrelation,
         *,
         mean: Sequence[float],
         std: Sequence[float],

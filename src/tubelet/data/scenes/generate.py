@@ -128,7 +128,10 @@ def _write_video(folder: Path, settings: Settings, video: Video) -> None:
 
 
 def _one_of_two(rng: np.random.Generator, label: int) -> tuple[list[rendering.Sprite], list[rendering.Tone]]:
-    """Place two sprites of different colors, on the left and on the right; the one with the color `label` is heard."""
+    """Place two sprites of different colors, on the left and on the right; the one with the color `label` is heard.
+
+    It is heard on its side only.
+    """
     colors = ATTRIBUTES["color"]
     other = int(rng.choice([i for i in range(len(colors)) if i != label]))
     sides = rng.permutation(2)  # of the sprite that is heard, and of the other one
@@ -140,7 +143,7 @@ def _one_of_two(rng: np.random.Generator, label: int) -> tuple[list[rendering.Sp
         sprites.append(rendering.Sprite(colors[color], shape, float(rng.uniform(0.1, 0.13)), middle, direction))
     frequency = float(rng.choice(list(rendering.TONES.values())))
     tones = [
-        rendering.Tone(float(rng.uniform(start, start + 0.6)), frequency, sprites[0].middle[0]) for start in (0.2, 1.7)
+        rendering.Tone(float(rng.uniform(start, start + 0.6)), frequency, float(sides[0])) for start in (0.2, 1.7)
     ]
     order = rng.permutation(2)
     return [sprites[i] for i in order], tones
