@@ -157,6 +157,7 @@ def test_lists_name_the_videos(folder):
         attribute = {"order": "first"}.get(question["type"], question["type"])
         assert question["answer"] == getattr(scenes[question["video_id"]], attribute)
     assert (folder / "sounding_train.csv").read_text().splitlines()[1] == "videos/sounding_train_000001.mp4 1"
+    assert (folder / "videos_test.csv").read_text() == "".join(f"videos/test_{i:06}.mp4\n" for i in range(3))
     video = open_video(str(folder / "videos" / "train_000000.mp4"), "pyav")
     assert (video.num_frames, video.fps) == (24, 8)
     assert read_frames(video, np.arange(24), "train_000000.mp4").shape == (24, 32, 32, 3)
