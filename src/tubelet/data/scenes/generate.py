@@ -142,9 +142,7 @@ def _one_of_two(rng: np.random.Generator, label: int) -> tuple[list[rendering.Sp
         direction = str(rng.choice(["up", "down"]))
         sprites.append(rendering.Sprite(colors[color], shape, float(rng.uniform(0.1, 0.13)), middle, direction))
     frequency = float(rng.choice(list(rendering.TONES.values())))
-    tones = [
-        rendering.Tone(float(rng.uniform(start, start + 0.6)), frequency, float(sides[0])) for start in (0.2, 1.7)
-    ]
+    tones = [rendering.Tone(float(rng.uniform(start, start + 0.6)), frequency, float(sides[0])) for start in (0.2, 1.7)]
     order = rng.permutation(2)
     return [sprites[i] for i in order], tones
 
