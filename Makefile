@@ -8,7 +8,7 @@ ENVIRONMENT := $(if $(filter $(VENV)/bin/python,$(PYTHON)),install)
 HERE := PYTHONPATH=$(CURDIR)/src:$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 OUT ?= runs/bench_gpu
 
-.PHONY: help install demo real objectives zoo test test-all test-slurm test-gpu lint bench bench-gpu
+.PHONY: help install demo real objectives zoo test test-all test-slurm test-gpu lint docs bench bench-gpu
 
 help:
 	@echo "make demo        pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slurm  jobs on a real SLURM, started on this machine (root, Debian's packages; 8 min)"
 	@echo "make test-gpu    tests on one GPU, at most 9 minutes; PYTHON=python3 uses an existing environment"
 	@echo "make lint        ruff and mypy"
+	@echo "make docs        the documentation as a website, in build/docs"
 	@echo "make bench       speed against peers: masks, training step, loader, attention; two processes against one"
 	@echo "make bench-gpu   training steps and more on one GPU, at most 9 minutes; OUT=folder, SECTIONS=\"demo\", PYTHON=python3"
 	@echo "make real DATA=/path/to/ut_interaction   the experiment of the demo on real video"
@@ -71,6 +72,9 @@ lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+
+docs: install
+	$(HERE) $(PYTHON) -m tools.docs
 
 bench: install
 	$(PYTHON) -m benchmarks

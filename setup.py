@@ -34,6 +34,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "docs": ["latex2mathml", "markdown", "zensical>=0.0.50"],
         "gs": ["gcsfs"],
         "hf": ["huggingface_hub"],
         "http": ["aiohttp"],
