@@ -51,7 +51,9 @@ def test_clips_have_the_frames_of_their_files(checkout, frames):
 
 def test_frames_per_second(checkout, frames):
     options = {"sampling_rate": None, "fps": 5.0, "num_frames": 4}
-    sample = make_dataset(frames, format={"name": NAME, "fps": 10.0}, **options)[Draw(step=0, epoch=0, index=0, position=0)]
+    sample = make_dataset(frames, format={"name": NAME, "fps": 10.0}, **options)[
+        Draw(step=0, epoch=0, index=0, position=0)
+    ]
     assert sample.frames[0].diff().tolist() == [2, 2, 2]
 
 

@@ -103,7 +103,9 @@ def write(folder: Path) -> list[str]:
     programs = program_options()
     pages = {name.replace(".", "_") + ".md": program_page(name, schema) for name, schema in programs.items()}
     pages["parts.md"] = part_page(PARTS)
-    pages["slurm.md"] = "\n".join(["# slurm", "", "Section `slurm` of jobs; see [SLURM](../slurm.md).", "", *table(SlurmConfig)])
+    pages["slurm.md"] = "\n".join(
+        ["# slurm", "", "Section `slurm` of jobs; see [SLURM](../slurm.md).", "", *table(SlurmConfig)]
+    )
     entries = [f"- [`{name}`]({name.replace('.', '_')}.md)" for name in programs]
     entries += ["- [parts](parts.md): objectives, encoders, predictors, masks, data formats, heads"]
     entries += ["- [`slurm`](slurm.md)"]
