@@ -10,9 +10,7 @@ from tools.docs.reference import ROOT, write
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.docs", description=__doc__)
-    parser.add_argument(
-        "--serve", action="store_true", help="serve the pages on this machine, and rebuild changed ones"
-    )
+    parser.add_argument("--serve", action="store_true", help="serve the pages locally, and rebuild changed ones")
     serve = parser.parse_args().serve
     write(ROOT / "docs" / "reference")
     command = ["serve"] if serve else ["build", "--clean", "--strict"]

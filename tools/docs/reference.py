@@ -2,12 +2,11 @@
 
 import importlib
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from tools.docs.options import options_of, sections_of
 from tubelet.config import Config
-from tubelet.config.registry import Factory, Module, find
+from tubelet.config.registry import Factory, Module
 from tubelet.data.options import DataFormat
 from tubelet.masks import MASKS
 from tubelet.models import ENCODERS, PREDICTORS
@@ -74,7 +73,7 @@ def part_page(parts: dict[str, Module | Factory]) -> str:
     for title, part in parts.items():
         anchor = part.kind.rpartition(".")[2]
         lines += [f"## {title} {{#{anchor}}}", ""]
-        for names, schema in _by_schema(part):
+        for schema, names in _by_schema(part).items():
             lines += [f"### {', '.join(f'`{name}`' for name in names)}", ""]
             for path, section in sections_of(schema):
                 lines += [f"`{path}`:", ""] if path else []
@@ -82,18 +81,16 @@ def part_page(parts: dict[str, Module | Factory]) -> str:
     return "\n".join(lines)
 
 
-def _by_schema(part: Module | Factory) -> Iterable[tuple[list[str], type[Config]]]:
-    """Yield the names of parts and their options class; the sizes of one class, such as vit_tiny, together."""
-    if isinstance(part, Module):
-        for name in part.available():
-            if hasattr(find(part.kind, name), part.options):
-                yield [name], part.locate({"name": name})[0]
-        return
-    grouped: dict[str, tuple[list[str], type[Config]]] = {}
+def _by_schema(part: Module | Factory) -> dict[type[Config], list[str]]:
+    """Return the names of parts by their options class; those of one constructor, such as vit_tiny, together."""
+    found: dict[type[Config], list[str]] = {}
+    by_name: dict[str, type[Config]] = {}
     for name in part.available():
         schema = part.locate({"name": name})[0]
-        grouped.setdefault(schema.__name__, ([], schema))[0].append(name)
-    yield from grouped.values()
+        if isinstance(part, Factory):
+            schema = by_name.setdefault(schema.__name__, schema)
+        found.setdefault(schema, []).append(name)
+    return found
 
 
 def write(folder: Path) -> list[str]:
