@@ -26,7 +26,7 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt setup.py
+$(INSTALLED): requirements.txt pyproject.toml setup.py
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed"; exit 1; }
 	@if command -v uv >/dev/null; then \
 	  uv venv --quiet --allow-existing $(VENV) && uv pip install --python $(PYTHON) -r requirements.txt; \

@@ -1,67 +1,28 @@
+"""The metadata is in pyproject.toml. This file adds the programs to wheels, where tubelet.config.shipped finds them."""
+
+import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
+from setuptools.command.build_py import build_py
 
-here = Path(__file__).parent
+FILES = ("app/**/*.py", "evals/**/*.py", "benchmarks/costs.py", "benchmarks/plan.py", "configs/**/*.yaml")
+# Files of a project's own folders `app` and `evals` can still be imported, as in a checkout.
+INIT = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 
-setup(
-    name="tubelet",
-    version="0.1.0",
-    description="Self-supervised pretraining of video encoders: V-JEPA, its masks, probes and encoders.",
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    package_dir={"": "src"},
-    packages=find_packages("src"),
-    install_requires=[
-        "av",
-        "decord2",
-        "einops",
-        "fsspec",
-        "matplotlib",
-        "numpy>=2",
-        "pyarrow>=15",
-        "pydantic>=2.7",
-        "pyyaml",
-        "safetensors",
-        "submitit",
-        "tensorboard",
-        "timm",
-        "torch>=2.11",
-        "torchmetrics",
-        "torchvision",
-        "tqdm",
-    ],
-    extras_require={
-        "docs": ["latex2mathml", "markdown", "zensical>=0.0.50"],
-        "gs": ["gcsfs"],
-        "hf": ["huggingface_hub"],
-        "http": ["aiohttp"],
-        "language": ["peft", "pycocoevalcap", "sacrebleu", "tokenizers", "transformers"],
-        "s3": ["s3fs"],
-        "test": [
-            "aiohttp",
-            "flask",
-            "flask-cors",
-            "hypothesis",
-            "moto[s3]",
-            "mypy",
-            "peft",
-            "pycocoevalcap",
-            "pytest",
-            "pytest-timeout",
-            "pytest-xdist",
-            "ruff",
-            "s3fs",
-            "sacrebleu",
-            "scikit-learn",
-            "tokenizers",
-            "torchcodec",
-            "transformers",
-            "types-PyYAML",
-            "types-tqdm",
-            "webdataset",
-        ],
-    },
-)
+
+class BuildPy(build_py):
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, "tubelet", "programs")
+        shutil.rmtree(target, ignore_errors=True)
+        for path in (path for pattern in FILES for path in Path().glob(pattern)):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path)
+        for package in ("app", "evals", "benchmarks"):
+            (target / package / "__init__.py").write_text(INIT, encoding="utf-8")
+
+
+setup(cmdclass={"build_py": BuildPy})
