@@ -22,6 +22,7 @@ from tubelet.config import ConfigError
 from tubelet.data.mask_draws import draw_masks
 from tubelet.models.vision_transformer import VisionTransformer
 from tubelet.objectives.vjepa import VJEPA
+from tubelet.runtime import command_line
 from tubelet.runtime.launch import Package, load
 from tubelet.runtime.text import text_table
 
@@ -261,7 +262,7 @@ def rows(plan: Plan, video_bits: float) -> Iterator[tuple[str, ...]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = command_line.parse(_parser(), argv)
     try:
         options = load(PRETRAINING, arguments.fname, arguments.overrides).options
         if not isinstance(options, Options):
@@ -273,8 +274,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__.partition("\n")[0])
-    parser.add_argument("--fname", required=True, help="YAML file of a pretraining configuration")
+    parser = command_line.make_parser(
+        "benchmarks.plan", __doc__.partition("\n")[0], options="[options]", configs=("pretrain",)
+    )
     parser.add_argument("--nodes", type=_positive_int, default=1, help="number of nodes (default: %(default)s)")
     parser.add_argument("--gpus-per-node", type=_positive_int, default=8, help="GPUs per node (default: %(default)s)")
     parser.add_argument(
@@ -308,7 +310,6 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         help="bit rate of the videos in Mbit/s (default: %(default)g, typical of 340x256 pixels in H.264)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides a value of the file")
     return parser
 
 

@@ -3,7 +3,7 @@
 import tubelet.runtime.start_up  # noqa: F401, first, for Ctrl-C during the imports below
 from tubelet.runtime.launch import Package, run
 
-PROGRAMS = Package("evals", key="eval_name", module="eval")
+PROGRAMS = Package("evals", key="eval_name", module="eval", configs=("evals",))
 
 if __name__ == "__main__":
     run(PROGRAMS)

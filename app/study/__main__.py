@@ -88,4 +88,4 @@ def summary(
 
 
 if __name__ == "__main__":
-    command_line.run("app.study", __doc__, Options, run)
+    command_line.run("app.study", __doc__, Options, run, configs=("study",))

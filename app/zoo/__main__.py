@@ -20,7 +20,7 @@ from app.study.plan import plan as study_plan
 from app.study.plan.pretraining import clips_job
 from app.study.results import summarise
 from tubelet import config
-from tubelet.config import Config, ConfigError
+from tubelet.config import Config, ConfigError, shipped
 from tubelet.report import aggregate, layout
 from tubelet.runtime import command_line, run_lock
 from tubelet.runtime.files import read_json, write_json
@@ -88,7 +88,9 @@ def run(options: Options) -> None:
 
 def encoder_files(options: Options) -> dict[str, Path]:
     """The YAML of each encoder. Raises ConfigError if the folder has none, or none of a name in the options."""
-    files = {path.stem: path for path in sorted(Path(options.encoders).glob("*.yaml")) if path.name != BASE}
+    files = {
+        path.stem: path for path in sorted(shipped.find_folder(options.encoders).glob("*.yaml")) if path.name != BASE
+    }
     if not files:
         raise ConfigError(f"encoders: no YAML files in {options.encoders}")
     for key, names in (("only", options.only), ("special", options.special)):
@@ -167,4 +169,4 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run("app.zoo", __doc__, Options, run)
+    command_line.run("app.zoo", __doc__, Options, run, configs=("study",))

@@ -106,6 +106,6 @@ def test_programs_are_found_from_any_directory(tmp_path):
     assert (
         f"data.datasets: 'runs/demo/clips/pretrain': no such folder, list or file (looked in {tmp_path})" in done.stderr
     )
-    command[4] = "configs/pretrain/debug.yaml"
+    command[4] = "pretrain/debug.yaml"
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert f"configs/pretrain/debug.yaml: no such file (looked in {tmp_path})" in done.stderr
+    assert f"pretrain/debug.yaml: no such file (looked in {tmp_path})" in done.stderr

@@ -32,12 +32,14 @@ def two_gpus(monkeypatch):
     ],
 )
 def test_words_of_the_command_line(words, expected, two_gpus):
-    arguments = launch._parse_arguments("app", ["--fname", "x.yaml", "--devices", *words.split()])
+    arguments = launch._parse_arguments(
+        launch.Package("app", "app", "train"), ["--fname", "x.yaml", "--devices", *words.split()]
+    )
     assert launch._devices(arguments) == expected
 
 
 def test_the_default_is_the_first_gpu_where_there_is_one(monkeypatch, two_gpus):
-    arguments = launch._parse_arguments("app", ["--fname", "x.yaml"])
+    arguments = launch._parse_arguments(launch.Package("app", "app", "train"), ["--fname", "x.yaml"])
     assert launch._devices(arguments) == ["cuda:0"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert launch._devices(arguments) == ["cpu"]

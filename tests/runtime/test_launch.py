@@ -45,7 +45,7 @@ def test_the_environment_wins_in_a_step_with_several_tasks(monkeypatch):
 
 def test_overrides_may_follow_devices_and_file_names_may_have_an_equals_sign():
     argv = ["a.b=1", "--fname", "x=y.yaml", "--devices", "cpu", "cpu", "folder=z", "--processes", "2"]
-    parsed = launch._parse_arguments("app", argv)
+    parsed = launch._parse_arguments(launch.Package("app", "app", "train"), argv)
     assert (parsed.fname, parsed.devices, parsed.processes) == ("x=y.yaml", ["cpu", "cpu"], 2)
     assert parsed.overrides == ["a.b=1", "folder=z"]
 

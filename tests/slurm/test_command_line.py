@@ -317,10 +317,10 @@ def test_status_without_slurm(watched, monkeypatch, tmp_path):
 
 
 def test_evals_have_no_then():
-    command = [sys.executable, "-m", "evals.main_distributed", "--fname", "x", "--then", "y"]
+    command = [sys.executable, "-m", "evals.main_distributed", "--fname", "x.yaml", "--then", "y.yaml"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "unrecognized arguments: --then y" in done.stderr
+    assert "unrecognized arguments: --then y.yaml" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["app.main", "app.main_distributed", "evals.main", "evals.main_distributed"])

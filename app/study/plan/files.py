@@ -11,6 +11,7 @@ from app.study.options import Options
 from app.study.plan.runs import read
 from app.study.sections import Program
 from tubelet import config
+from tubelet.config import shipped
 from tubelet.runtime.jobs import Job
 
 
@@ -84,7 +85,7 @@ def yaml_job(
     if program is not None:
         overrides = [study.fill(change, fold) for change in program.overrides]
         settings = {**config.merge(read(program.fname), changes), "overrides": overrides}
-        changes = {"base": os.path.relpath(program.fname, fname.parent), **changes}
+        changes = {"base": os.path.relpath(shipped.find(program.fname), fname.parent), **changes}
     fname.parent.mkdir(parents=True, exist_ok=True)
     fname.write_text(yaml.safe_dump(changes, sort_keys=False), encoding="utf-8")
     package = "app.main" if stage in ("supervised", "finetune") else "evals.main"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from tubelet.config import addresses, aliases
+from tubelet.config import addresses, aliases, shipped
 from tubelet.config.aliases import merge
 from tubelet.config.base import Config, ConfigError, nearest
 from tubelet.config.registry import PartField
@@ -41,7 +41,7 @@ def load(fname: str | Path, overrides: Sequence[str], schema: type[Schema]) -> S
 
 def read(fname: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the mapping of `fname` with its bases merged, `key.path=value` overrides applied, and canonical keys."""
-    layers = list(_layers(Path(fname), seen=()))
+    layers = list(_layers(shipped.find(fname), seen=()))
     parsed = [_parse(override) for override in overrides]
     program = None
     for layer in (*(layer for _, layer in layers), {key: value for _, key, value in parsed}):
@@ -130,16 +130,19 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str
     """Yield a file and its bases with their mappings, the innermost base first."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base: files name each other in a circle; remove one of the base: lines")
-    if not path.is_file():
-        place = f"named as base: in {seen[-1]}" if seen else f"looked in {Path.cwd()}"
-        raise ConfigError(f"{path}: no such file ({place})")
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(raw).__name__}")
     base = raw.pop("base", None)
     if base is not None:
-        yield from _layers(path.parent / base, (*seen, path.resolve()))
+        yield from _layers(_base(path, base), (*seen, path.resolve()))
     yield path, raw
+
+
+def _base(path: Path, base: str) -> Path:
+    """Return the file that `path` names as its base: relative to its folder, or a shipped configuration."""
+    beside = path.parent / base
+    return beside if beside.is_file() else shipped.look_up(base, f"named as base: in {path}")
 
 
 def _parse(override: str) -> tuple[str, str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from tubelet.config import UserError
 from tubelet.data import synthetic
 from tubelet.data.generated_files import begin, encode, finish
+from tubelet.runtime import command_line
 from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import Purpose, numpy_generator
 
@@ -102,7 +103,9 @@ def _write_lists(folder: Path, clips: list[Clip]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tubelet.data.generated", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=command_line.typed("tubelet.data.generated"), description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
     helps = {

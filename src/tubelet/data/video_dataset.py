@@ -198,7 +198,7 @@ class Dataset:
             if durations is None:
                 raise ConfigError(
                     f"data.weight_by_duration: '{entry}' has no durations; give an index, written by: "
-                    f"python -m app.main --fname configs/data/index.yaml folder=runs/index "
+                    f"tubelet index folder=runs/index "
                     f"data.datasets=[{entry}]"
                 )
         return [durations for durations in known if durations is not None]

@@ -1,4 +1,7 @@
-"""Command lines of the form `python -m <module> --fname FILE [options] [key.path=value …]`."""
+"""Command lines of the form `python -m <module> --fname FILE [options] [key.path=value …]`.
+
+FILE is a path, or the name of a shipped configuration: `--fname demo`, or in other words `--config demo`.
+"""
 
 import argparse
 import contextlib
@@ -6,13 +9,27 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from tubelet import config
-from tubelet.config import UserError
+from tubelet.config import ConfigError, UserError, shipped
 from tubelet.config.reading import Schema
 from tubelet.runtime import run_lock, start_up
 
+TYPED: dict[str, str] = {}
+"""Module -> the command that the user has typed to run it, where it is not `python -m <module>`."""
+
+
+def typed(module: str) -> str:
+    """Return the command that runs a module, as the user has typed it."""
+    return TYPED.get(module, f"python -m {module}")
+
 
 def make_parser(
-    module: str, description: str | None, *, options: str = "", epilog: str | None = None, required: bool = True
+    module: str,
+    description: str | None,
+    *,
+    options: str = "",
+    epilog: str | None = None,
+    required: bool = True,
+    configs: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """A parser with `--fname`, for `parse`.
 
@@ -20,11 +37,33 @@ def make_parser(
         module: What is run with `python -m`.
         options: The other options as they appear in the usage line.
         required: Whether `--fname` must be given.
+        configs: Folders of `configs` in which the name of a shipped configuration is looked up first.
     """
-    usage = " ".join(["%(prog)s --fname FILE", *filter(None, [options]), "[key.path=value …]"])
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", usage=usage, description=description, epilog=epilog)
-    parser.add_argument("--fname", metavar="FILE", required=required, help="the YAML file with the configuration")
+    usage = " ".join(["%(prog)s --config FILE", *filter(None, [options]), "[key.path=value …]"])
+    parser = argparse.ArgumentParser(prog=typed(module), usage=usage, description=description, epilog=epilog)
+    parser.add_argument(
+        "--fname",
+        "--config",
+        metavar="FILE",
+        required=required,
+        type=config_file(configs),
+        help="the YAML file with the configuration, or the name of a shipped one, such as demo",
+    )
     return parser
+
+
+def config_file(configs: Sequence[str]) -> Callable[[str], str]:
+    """Return the type of an argument that names a configuration, see `make_parser`. Paths are checked when read."""
+
+    def find(fname: str) -> str:
+        if fname.endswith(".yaml"):
+            return fname
+        try:
+            return str(shipped.find(fname, configs))
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
+
+    return find
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,9 +95,15 @@ def exit_on_error(stopped: str = "stopped") -> Iterator[None]:
         sys.exit(130)
 
 
-def run(module: str, description: str | None, schema: type[Schema], main: Callable[[Schema], None]) -> None:
-    """Run `main` with the options that the command line's file and overrides give."""
-    arguments = parse(make_parser(module, description))
+def run(
+    module: str,
+    description: str | None,
+    schema: type[Schema],
+    main: Callable[[Schema], None],
+    configs: Sequence[str] = (),
+) -> None:
+    """Run `main` with the options that the command line's file and overrides give; see `make_parser`."""
+    arguments = parse(make_parser(module, description, configs=configs))
     with exit_on_error("stopped; the same command continues"):
         options = config.load(arguments.fname, arguments.overrides, schema)
         with run_lock.holding(run_lock.locks_of(options)):

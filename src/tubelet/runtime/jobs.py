@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tubelet.config import ConfigError, UserError
+from tubelet.config import ConfigError, UserError, shipped
 from tubelet.runtime.files import read_json, write_json
 from tubelet.runtime.fork import AlreadyRunning, ForkedProgram
 from tubelet.runtime.progress import progress
@@ -58,7 +58,7 @@ class Job:
 
     def shell(self, threads: int) -> str:
         """Return the command as a line for the shell."""
-        return f"OMP_NUM_THREADS={threads} python -m {shlex.join(self.command)}"
+        return f"OMP_NUM_THREADS={threads} {shipped.python_path()}python -m {shlex.join(self.command)}"
 
 
 @dataclass

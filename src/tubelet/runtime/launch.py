@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tubelet.config import Config, ConfigError, check, nearest, read
+from tubelet.config import Config, ConfigError, check, nearest, read, shipped
 from tubelet.runtime import command_line, run_lock, start_up
 from tubelet.runtime.devices import parse as parse_devices
 from tubelet.runtime.log import setup_logging
@@ -38,11 +38,13 @@ class Package:
 
     Attributes:
         key: The key of the YAML file that names the program.
+        configs: Folders of `configs` in which the name of a shipped configuration is looked up first.
     """
 
     name: str
     key: str
     module: str
+    configs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Program:
 
 def run(package: Package, argv: list[str] | None = None) -> None:
     """Parse the command line and run the program that the YAML file names."""
-    arguments = _parse_arguments(package.name, argv)
+    arguments = _parse_arguments(package, argv)
     setup_logging()
     with command_line.exit_on_error():
         _start(load(package, arguments.fname, arguments.overrides), arguments)
@@ -89,13 +91,15 @@ def load(package: Package, fname: str, overrides: list[str]) -> Program:
     return Program(program.__name__, check(raw, program.Options, fname))
 
 
-def _parse_arguments(package: str, argv: list[str] | None) -> argparse.Namespace:
+def _parse_arguments(package: Package, argv: list[str] | None) -> argparse.Namespace:
+    module = f"{package.name}.main"
     parser = command_line.make_parser(
-        f"{package}.main",
+        module,
         "Run the program that the YAML file names, on one or several devices.",
         options="[--devices DEVICE …] [--processes N]",
-        epilog=f"key.path=value replaces a value of the file, e.g. python -m {package}.main --fname configs/x.yaml "
+        epilog=f"key.path=value replaces a value of the file, e.g. {command_line.typed(module)} --config x.yaml "
         "--devices cuda:0 cuda:1 folder=runs/mine optimization.lr=1e-3",
+        configs=package.configs,
     )
     parser.add_argument(
         "--devices",
@@ -108,6 +112,7 @@ def _parse_arguments(package: str, argv: list[str] | None) -> argparse.Namespace
 
 
 def _find_program(package: Package, raw: dict[str, Any], fname: str) -> Any:
+    shipped.add_programs_to_path()  # jobs on a cluster start without the command `tubelet`
     folders = importlib.import_module(package.name).__path__  # wherever it is run from
     programs = sorted(path.parent.name for folder in folders for path in Path(folder).glob(f"*/{package.module}.py"))
     name = raw.get(package.key)

@@ -26,6 +26,11 @@ def _is_program() -> bool:
     return specification is not None and specification.name.partition(".")[0] in ("app", "evals")
 
 
-# A handler that is another one, or none as in background jobs of a shell, stays.
-if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _exit)
+def begin() -> None:
+    """Install the handler. One that is another one, or none as in background jobs of a shell, stays."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
+
+
+if _is_program():
+    begin()

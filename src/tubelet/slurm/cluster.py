@@ -45,7 +45,7 @@ def check_installed() -> None:
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "no sbatch on the PATH: submit SLURM jobs from a login node of the cluster. To run on this machine: "
-            "python -m app.main (or evals.main) --fname … [--devices cuda:0 cuda:1 …]; to see what would be submitted: "
+            "tubelet train (or eval) --config … [--devices cuda:0 cuda:1 …]; to see what would be submitted: "
             "--dry-run"
         )
 

@@ -1,6 +1,7 @@
 """Command line of `python -m app.main_distributed` and `python -m evals.main_distributed`."""
 
 import argparse
+import importlib
 from pathlib import Path
 
 from tubelet.runtime import command_line
@@ -13,7 +14,7 @@ def run(package: Package, argv: list[str] | None = None, *, then: str | None = N
     Args:
         then: Module with the PROGRAMS that `--then` may submit after the run; None: there is no `--then`.
     """
-    arguments = _parse_arguments(package.name, argv, then)
+    arguments = _parse_arguments(package, argv, then)
     with command_line.exit_on_error():
         from tubelet.slurm import runs, status  # they import torch, which `--help` need not wait for
 
@@ -25,13 +26,14 @@ def run(package: Package, argv: list[str] | None = None, *, then: str | None = N
             runs.submit(package, arguments, then)
 
 
-def _parse_arguments(package: str, argv: list[str] | None, then: str | None) -> argparse.Namespace:
+def _parse_arguments(package: Package, argv: list[str] | None, then: str | None) -> argparse.Namespace:
     parser = command_line.make_parser(
-        f"{package}.main_distributed",
+        f"{package.name}.main_distributed",
         "Submit the program that the YAML file names as a SLURM job. Its resources may be set in the section `slurm` "
         "of the file; the options here take precedence.",
         options="[options]",
         required=False,
+        configs=package.configs,
     )
     parser.add_argument("--folder", help="run folder; several runs get a folder each in it (default: the file's)")
     parser.add_argument("--partition")
@@ -51,10 +53,13 @@ def _parse_arguments(package: str, argv: list[str] | None, then: str | None) -> 
         "--sweep", action="append", default=[], metavar="KEY=A,B,C", help="a run for each value; several make a grid"
     )
     if then is not None:
-        parser.add_argument("--then", metavar="FILE", help="probe of the encoder, submitted to start after the run")
+        probe = command_line.config_file(importlib.import_module(then).PROGRAMS.configs)
+        parser.add_argument(
+            "--then", metavar="FILE", type=probe, help="probe of the encoder, submitted to start after the run"
+        )
     parser.add_argument("--status", metavar="FOLDER", help="show the jobs that were submitted with this folder")
     parser.add_argument("--cancel", metavar="FOLDER", help="cancel them")
     arguments = command_line.parse(parser, argv)
     if not (arguments.fname or arguments.batch_launch or arguments.status or arguments.cancel):
-        parser.error("--fname is missing")
+        parser.error("--config is missing")
     return arguments

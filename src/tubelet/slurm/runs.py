@@ -11,6 +11,7 @@ from typing import Any
 
 from tubelet.config import ConfigError, check_part, dump, merge, read
 from tubelet.config.yaml_files import read_yaml
+from tubelet.runtime import command_line
 from tubelet.runtime.launch import Package, load
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.slurm import cluster, snapshot, status
@@ -41,7 +42,8 @@ def submit(package: Package, arguments: argparse.Namespace, then: str | None) ->
     _print(submitted)
     for job, probe in zip(submitted, probes, strict=False):
         _print(jobs.submit([probe], root, code, after=job.job))
-    print(f"Watch: python -m {package.name}.main_distributed --status {root}   cancel: --cancel {root}")
+    command = command_line.typed(f"{package.name}.main_distributed")
+    print(f"Watch: {command} --status {root}   cancel: --cancel {root}")
 
 
 def _print(submitted: list[Submitted]) -> None:
