@@ -119,7 +119,7 @@ def test_probe_with_a_shipped_configuration(pretrained, environment):
         "cpu",
         "optimization.num_epochs=2",
         "optimization.warmup=0",
-        "optimization.min_steps=null",
+        "optimization.min_steps=0",
     )
     run(environment / "tubelet", "eval", "--config", "demo", *changes, cwd=pretrained)
     assert (pretrained / "runs/probe/results.json").is_file()

@@ -29,7 +29,9 @@ class ImageViTConfig(Config):
     weights: str
     """File of timm's own weights (.safetensors, .pth)."""
     timm_name: str = "vit_base_patch16_224"
+    """Name of the model in timm."""
     tubelet_init: TubeletInit = "central_frame"
+    """How the patch embedding of one frame becomes that of a tubelet."""
 
 
 class OptimizationConfig(schedules.OptimizationConfig):
@@ -38,7 +40,9 @@ class OptimizationConfig(schedules.OptimizationConfig):
     attend_across_segments: bool = True
     """Make one prediction from the tokens of all segments; false: one each, averaged."""
     num_epochs: int = Field(50, ge=1)
+    """Passes over the training videos."""
     resolution: int = Field(224, ge=1)
+    """Height and width of the clips in pixels."""
     batch_size: Annotated[int, RESUME_IGNORED] = Field(16, ge=1)
     """Videos of a step in one process; their number in all processes may not change when a run is resumed."""
     lr: Positive = 1e-3
@@ -50,9 +54,11 @@ class OptimizationConfig(schedules.OptimizationConfig):
     """Factor on the learning rate from each block of the encoder to the one below it; see `optimizer.layer_decay`."""
     clip_grad: float | None = Field(1.0, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of the cross-entropy."""
     mixup: float = Field(0.0, ge=0)
     """Parameter of MixUp's beta distribution; 0 for none. With `cutmix`, one of the two at random for each pair."""
     cutmix: float = Field(0.0, ge=0)
+    """Parameter of CutMix's beta distribution; 0 for none."""
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizationConfig":
@@ -78,6 +84,7 @@ class Options(TrainingOptions):
 
     app: Literal["classification"] = "classification"
     data: DataConfig
+    """Labelled videos or images for training and validation."""
     data_aug: AugConfig | None = None
     encoder: EncoderOptions | None = None
     """Encoder that is trained from scratch, or from `image_vit`; null: a ViT-B, or the one that `pretrain` names."""
@@ -85,6 +92,7 @@ class Options(TrainingOptions):
     pretrain: PretrainConfig | None = None
     """Encoder that is fine-tuned: that of a run, or released weights, as for a probe."""
     head: TrainedHeadOptions = Field({}, validate_default=True)
+    """What classifies the tokens of the encoder: a head of tubelet/probing/heads that is trained."""
     optimization: OptimizationConfig = OptimizationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     meta: MetaConfig = MetaConfig()

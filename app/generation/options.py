@@ -22,7 +22,9 @@ class DataConfig(Config):
     format: DataFormat = Field({}, validate_default=True)
     """`video_dataset` for folders and lists of video files, `moving_mnist`, `kth`, or a format of your own."""
     train: list[str] = Field(min_length=1)
+    """Training videos: folders, lists or files, as the format reads them."""
     test: Annotated[list[str], RESUME_IGNORED] = Field(min_length=1)
+    """Test videos, likewise."""
     num_frames: int = Field(10, ge=2)
     """Frames that are seen."""
     num_target_frames: int = Field(10, ge=1)
@@ -32,16 +34,22 @@ class DataConfig(Config):
     channels: Literal[1, 3] = 3
     """1 for grayscale."""
     crop_size: Square = 64
+    """Height and width of the frames in pixels."""
     patch_size: int = Field(8, ge=1)
+    """Height and width of a patch in pixels."""
     tubelet_size: int = Field(1, ge=1)
+    """Frames of a tubelet."""
     normalize_mean: float = 0.5
     """Mean of the seen frames, from 0 to 1, for normalization; a pretrained encoder has its own."""
     normalize_std: float = Field(0.25, gt=0)
+    """Standard deviation of the seen frames; see `normalize_mean`."""
 
     batch_size: Annotated[int, RESUME_IGNORED] = Field(16, ge=1)
     """Clips of a step in one process; their number in all processes may not change when a run is resumed."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
+    """Processes that read videos, for each process of the program; 0: read in the process itself."""
     pin_mem: Annotated[bool, RESUME_IGNORED] = True
+    """Put batches into pinned memory, for faster copies to a GPU."""
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
     """Seconds without a batch from a worker after which its video counts as unreadable; 0: wait without limit."""
     decoder: Decoder = Decoder()
@@ -78,6 +86,7 @@ class OptimizationConfig(schedules.OptimizationConfig):
     """YAML section `optimization`."""
 
     steps: int = Field(10_000, ge=1)
+    """Steps of the run."""
     loss: Literal["l1", "l2"] = "l2"
     """l2 predicts the mean of the possible futures, l1 the median, which is sharper and darker."""
     warmup: NotNegative = 500

@@ -81,6 +81,7 @@ class Options(Config):
     task: Annotated[int, RESUME_IGNORED] = Field(0, ge=0)
     """For job arrays: `--sweep task=0,1,2,3 tasks=4 output=/data/packed` starts four tasks that share the shards."""
     tasks: Annotated[int, RESUME_IGNORED] = Field(1, ge=1)
+    """Number of tasks that share the shards; see `task`."""
 
     @model_validator(mode="after")
     def _task_exists(self) -> "Options":

@@ -30,13 +30,16 @@ REFERENCES = ("random", "random_best", "supervised")
 
 class Options(Config):
     folder: str
+    """Folder of all runs and of the report."""
     title: str = "Tubelet study"
+    """Title of the report."""
     datasets: dict[str, dict[str, Any]] | None = None
     """Several data sets: name -> the keys below that differ for it. Each has the folder `<folder>/<name>`. One that has
     `lists`, but no `data`, is left out; null drops one of a base file."""
     data: str | None = None
     """Folder of an external data set; `lists` names the module in tubelet/data that writes its lists."""
     lists: name_of("data", "write_lists") | None = None
+    """Module of tubelet/data with `write_lists`, for the folder `data`."""
     folds: list[int] = Field([0], min_length=1)
     """Each fold has its own pretraining, without its test clips."""
     clips: dict[str, int] | None = None
@@ -51,14 +54,17 @@ class Options(Config):
     """Equal compute for all objectives; by default each has the number of steps of its YAML."""
     curves: Curves | None = None
     random: Random = Random()
+    """Encoders with random weights, which are probed like the pretrained ones."""
     tasks: dict[str, Task] = {}
     headline: str | None = None
     """The task of the report's conclusion; by default the first."""
     probe: Probe
+    """The probe of all encoders."""
     supervised: Supervised | None = None
     finetune: FineTuning | None = None
     baselines: Baselines | None = Baselines()
     devices: list[str] = ["cpu"]
+    """Devices of each program, as for `--devices`."""
     processes: int = Field(2, ge=1)
     """Number of programs that run in parallel."""
     threads: int = Field(1, ge=1)

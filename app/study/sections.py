@@ -12,8 +12,11 @@ class Task(LabelSubset):
     """Labelled clips, and how many of the labels are used. `{folder}` and `{fold}` in the paths are replaced."""
 
     train: str
+    """List of the training clips."""
     test: str
+    """List of the test clips."""
     num_classes: int = Field(ge=2)
+    """Number of classes."""
     heads: list[str] | None = None
     """Those of `probe.heads` that read this task; by default all."""
 
@@ -28,14 +31,18 @@ class Program(Config):
     """A YAML file of a program, the seeds to run it with, and overrides (`key.path=value`)."""
 
     fname: str
+    """YAML of the program."""
     seeds: list[int] = Field([0], min_length=1)
+    """Each is run."""
     overrides: list[str] = []
+    """Changes to the YAML, `key.path=value`."""
 
 
 class Teacher(Config):
     """The frozen teacher of an objective: the encoder of another objective of the study, of the same fold and seed."""
 
     objective: str
+    """Name of the other objective."""
     share: float | None = Field(None, gt=0, lt=1)
     """Fraction of the compute that a shorter run for the teacher alone gets; the student gets the rest. null, only
     without `compute`: the teacher is the other objective's own run."""
@@ -45,6 +52,7 @@ class Objective(Config):
     """A pretraining. Its name is its row in the report."""
 
     fname: str
+    """YAML of the pretraining."""
     overrides: list[str] = []
     """`{teacher}` in them is replaced by the run folder of the teacher."""
     teacher: Teacher | None = None
@@ -83,6 +91,7 @@ class Curves(Config):
     task: str | None = None
     """By default the headline."""
     head: str = "linear_slots"
+    """Head of the probes."""
     points: list[float] = Field([0.125, 0.25, 0.5], min_length=1)
     """Fractions of a run after which its encoder is probed; its end always is."""
 
@@ -97,6 +106,7 @@ class Random(Config):
     init_stds: list[float] = Field([0.02, 0.06, 0.12], min_length=1)
     """Standard deviations of the initial weights; the first is the default of the encoder."""
     seeds: list[int] = [0]
+    """Seeds of the weights, for each standard deviation."""
 
 
 class Probe(Program):
@@ -126,16 +136,25 @@ class Baselines(Config):
     """Baselines that need no network."""
 
     kinds: list[Literal["frame", "difference", "metadata"]] = Field(["frame", "difference"], min_length=1)
+    """Inputs of the logistic regression."""
     num_frames: int = Field(16, ge=2)
+    """Frames, evenly spaced over the video, between which differences are taken."""
     average: bool = True
+    """Average the differences over time."""
 
 
 class Seconds(Config):
     """Estimates for the progress bar: seconds of one job of each stage; corrected by measured times."""
 
     pretrain: float = 300
+    """Of a pretraining."""
     probe: float = 60
+    """Of a probe."""
     curve: float = 15
+    """Of a probe of a checkpoint for the curves."""
     supervised: float = 60
+    """Of a training from scratch."""
     finetune: float = 60
+    """Of a fine-tuning."""
     baselines: float = 20
+    """Of the baselines."""

@@ -26,6 +26,7 @@ class OptimizationConfig(schedules.OptimizationConfig):
     """YAML section `optimization`; the defaults are those of V-JEPA."""
 
     epochs: int = Field(300, ge=1)
+    """Epochs of the run, of `ipe` steps each."""
     ipe: int | None = Field(None, ge=1)
     """Iterations (steps) per epoch; null: as many as see each clip once."""
     ipe_scale: float = Field(1.25, ge=1)

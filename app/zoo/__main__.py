@@ -51,17 +51,21 @@ the initialisation scales. "-": the encoder needs all tokens, so it cannot be pr
 
 class Options(Config):
     folder: str
+    """Folder of all runs and of `zoo.json`."""
     encoders: str
     """Folder with a pretraining YAML for each encoder."""
     only: list[str] = []
     """Names of the encoders, by default all."""
     clips: dict[str, int]
+    """Arguments of `python -m tubelet.data.generated`."""
     study: dict[str, Any]
     """Options of `app.study` for each encoder; `{zoo}` in them is replaced by this program's folder."""
     special: dict[str, dict[str, Any]] = {}
     """Changes to the studies of single encoders."""
     processes: int = Field(2, ge=1)
+    """Number of programs that run in parallel."""
     threads: int = Field(1, ge=1)
+    """Threads of each program."""
 
     def run_locks(self) -> list[run_lock.Lock]:
         """Return what this program locks; its children lock their folders."""

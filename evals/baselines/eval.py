@@ -27,13 +27,17 @@ class Task(LabelSubset):
     """A labelled set: lists of `path label` lines. Subsets are those of a probe of the same seed."""
 
     train: str
+    """List of the training videos."""
     test: str
+    """List of the test videos."""
     num_classes: int = Field(ge=2)
+    """Number of classes."""
 
 
 class Options(Config):
     eval_name: Literal["baselines"]
     folder: str
+    """Folder of the results."""
     kinds: list[Literal["frame", "difference", "metadata"]] = Field(["frame", "difference"], min_length=1)
     """Inputs of the logistic regression; see `tubelet.probing.baselines.describe`."""
     num_frames: int = Field(16, ge=2)
@@ -44,6 +48,7 @@ class Options(Config):
     distributed: DistributedConfig = DistributedConfig()
     tasks: dict[str, Task] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
+    """Seeds of the few-shot subsets; each is run."""
 
 
 def main(options: Options, world: World) -> None:

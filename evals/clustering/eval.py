@@ -29,6 +29,7 @@ class Options(ItemsConfig):
     normalize: bool = True
     """Cluster directions: subtract the mean of all vectors and divide by the norm. False: the vectors as they are."""
     seed: int = Field(0, ge=0)
+    """Seed of the starts."""
     page_examples: int = Field(6, ge=0)
     """Examples of each cluster on the page, those nearest to its center."""
     page_clusters: int = Field(50, ge=0)

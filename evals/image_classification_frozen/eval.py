@@ -17,6 +17,7 @@ class DataConfig(ProbeDataConfig):
 class Options(ProbeOptions):
     eval_name: Literal["image_classification_frozen"]
     data: DataConfig
+    """Folders of images with a subfolder for each class."""
 
 
 def main(options: Options, world: World) -> None:

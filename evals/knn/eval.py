@@ -24,6 +24,7 @@ class Options(ItemsConfig):
     test: str | None = None
     """Store of the videos to classify; null: each video of `features` by all others (leave-one-out)."""
     num_classes: int = Field(ge=2)
+    """Number of classes."""
     k: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50], min_length=1)
     """Numbers of neighbors."""
     temperature: list[Annotated[float, Field(gt=0)] | None] = Field([0.07], min_length=1)

@@ -41,9 +41,11 @@ class DataConfig(Config):
     """YAML section `data`: held-out clips. Their size and frame rate are those of the pretraining."""
 
     datasets: list[str] = Field(min_length=1)
+    """Folders, lists or files of videos."""
     num_clips: int = Field(128, ge=1)
     """Clips to measure, evenly spaced over the data; `draws` further ones are the climatology."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
+    """Processes that read videos, for each process of the program; 0: read in the process itself."""
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
     """Seconds without a clip from a worker after which its video counts as unreadable; 0: no limit."""
     cache: Annotated[str | None, RESUME_IGNORED] = None
@@ -53,6 +55,7 @@ class DataConfig(Config):
 class Options(Config):
     eval_name: Literal["predictor_calibration"]
     folder: str
+    """Folder of the results."""
     pretrain: RunConfig
     """Run whose predictor has noised targets."""
     mask_tokens: RunConfig | None = None
@@ -69,6 +72,7 @@ class Options(Config):
     coverage: float = Field(0.8, gt=0, lt=1)
     """Fraction of the draws between whose limits the truth is expected."""
     seed: int = Field(0, ge=0)
+    """Seed of masks and samples."""
     distributed: Annotated[DistributedConfig, RESUME_IGNORED] = DistributedConfig()
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ class Options(ItemsConfig):
     page_queries: int = Field(12, ge=0)
     """Queries on the page, evenly spaced over all."""
     page_neighbors: int = Field(6, ge=1)
+    """Neighbors of each query on the page."""
     decoder: Decoder = Decoder()
 
 

@@ -87,8 +87,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "`tubelet COMMAND --help` has the options of a command, `tubelet train --config NAME --help-config` those of",
-            "a configuration.",
+            "`tubelet COMMAND --help` has the options of a command, `tubelet train --config demo --help-config`",
+            "those of a configuration.",
         ]
     )
 

@@ -81,7 +81,9 @@ class DataConfig(Config):
     has about 20 different lengths, which matters to attention kernels that plan for each. `shortest`: the length of
     the shortest, as in V-JEPA; another one in nearly every step and process."""
     num_workers: Annotated[int, RESUME_IGNORED] = Field(default=2, ge=0)
+    """Processes that read videos, for each process of the program; 0: read in the process itself."""
     pin_mem: Annotated[bool, RESUME_IGNORED] = True
+    """Put batches into pinned memory, for faster copies to a GPU."""
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(default=300, ge=0)
     """Seconds to wait for a batch before the video that a worker hangs at counts as unreadable; 0: no limit. With
     `num_workers: 0` there is no limit either, and a decoder that hangs at a damaged file can only be killed."""
@@ -92,12 +94,16 @@ class DataConfig(Config):
     num_clips: int = Field(default=1, ge=1)
     """Clips per video, one from each of as many equal parts of it."""
     num_frames: int = Field(default=16, ge=1)
+    """Frames of a clip."""
     tubelet_size: int = Field(default=2, ge=1)
+    """Frames of a tubelet."""
     sampling_rate: int | None = Field(default=None, ge=1)
     """Take every n-th frame of the file. Alternatives: `fps` (frames per second) or `clip_duration` (seconds), which
     take the frames that are presented at these times, also where the rate of the file varies."""
     fps: float | None = Field(default=None, gt=0)
+    """Frames of the clip per second; see `sampling_rate`."""
     clip_duration: float | None = Field(default=None, gt=0)
+    """Seconds of a clip; see `sampling_rate`."""
     random_clip_sampling: bool = True
     """Random position of the clip in its part of the video; false: the middle."""
     allow_clip_overlap: bool = False
@@ -110,6 +116,7 @@ class DataConfig(Config):
     crop_size: Size = 224
     """Pixels of the clips, one number or [height, width]."""
     patch_size: int = Field(default=16, ge=1)
+    """Height and width of a patch in pixels."""
 
     decoder: Decoder = Decoder()
     max_bad_fraction: Annotated[MaxBadFraction, RESUME_IGNORED] = 0.05
@@ -157,10 +164,13 @@ class AugConfig(Config):
     auto_augment: bool = False
     """RandAugment of torchvision."""
     auto_augment_ops: int = Field(default=4, ge=1)
+    """Operations of RandAugment."""
     auto_augment_magnitude: int = Field(default=7, ge=0, le=30)
+    """Magnitude of RandAugment's operations."""
     motion_shift: bool = False
     """Move the crop window from one random window to another during the clip."""
     random_resize_aspect_ratio: Pair = (0.75, 1.35)
+    """Range of the width of the crop window divided by its height."""
     random_resize_scale: Pair = (0.3, 1.0)
     """Area of the crop window as a fraction of the frame's."""
     reprob: float = Field(default=0.0, ge=0, le=1)
@@ -174,6 +184,7 @@ class AugConfig(Config):
     color_jitter: float = Field(default=0.0, ge=0)
     """Strength for brightness, contrast and saturation."""
     normalize_mean: Triple = (0.485, 0.456, 0.406)
+    """Mean of each color channel; see `normalize_std`."""
     normalize_std: Triple = (0.229, 0.224, 0.225)
     """For colors from 0 to 1; applied on the device."""
 

@@ -38,7 +38,9 @@ class ShardConfig(Config):
     """YAML section `shard`: the share of one of several jobs, each with its own folder."""
 
     index: int = Field(0, ge=0)
+    """This job, from 0."""
     count: int = Field(1, ge=1)
+    """Number of jobs."""
 
     @model_validator(mode="after")
     def _in_range(self) -> "ShardConfig":
@@ -52,6 +54,7 @@ class FeaturesOptions(Config):
 
     eval_name: str
     folder: Annotated[str, RESUME_IGNORED]
+    """Folder of the stored features."""
     pretrain: PretrainConfig
     data: FeaturesDataConfig
     features: list[Kind] = Field(["mean"], min_length=1)
@@ -81,6 +84,7 @@ class ItemsConfig(Config):
     """A program that reads stored features: its folder, and how vectors are made from them."""
 
     folder: str
+    """Folder of the results."""
     features: str
     """Folder of `evals.features`, or one whose subfolders are those of its shards."""
     kind: Literal["mean", "slots"] = "mean"

@@ -52,6 +52,7 @@ class Options(ObjectiveOptions):
     predictor: PredictorOptions = Field({}, validate_default=True)
     """Predictor with mask tokens."""
     projector_hidden_dim: int = Field(2048, ge=1)
+    """Width of the hidden layers of the projector."""
     projector_dim: int = Field(256, ge=1)
     """Width of the projections of the tokens, which are predicted."""
     sigreg_coeff: float = Field(0.02, ge=0)

@@ -58,6 +58,7 @@ class Options(ObjectiveOptions):
     """`mean`: the mean token. `slots`: the mean tokens of all time slots, concatenated, so that the projection depends
     on the order of the frames; then equally many tokens are kept in each slot."""
     projector_hidden_dim: int = Field(2048, ge=1)
+    """Width of the hidden layers of the projector."""
     projector_dim: int = Field(256, ge=1)
     """Width of the projections, on which the loss is computed."""
     sigreg_coeff: float = Field(0.02, ge=0)

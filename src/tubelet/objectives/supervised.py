@@ -23,8 +23,11 @@ class Options(ObjectiveOptions):
 
     name: str = "supervised"
     num_classes: int = Field(ge=2)
+    """Number of classes."""
     head: heads.TrainedHeadOptions = Field({}, validate_default=True)
+    """What classifies the tokens of the encoder."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of the cross-entropy."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate from each block of the encoder to the one below it; see `optimizer.layer_decay`."""
 

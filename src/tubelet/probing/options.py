@@ -22,18 +22,23 @@ class ClipsConfig(Config):
 
     format: DataFormat = Field({}, validate_default=True)
     frames_per_clip: int = Field(16, ge=1)
+    """Frames of a clip."""
     frame_step: int | None = Field(None, ge=1)
     """Take every n-th frame of the file. Alternatives: `fps` (frames of the clip per second) and `clip_duration`
     (seconds). The default is every 4th frame."""
     fps: float | None = Field(None, gt=0)
+    """Frames of the clip per second; see `frame_step`."""
     clip_duration: float | None = Field(None, gt=0)
+    """Seconds of a clip; see `frame_step`."""
     decoder: Decoder = Decoder()
     num_workers: Annotated[int, RESUME_IGNORED] = Field(2, ge=0)
+    """Processes that read videos, for each process of the program; 0: read in the process itself."""
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
     """Seconds without a batch from a worker before the video that it is reading counts as unreadable; 0: no limit."""
     cache: Annotated[str | None, RESUME_IGNORED] = None
     """Folder for decoded videos, shared by workers and runs, for small sets of short videos."""
     normalize_mean: Annotated[Triple | None, RESUME_NULL_MATCHES] = None
+    """Mean of the colors in 0..1; see `normalize_std`."""
     normalize_std: Annotated[Triple | None, RESUME_NULL_MATCHES] = None
     """Mean and standard deviation of the colors in 0..1. By default those of the pretraining where its file says them,
     otherwise ImageNet's."""
@@ -62,7 +67,9 @@ class LabelledDataConfig(ClipsConfig, LabelSubset):
     dataset_train: str
     """List with a line `path label` for each video; for `image_dataset`, a folder with a subfolder for each class."""
     dataset_val: str
+    """The same for validation."""
     num_classes: int = Field(ge=2)
+    """Number of classes; labels are 0 to num_classes - 1."""
     num_segments: int = Field(1, ge=1)
     """Number of clips of a video, one from each of as many equal parts of it."""
     num_views_per_segment: int = Field(1, ge=1)
@@ -110,7 +117,9 @@ class HeadsConfig(Config):
     """
 
     lr: list[float] = Field(min_length=1)
+    """Learning rates."""
     weight_decay: list[float] = Field(min_length=1)
+    """Weight decays."""
 
 
 class ProbeOptimizationConfig(RateConfig):
@@ -119,9 +128,11 @@ class ProbeOptimizationConfig(RateConfig):
     attend_across_segments: bool = True
     """Make one prediction from the tokens of all segments; false: one for each, averaged."""
     num_epochs: int = Field(20, ge=1)
+    """Passes over the training videos."""
     min_steps: int = Field(0, ge=0)
     """Train for more epochs where `num_epochs` take fewer steps than this."""
     resolution: Square = 224
+    """Height and width of the clips in pixels."""
     batch_size: Annotated[int, RESUME_IGNORED] = Field(4, ge=1)
     """Videos of a step in one process."""
     lr: Positive = 1e-3
@@ -130,6 +141,7 @@ class ProbeOptimizationConfig(RateConfig):
     warmup: NotNegative = 0.0
     weight_decay: NotNegative = 0.01
     use_bfloat16: bool = False
+    """Compute in bfloat16 (autocast)."""
     heads: HeadsConfig | None = None
     """Replaces the single head with `lr` and `weight_decay`; `start_lr` and `final_lr` keep their ratio to `lr`."""
     select: Literal["val", "holdout"] = "val"
@@ -137,6 +149,7 @@ class ProbeOptimizationConfig(RateConfig):
     optimistic. `holdout`: by accuracy on held-out training videos. The best head is then trained again on all training
     videos, and is the only one that is evaluated on the validation set."""
     holdout_fraction: float = Field(0.2, gt=0, le=0.5)
+    """Fraction of the training videos that is held out; see `select`."""
     holdout_folds: int = Field(1, ge=1)
     """Number of disjoint held-out parts to average over; 1 / holdout_fraction for full cross-validation."""
 
@@ -176,11 +189,15 @@ class PretrainConfig(Config):
     encoder: dict[str, Any] = {}
     """Options of the encoder that the file does not say, `{name: vit_large, …}`, or those of random weights."""
     resolution: Square | None = None
+    """Height and width of the clips in pretraining; see `frames_per_clip`."""
     frames_per_clip: int | None = Field(None, ge=1)
     """Size of the clips in pretraining. Those of `data` may have another one; positions are then interpolated."""
     patch_size: int | None = Field(None, ge=1)
+    """Patch size in pretraining, in pixels."""
     tubelet_size: int | None = Field(None, ge=1)
+    """Frames of a tubelet in pretraining."""
     init_seed: int = Field(0, ge=0)
+    """Seed of random weights."""
 
     @field_validator("encoder")
     @classmethod
@@ -208,6 +225,7 @@ class MetaConfig(Config):
     """Seed of the few-shot subset, the held-out part, the heads and the order of batches. With a list of seeds, each
     is run, and the results are averaged."""
     save_every_minutes: Annotated[float, RESUME_IGNORED] = Field(5.0, ge=0)
+    """Minutes between two checkpoints of the heads."""
 
 
 class ProbeOptions(Config):
@@ -215,7 +233,9 @@ class ProbeOptions(Config):
 
     eval_name: str
     folder: Annotated[str, RESUME_IGNORED]
+    """Run folder: configuration, log, checkpoints and results."""
     head: HeadOptions = Field({}, validate_default=True)
+    """What classifies the tokens of the frozen encoder: a head of tubelet/probing/heads."""
     data: ProbeDataConfig
     data_aug: AugConfig | None = None
     """Augmentation of the training videos; by default none."""

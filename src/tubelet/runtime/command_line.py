@@ -52,6 +52,20 @@ def make_parser(
     return parser
 
 
+def add_help_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--help-config`; see `print_options`."""
+    parser.add_argument(
+        "--help-config", action="store_true", help="print all options of the configuration, with their documentation"
+    )
+
+
+def print_options(schema: type[config.Config], fname: str, overrides: Sequence[str]) -> None:
+    """Print the options of a program and of the parts that the configuration names."""
+    from tubelet.config import reference
+
+    print(reference.as_text(reference.options(schema, config.read(fname, overrides))))
+
+
 def config_file(configs: Sequence[str]) -> Callable[[str], str]:
     """Return the type of an argument that names a configuration, see `make_parser`. Paths are checked when read."""
 
@@ -103,8 +117,13 @@ def run(
     configs: Sequence[str] = (),
 ) -> None:
     """Run `main` with the options that the command line's file and overrides give; see `make_parser`."""
-    arguments = parse(make_parser(module, description, configs=configs))
+    parser = make_parser(module, description, options="[--help-config]", configs=configs)
+    add_help_config(parser)
+    arguments = parse(parser)
     with exit_on_error("stopped; the same command continues"):
+        if arguments.help_config:
+            print_options(schema, arguments.fname, arguments.overrides)
+            return
         options = config.load(arguments.fname, arguments.overrides, schema)
         with run_lock.holding(run_lock.locks_of(options)):
             main(options)

@@ -76,6 +76,10 @@ def run(package: Package, argv: list[str] | None = None) -> None:
     arguments = _parse_arguments(package, argv)
     setup_logging()
     with command_line.exit_on_error():
+        if arguments.help_config:
+            program = _find_program(package, read(arguments.fname, arguments.overrides), arguments.fname)
+            command_line.print_options(program.Options, arguments.fname, arguments.overrides)
+            return
         _start(load(package, arguments.fname, arguments.overrides), arguments)
 
 
@@ -96,7 +100,7 @@ def _parse_arguments(package: Package, argv: list[str] | None) -> argparse.Names
     parser = command_line.make_parser(
         module,
         "Run the program that the YAML file names, on one or several devices.",
-        options="[--devices DEVICE …] [--processes N]",
+        options="[--devices DEVICE …] [--processes N] [--help-config]",
         epilog=f"key.path=value replaces a value of the file, e.g. {command_line.typed(module)} --config x.yaml "
         "--devices cuda:0 cuda:1 folder=runs/mine optimization.lr=1e-3",
         configs=package.configs,
@@ -108,6 +112,7 @@ def _parse_arguments(package: Package, argv: list[str] | None) -> argparse.Names
         help="cpu, cuda, or cuda:0 cuda:1 …: one process each (default: the best)",
     )
     parser.add_argument("--processes", type=int, default=1, help="number of processes on --devices cpu (default: 1)")
+    command_line.add_help_config(parser)
     return command_line.parse(parser, argv)
 
 

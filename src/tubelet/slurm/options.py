@@ -11,11 +11,15 @@ class SlurmConfig(Config):
     """YAML section `slurm`; options of the command line take precedence."""
 
     partition: str | None = None
+    """Partition of the cluster; null: its default."""
     account: str | None = None
+    """Account that is charged; null: the user's default."""
     qos: str | None = None
+    """Quality of service; null: the default."""
     time: int = Field(4300, ge=2)
     """Time limit in minutes; a run that takes longer is requeued and resumes."""
     nodes: int = Field(1, ge=1)
+    """Number of nodes."""
     tasks_per_node: int = Field(1, ge=1)
     """Processes on each node; each has one GPU unless `device` is cpu."""
     cpus_per_task: int | None = Field(None, ge=1)
@@ -25,6 +29,7 @@ class SlurmConfig(Config):
     exclude: str | None = None
     """Nodes that are not used, e.g. n[3-5],n8."""
     device: Literal["cuda", "cpu"] = "cuda"
+    """Whether processes use GPUs."""
     warn_seconds: int = Field(300, ge=31)
     """Seconds before the time limit at which the run gets a signal to save and stop. SLURM checks limits every 30 s, so
     it would send a later signal together with the one that ends the job."""

@@ -39,7 +39,9 @@ class LoggingConfig(Config):
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
     """Where metrics go besides log.jsonl."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Steps between two checkpoints, in addition to those by time; null: by time only."""
     checkpoint_every_minutes: float = Field(10, gt=0)
+    """Minutes between two checkpoints."""
     keep_checkpoints: int = Field(3, ge=1)
     """Number of checkpoints that are kept, the newest ones."""
     milestones: list[int] = []

@@ -18,10 +18,13 @@ class RateConfig(Config):
     lr: Positive
     """Learning rate after the warm-up."""
     start_lr: NotNegative
+    """Learning rate at the start of the warm-up."""
     final_lr: NotNegative
+    """Learning rate at the end of its cosine schedule."""
     warmup: NotNegative
     """Epochs of linear warm-up."""
     weight_decay: NotNegative
+    """Weight decay, at the start of its schedule if it has one."""
 
     def learning_rate(self, position: float, steps_per_epoch: int, total: float) -> float:
         """Return the learning rate: linear warm-up, then half a cosine to `final_lr` at position `total`."""
@@ -39,7 +42,9 @@ class OptimizationConfig(RateConfig):
     final_weight_decay: NotNegative | None = None
     """Weight decay at the end of its cosine schedule; null: constant."""
     betas: Pair = (0.9, 0.999)
+    """Of AdamW."""
     eps: float = Field(1e-8, gt=0)
+    """Of AdamW."""
     clip_grad: float | None = Field(None, gt=0)
     """Largest gradient norm."""
     clip_separately: bool = False

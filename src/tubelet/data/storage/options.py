@@ -23,6 +23,7 @@ class StorageConfig(Config):
     """Seconds before the first retry. They double with each one, up to `max_backoff`; between half and all of them are
     waited, at random, so that processes do not retry in step."""
     max_backoff: float = Field(20, ge=0)
+    """Longest wait before a retry, in seconds."""
     block_size: int = Field(256 * KB, ge=512)
     """Bytes of the smallest request."""
     read_ahead: int = Field(4 * MB, ge=0)

@@ -25,6 +25,7 @@ class SIGRegOptions(Config):
     knots: int = Field(17, ge=2)
     """Points of the trapezoidal rule on [0, t_max]."""
     t_max: float = Field(3.0, gt=0)
+    """Upper end of the integral over frequencies."""
     times_batch: bool = True
     """Multiply the statistic by the number of clips B of all processes, as the published code does, whose weight is
     0.02 (with B = 256 for images, 3072 for videos). The value is then 1.05 for normal features, whatever B, and 0.40 B
