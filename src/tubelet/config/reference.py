@@ -5,6 +5,7 @@ of factories are documented where the argument of the constructor is.
 """
 
 import ast
+import builtins
 import functools
 import inspect
 import re
@@ -48,7 +49,7 @@ class Option:
     default: Any
     text: str
     part: PartField | None = None
-    section: type[Config] | None = None
+    section: builtins.type[Config] | None = None
 
 
 def options(schema: type[Config], raw: Any = None, at: str = "") -> list[Option]:

@@ -1,6 +1,7 @@
 """Report of a run or a study as one page: `python -m tubelet.report --folder runs/demo`."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -36,3 +37,14 @@ def write_or_warn(folder: str | Path) -> Path | None:
             exc_info=True,
         )
         return None
+
+
+def compare(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Write `comparison.html` and `comparison.json` of several runs to the folder `out`.
+
+    Returns:
+        The path of `comparison.html`.
+    """
+    from tubelet.report import comparison
+
+    return comparison.write([Path(folder) for folder in folders], Path(out))

@@ -1,22 +1,38 @@
-"""Write the report of a run folder: `python -m tubelet.report --folder runs/demo`."""
+"""Write the report of a run folder, or of several runs side by side: `python -m tubelet.report runs/a [runs/b …]`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from tubelet import report
+from tubelet.config import ConfigError
 from tubelet.runtime import command_line
 from tubelet.runtime.log import setup_logging
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=command_line.typed("tubelet.report"), description=__doc__)
-    parser.add_argument("--folder", required=True, type=Path, help="folder of a training run or of a study")
-    folder = parser.parse_args().folder
-    if not any((folder / name).is_file() for name in ("config.yaml", "study.json")):
-        sys.exit(f"error: {folder} is not a run folder: it has neither config.yaml nor study.json")
+    parser = argparse.ArgumentParser(
+        prog=command_line.typed("tubelet.report"),
+        description="Write the report of a training run or of a study, or a comparison of several runs.",
+    )
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="run folders")
+    parser.add_argument("--folder", type=Path, dest="folders_option", metavar="FOLDER", help="another way to give one")
+    parser.add_argument("--out", type=Path, help="folder of a comparison (default: that of the first run)")
+    arguments = parser.parse_args()
+    folders = [*arguments.folders, *filter(None, [arguments.folders_option])]
+    if not folders:
+        parser.error("a run folder is missing")
     setup_logging()
-    print(f"wrote {report.write(folder)}")
+    with command_line.exit_on_error():
+        print(f"wrote {_write(folders, arguments.out)}")
+
+
+def _write(folders: list[Path], out: Path | None) -> Path:
+    if len(folders) > 1:
+        return report.compare(folders, out or folders[0])
+    folder = folders[0]
+    if not any((folder / name).is_file() for name in ("config.yaml", "study.json")):
+        raise ConfigError(f"{folder} is not a run folder: it has neither config.yaml nor study.json")
+    return report.write(folder)
 
 
 if __name__ == "__main__":

@@ -41,15 +41,10 @@ def subsample(steps: np.ndarray, values: np.ndarray, max_points: int = MAX_POINT
 
 def draw_curves(log: Sequence[dict[str, Any]], curves: Curves) -> Figure | None:
     """Draw the curves that the log has, with vertical lines at its events; None where it has none of the curves."""
-    lines = {title: series(log, name) for name, title in curves.names.items()}
-    lines = {title: line for title, line in lines.items() if len(line[0])}
-    if not lines:
+    figure = draw_lines(curves, {title: series(log, name) for name, title in curves.names.items()})
+    if figure is None:
         return None
-    figure = Figure(figsize=(5.4, 3.1), layout="constrained")
-    axes = figure.add_subplot()
-    for color, (title, (steps, values)) in zip(itertools.cycle(COLORS), lines.items(), strict=False):
-        x, y = subsample(steps, values, MAX_SMOOTH_POINTS if curves.smooth else MAX_POINTS)
-        axes.plot(x, y, color=color, label=title, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3)
+    axes = figure.axes[0]
     for line in log:
         if "events" in line:
             axes.axvline(line["step"], color=EVENT_COLOR, linewidth=1, linestyle="--")
@@ -57,6 +52,26 @@ def draw_curves(log: Sequence[dict[str, Any]], curves: Curves) -> Figure | None:
                 line["step"], 0.98, " " + ", ".join(line["events"]), color=EVENT_COLOR, fontsize=7, rotation=90,
                 ha="right", va="top", transform=axes.get_xaxis_transform(),
             )  # fmt: skip
+    return figure
+
+
+def draw_lines(curves: Curves, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure | None:
+    """Draw lines as title, unit and smoothing of `curves` say; None where all are empty.
+
+    Args:
+        curves: The figure.
+        lines: Label -> steps and values.
+    """
+    colors = dict(zip(lines, itertools.cycle(COLORS), strict=False))
+    lines = {title: line for title, line in lines.items() if len(line[0])}
+    if not lines:
+        return None
+    figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+    axes = figure.add_subplot()
+    for title, (steps, values) in lines.items():
+        x, y = subsample(steps, values, MAX_SMOOTH_POINTS if curves.smooth else MAX_POINTS)
+        marker = "o" if len(x) < 30 else None
+        axes.plot(x, y, color=colors[title], label=title, linewidth=1.6, marker=marker, markersize=3)
     axes.set_title(curves.title, loc="left", fontsize=11)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(curves.unit, fontsize=9)

@@ -1,0 +1,158 @@
+"""Several runs side by side on one page: results, differences of the configurations, curves."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tubelet.config import ConfigError
+from tubelet.report import figures
+from tubelet.report.curves import Curves, figures_of, loss_curves
+from tubelet.report.html_parts import document, figure, save, table
+from tubelet.report.run_config import objective_curves, read_config
+from tubelet.runtime.files import read_json, write_atomic, write_json
+from tubelet.runtime.run_folder import read_log
+
+NAME = "comparison"
+MISSING = "(no such option)"
+NO_RESULT = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Args:
+        name: Name on the page.
+        folder: The folder.
+        config: Its resolved configuration.
+        log: Lines of log.jsonl; empty for a probe.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    log: list[dict[str, Any]]
+
+
+def write(folders: Sequence[Path], out: Path) -> Path:
+    """Write `comparison.html`, `comparison.json` and `report/*.png` to the folder `out`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: One of `folders` is no run folder, or is given twice.
+    """
+    runs = read(folders)
+    differing, measured = differences(runs), results(runs)
+    names = [run.name for run in runs]
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = list(pictures(runs, out))
+    sections = [
+        "<h2>Results</h2>",
+        _table(names, measured),
+        "<h2>Differences of the configurations</h2>",
+        _table(names, differing) if differing else "<p>None but the folder.</p>",
+        *(["<h2>Training</h2>", '<div class="grid">' + "".join(drawn) + "</div>"] if drawn else []),
+    ]
+    write_json(out / f"{NAME}.json", {"runs": names, "results": measured, "differences": differing})
+    write_atomic(out / f"{NAME}.html", document(" · ".join(names), sections))
+    return out / f"{NAME}.html"
+
+
+def read(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs, each with the shortest end of its path that tells it from the others."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError("a folder is given twice; name each run once")
+    runs = []
+    for folder, name in zip(folders, _short_names([folder.resolve() for folder in folders]), strict=True):
+        config = read_config(folder)
+        if config is None:
+            raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+        runs.append(Run(name, folder, config, read_log(folder)))
+    return runs
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return the options, but the folder, that are not the same in all runs: key -> value in each run."""
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = dict.fromkeys(key for options in flat for key in options if key != "folder")
+    rows = {key: [options.get(key, MISSING) for options in flat] for key in keys}
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def results(runs: Sequence[Run]) -> dict[str, list[float | str]]:
+    """Return the last value of each metric in the log, and the numbers of results.json in a run and its subfolders."""
+    columns: list[dict[str, float]] = []
+    for run in runs:
+        column: dict[str, float] = {"steps": run.log[-1]["step"]} if run.log else {}
+        for curves in _curves(run):
+            for name in curves.names:
+                values = figures.series(run.log, name)[1]
+                if len(values):
+                    column[f"{name}, last"] = round(float(values[-1]), 6)
+        for path in sorted([*run.folder.glob("results.json"), *run.folder.glob("*/results.json")]):
+            place = path.parent.relative_to(run.folder).as_posix()
+            prefix = "" if place == "." else f"{place}: "
+            for key, value in _flat(read_json(path)):
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    column[f"{prefix}{key}"] = value
+        columns.append(column)
+    return {
+        key: [column.get(key, NO_RESULT) for column in columns]
+        for key in dict.fromkeys(key for c in columns for key in c)
+    }
+
+
+def pictures(runs: Sequence[Run], out: Path) -> Iterator[str]:
+    """Yield a figure of each metric, with a curve of each run that has it."""
+    metrics: dict[str, Curves] = {}
+    for run in runs:
+        for curves in _curves(run):
+            for name, label in curves.names.items():
+                title = curves.title if len(curves.names) == 1 else f"{curves.title}: {label}"
+                metrics.setdefault(name, dataclasses.replace(curves, title=title))
+    for name, curves in metrics.items():
+        drawn = figures.draw_lines(curves, {run.name: figures.series(run.log, name) for run in runs})
+        if drawn is not None:
+            yield figure(save(out, f"{NAME}-{name}", f"{name}: {curves.title}.", drawn))
+
+
+def _curves(run: Run) -> list[Curves]:
+    if not run.log:
+        return []
+    curves = objective_curves(run.config)
+    return figures_of((loss_curves(run.log),) if curves is None else curves, run.log)
+
+
+def _flat(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of each leaf; lists of plain values are one leaf."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(node, list) and any(isinstance(value, Mapping) for value in node):
+        for index, value in enumerate(node):
+            yield from _flat(value, f"{at}.{index}")
+    else:
+        yield at, node
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _table(names: Sequence[str], rows: Mapping[str, Sequence[Any]]) -> str:
+    return table([["", *names], *([key, *map(_text, row)] for key, row in rows.items())])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
