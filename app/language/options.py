@@ -22,11 +22,13 @@ class DataConfig(ClipsConfig):
     dataset_train: str
     """Captions or questions, see `tubelet.language.annotations` for the formats."""
     dataset_val: str
+    """The same for validation."""
     videos: str
     """Folder with the videos; the name of a file is its identifier in the lists."""
     split_train: str | None = None
     """Of a list of MSR-VTT with several splits, the one to train on; null: all of the list."""
     split_val: str | None = None
+    """The same for validation."""
     cache_features: Annotated[bool | str, RESUME_IGNORED] = False
     """Of a frozen encoder: extract the features once, without augmentation, into `<folder>/features` (true) or the
     given folder, and train on them."""
@@ -42,6 +44,7 @@ class PoolerConfig(Config):
     """YAML section `pooler`: learned queries read the tokens of the video for the language model."""
 
     num_queries: int = Field(8, ge=1)
+    """Tokens that the language model reads of a video."""
     depth: int = Field(1, ge=1)
     """Blocks, the last of which is the cross-attention of the queries."""
 
@@ -72,6 +75,7 @@ class AlignmentConfig(Config):
     """YAML section `alignment`: embeddings of videos and texts, for retrieval."""
 
     embed_dim: int = Field(256, ge=1)
+    """Width of the embeddings."""
     temperature: float = Field(0.07, gt=0)
     """Initial temperature of the contrastive loss, which is learned."""
 
@@ -98,7 +102,9 @@ class OptimizationConfig(schedules.OptimizationConfig):
     """YAML section `optimization`."""
 
     resolution: int = Field(224, ge=1)
+    """Height and width of the clips in pixels."""
     num_epochs: int = Field(10, ge=1)
+    """Passes over the training samples."""
     batch_size: Annotated[int, RESUME_IGNORED] = Field(32, ge=1)
     """Samples of a step in one process; their number in all processes may not change when a run is resumed."""
     lr: Positive = 5e-4
@@ -121,6 +127,7 @@ class EvaluationConfig(Config):
     """YAML section `evaluation`. It may be changed and run again."""
 
     batch_size: int = Field(64, ge=1)
+    """Samples that are evaluated at once in one process."""
     swap_videos: bool = False
     """Also evaluate with the videos exchanged between the samples: what the model tells without looking."""
     examples: int = Field(16, ge=0)
@@ -140,6 +147,7 @@ class Options(TrainingOptions):
 
     app: Literal["language"] = "language"
     task: Literal["captioning", "question_answering", "retrieval"]
+    """What is learned and measured."""
     data: DataConfig
     data_aug: AugConfig | None = None
     """Augmentation of the training clips; null: none. A flip changes left to right in the video, not in the text."""

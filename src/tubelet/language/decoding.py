@@ -18,7 +18,9 @@ class DecodingConfig(Config):
     sample: bool = False
     """Draw each token from the distribution, with `temperature` and `top_p`."""
     temperature: float = Field(1.0, gt=0)
+    """Factor that the logits are divided by before sampling."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the most likely tokens that have this probability together."""
 
     def arguments(self, max_new_tokens: int, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of transformers' `generate`.

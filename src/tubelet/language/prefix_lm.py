@@ -26,14 +26,19 @@ class LanguageModelConfig(Config):
     tune: Tune = "all"
     """What is trained of the language model: `all`, low-rank updates of its matrices (`lora`), or `none`."""
     lora_rank: int = Field(8, ge=1)
+    """Rank of LoRA's matrices."""
     lora_alpha: float = Field(16.0, gt=0)
+    """Scale of LoRA's update, divided by its rank."""
     vocab_size: int = Field(1000, ge=258)
     """Of a new tokenizer; it has fewer tokens where the texts have fewer words."""
     embed_dim: int = Field(192, ge=1)
     """Of a new decoder, as `depth` and `num_heads`."""
     depth: int = Field(3, ge=1)
+    """Blocks of a new model."""
     num_heads: int = Field(3, ge=1)
+    """Attention heads of a new model."""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of a new model."""
 
 
 class PrefixLanguageModel(nn.Module):
