@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from app.generation.answers import measured_forecasts, point_forecast, shown_forecasts
+from app.generation.digits import measure_digits
+from app.generation.distances import FeatureDistances
 from app.generation.options import Options
 from tubelet.config import ConfigError, naming
 from tubelet.config.registry import find
 from tubelet.data import Batch, Draw, Sample, evenly_spaced
 from tubelet.data.loader import collate, make_eval_loader
 from tubelet.data.transforms import EvalTransform
-from tubelet.generation.forecasts import BASELINES, roll_out
+from tubelet.generation.forecasts import BASELINES, Rollout, copy_last, roll_out
 from tubelet.generation.metrics import FrameMetrics
 from tubelet.objectives.frame_prediction import to_frames
 from tubelet.runtime.distributed import World
@@ -77,7 +80,8 @@ class HeldOutError:
         training = model.training
         model.eval()
         batches = zip(self.seen.split(self.batch_size), self.future.split(self.batch_size), strict=True)
-        errors = [(model(seen, draw=0).clamp(0, 1) - future).square().mean((1, 2, 3, 4)) for seen, future in batches]
+        forecast = point_forecast(model)
+        errors = [(forecast(seen).clamp(0, 1) - future).square().mean((1, 2, 3, 4)) for seen, future in batches]
         model.train(training)
         return float(torch.cat(errors).mean())
 
@@ -101,8 +105,10 @@ def evaluate(model: nn.Module, clips: HeldOutClips, options: Options, world: Wor
 def measure(model: nn.Module, clips: HeldOutClips, options: Options, world: World) -> dict[str, Any]:
     """Measure the model and each baseline, and by how many percent the error of the model is lower."""
     ahead = options.num_predicted()
-    forecasts = {"model": partial(roll_out, partial(model, draw=0)), **BASELINES}
+    of_model = {name: partial(roll_out, forecast) for name, forecast in measured_forecasts(model).items()}
+    forecasts: dict[str, Rollout] = {**of_model, **BASELINES}
     metrics = {name: FrameMetrics(ahead) for name in forecasts}
+    distances = None if options.evaluation.features is None else FeatureDistances(options, list(forecasts), world)
     excluded = []
     for batch in _batches(clips, options, world):
         excluded += [{"path": bad.path, "reason": bad.reason} for bad in batch.bad]
@@ -111,12 +117,21 @@ def measure(model: nn.Module, clips: HeldOutClips, options: Options, world: Worl
         frames = to_frames(batch.clips.to(world.device), options.data.channels)
         seen, future = frames[:, :, : options.data.num_frames], frames[:, :, options.data.num_frames :]
         for name, forecast in forecasts.items():
-            metrics[name].update(forecast(seen, ahead), future)
+            predicted = forecast(seen, ahead)
+            metrics[name].update(predicted, future)
+            if distances is not None:
+                distances.update(name, predicted)
+        if distances is not None:
+            distances.update_truth(future)
     for metric in metrics.values():
         metric.gather(world.sum, world.device)
     results = {name: metric.compute() for name, metric in metrics.items()}
     below = {name: _percent_below(results["model"]["mse"], results[name]["mse"]) for name in BASELINES}
     everywhere = sum(world.all_gather_object(excluded), [])
+    if distances is not None:
+        results["frechet_distance"] = distances.compute()
+    if options.evaluation.digits:
+        results["digits"] = measure_digits({**of_model, "copy_last": copy_last}, options, world)
     return {"clips": metrics["model"].clips, "excluded": everywhere, "mse_below_percent": below, **results}
 
 
@@ -130,9 +145,8 @@ def draw_prediction(
     frames = to_frames(clips.first(options.evaluation.pictures).clips.to(device), options.data.channels)
     seen, future = frames[:, :, : options.data.num_frames], frames[:, :, options.data.num_frames :]
     ahead = {"truth": future}
-    for draw in range(options.evaluation.draws if model.is_stochastic else 1):
-        title = f"draw {draw + 1}" if model.is_stochastic else "prediction"
-        ahead[title] = roll_out(partial(model, draw=draw), seen, options.num_predicted())
+    for title, forecast in shown_forecasts(model, options.evaluation.draws).items():
+        ahead[title] = roll_out(forecast, seen, options.num_predicted())
     shown = {title: pictures.to_pixels(of_title) for title, of_title in ahead.items()}
     pictures.filmstrip(pictures.to_pixels(seen), shown).save(folder / "prediction.png", optimize=True)
     (folder / "prediction.gif").write_bytes(pictures.animation(pictures.to_pixels(seen), shown, options.evaluation.fps))

@@ -7,9 +7,13 @@ from pydantic import Field, model_validator
 from tubelet.config import RESUME_IGNORED, Config, Square, check_part
 from tubelet.data import AugConfig, DataFormat, Decoder
 from tubelet.data import DataConfig as ClipsConfig
+from tubelet.data.moving_mnist import SIDE
 from tubelet.generation.feature_decoder import DecoderConfig, PretrainConfig
+from tubelet.generation.latent_video import MULTIPLE as LATENT_MULTIPLE
+from tubelet.generation.latent_video import LatentConfig
 from tubelet.grid import ClipShape
 from tubelet.models import EncoderOptions
+from tubelet.probing.options import PretrainConfig as EncoderConfig
 from tubelet.training import options as training
 from tubelet.training import schedules
 from tubelet.training.options import TrainingOptions
@@ -113,7 +117,15 @@ class EvaluationConfig(Config):
     pictures: int = Field(4, ge=1)
     """Clips shown in prediction.png and prediction.gif."""
     draws: int = Field(4, ge=1)
-    """Answers shown side by side where the model has several: a V-JEPA whose predictor noises its targets."""
+    """Answers shown side by side where the model has several: noised latents or targets."""
+    features: EncoderConfig | None = None
+    """Frozen encoder in whose features the distributions of true and predicted futures are compared (Fréchet distance,
+    like FVD): a run in `folder`, or random weights with `checkpoint: random` and `encoder: {name: …}`."""
+    digits: bool = False
+    """Have a classifier of digits read the predicted frames. `data.train` and `data.test` then each start with images
+    of MNIST, with the files of labels beside them."""
+    classifier_steps: int = Field(600, ge=1)
+    """Training steps of the classifier of digits."""
     fps: float = Field(5.0, gt=0)
     """Of the GIF."""
 
@@ -135,6 +147,8 @@ class Options(TrainingOptions):
     """Model that predicts frames, such as generative_timesformer_tiny."""
     pretrain: PretrainConfig | None = None
     """Frozen V-JEPA whose predicted features a pixel decoder learns to paint."""
+    latent: LatentConfig | None = None
+    """Codec of frames and diffusion model of its latents, trained together."""
     decoder: DecoderConfig = DecoderConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     evaluation: Annotated[EvaluationConfig, RESUME_IGNORED] = EvaluationConfig()
@@ -143,10 +157,24 @@ class Options(TrainingOptions):
     @model_validator(mode="after")
     def _check_parts(self) -> "Options":
         self.optimization.check_accumulation(self.data.batch_size)
-        if (self.encoder is None) == (self.pretrain is None):
+        if sum(part is not None for part in (self.encoder, self.pretrain, self.latent)) != 1:
             raise ValueError(
-                "give either `encoder`, which is trained to predict frames, or `pretrain`, a run of app.vjepa"
+                "give either `encoder`, which is trained to predict frames, or `pretrain`, a run of app.vjepa, or "
+                "`latent`, a diffusion model of latents"
             )
+        if self.latent is not None:
+            height, width = self.data.clip.height, self.data.clip.width
+            if height % LATENT_MULTIPLE or width % LATENT_MULTIPLE:
+                raise ValueError(f"data.crop_size: {self.data.crop_size} is not a multiple of {LATENT_MULTIPLE}")
+            if self.latent.sampling_steps > self.latent.noise_steps:
+                raise ValueError(
+                    f"latent.sampling_steps: {self.latent.sampling_steps} is more than latent.noise_steps "
+                    f"{self.latent.noise_steps}"
+                )
+        if self.evaluation.digits and (self.data.channels != 1 or self.data.format.name != "moving_mnist"):
+            raise ValueError("evaluation.digits: needs data.format: moving_mnist and data.channels: 1")
+        if self.evaluation.digits and self.data.crop_size != SIDE:
+            raise ValueError(f"evaluation.digits: needs data.crop_size: {SIDE}, the size at which digits are drawn")
         if self.pretrain is not None and self.data.channels != 3:
             raise ValueError(f"data.channels: {self.data.channels}, but pretraining sees colors; set it to 3")
         if self.distributed.kind != "ddp":

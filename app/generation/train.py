@@ -16,10 +16,13 @@ from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.generation.feature_decoder import build_feature_decoder
 from tubelet.generation.frame_predictor import build_frame_predictor
+from tubelet.generation.latent_video import LatentVideoModel
 from tubelet.objectives.frame_prediction import FramePrediction
+from tubelet.objectives.latent_prediction import LatentPrediction
 from tubelet.runtime.distributed import World
 from tubelet.runtime.seeds import seed_for
 from tubelet.training.callbacks import BadFileCheck, Callback, Evaluation
+from tubelet.training.objective import Objective
 from tubelet.training.schedules import Schedule
 from tubelet.training.trainer import Trainer
 
@@ -70,14 +73,21 @@ def make_trainer(options: Options, world: World) -> Trainer:
     """Build the model, with initial weights that depend on the seed alone, and its trainer."""
     data, o = options.data, options.optimization
     torch.manual_seed(seed_for(options.meta.seed, "initialisation"))
-    objective = FramePrediction(build_model(options), data.num_frames, data.channels, o.loss)
+    model = build_model(options)
+    objective: Objective
+    if isinstance(model, LatentVideoModel):
+        objective = LatentPrediction(model, data.num_frames, data.channels)
+    else:
+        objective = FramePrediction(model, data.num_frames, data.channels, o.loss)
     batch = data.batch_size * world.world_size
     return Trainer(objective, options, Schedule(o, o.steps), world, global_batch=batch)
 
 
 def build_model(options: Options) -> nn.Module:
-    """Build what `encoder` or `pretrain` describe: a map from frames seen to the frames that follow."""
+    """Build what `encoder`, `pretrain` or `latent` describe: a map from frames seen to the frames that follow."""
     data = options.data
+    if options.latent is not None:
+        return LatentVideoModel(options.latent, data.channels, data.num_frames, data.num_target_frames)
     if options.pretrain is not None:
         return build_feature_decoder(
             options.pretrain,

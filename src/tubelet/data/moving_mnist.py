@@ -23,6 +23,7 @@ STEP = 0.1
 """Speed: fraction of the distance between opposite edges that a digit moves per frame."""
 FPS = 10.0  # for `data.fps`; the data set has no frame rate
 IDX_IMAGES = 2051  # magic number of an idx file of images: unsigned bytes, three axes
+IDX_LABELS = 2049  # unsigned bytes, one axis
 
 
 class Dataset(video_dataset.Dataset):
@@ -61,14 +62,27 @@ class Dataset(video_dataset.Dataset):
 
 def bouncing_digits(digits: np.ndarray, num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """Generate a clip uint8 [T, 64, 64] of two random `digits` [N, h, w]; overlaps show the brighter one."""
+    return annotated_digits(digits, num_frames, rng)[0]
+
+
+def annotated_digits(
+    digits: np.ndarray, num_frames: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Generate a clip as `bouncing_digits` does, and say what is where.
+
+    Returns:
+        Frames uint8 [T, 64, 64]; the numbers of the digits shown [2]; their upper left corners (y, x), int [2, T, 2].
+    """
     frames = np.zeros((num_frames, SIDE, SIDE), dtype=np.uint8)
     height, width = digits.shape[1:]
-    for digit in digits[rng.integers(len(digits), size=DIGITS)]:
-        corners = trajectory(num_frames, rng) * (SIDE - height, SIDE - width)
-        for frame, (top, left) in zip(frames, corners.astype(int).tolist(), strict=True):
+    numbers = rng.integers(len(digits), size=DIGITS)
+    corners = np.empty((DIGITS, num_frames, 2), dtype=int)
+    for digit, path in zip(digits[numbers], corners, strict=True):
+        path[:] = trajectory(num_frames, rng) * (SIDE - height, SIDE - width)
+        for frame, (top, left) in zip(frames, path.tolist(), strict=True):
             box = frame[top : top + height, left : left + width]
             np.maximum(box, digit, out=box)
-    return frames
+    return frames, numbers, corners
 
 
 def trajectory(num_frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,14 +123,41 @@ def _read_sequences(path: Path) -> np.ndarray:
     return frames
 
 
-def _read_digits(path: Path) -> np.ndarray:
-    """Read the idx format: big-endian integers 2051, N, height, width, then the pixels."""
+def read_labels(images: str) -> np.ndarray:
+    """Read which digits the file of MNIST's images shows, uint8 [N], from the file of labels beside it.
+
+    Raises:
+        ConfigError: There is no such file beside it, or it is damaged or of other images.
+    """
+    path = Path(images).expanduser()
+    file = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    if file == path or not file.is_file():
+        raise ConfigError(
+            f"{images}: its labels are not beside it; MNIST's are train-labels-idx1-ubyte and t10k-labels-idx1-ubyte, "
+            "in the folder of the images"
+        )
+    content = _unzipped(file)
+    magic, number = np.frombuffer(content[:8].ljust(8, b"\0"), ">u4").tolist()
+    if magic != IDX_LABELS or len(content) != 8 + number:
+        raise ConfigError(f"{file}: damaged, or not MNIST's labels in the idx format")
+    if number != len(read_file(images)):
+        raise ConfigError(f"{file}: {number} labels for the {len(read_file(images))} images of {path.name}")
+    return np.frombuffer(content, np.uint8, offset=8)
+
+
+def _unzipped(path: Path) -> bytes:
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
         try:
-            content = gzip.decompress(content)
+            return gzip.decompress(content)
         except (EOFError, OSError) as error:
             raise ConfigError(f"data.datasets: {path}: damaged ({error})") from None
+    return content
+
+
+def _read_digits(path: Path) -> np.ndarray:
+    """Read the idx format: big-endian integers 2051, N, height, width, then the pixels."""
+    content = _unzipped(path)
     magic, number, height, width = np.frombuffer(content[:16].ljust(16, b"\0"), ">u4").tolist()
     if magic != IDX_IMAGES:
         raise ConfigError(

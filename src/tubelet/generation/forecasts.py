@@ -10,6 +10,8 @@ from torch import Tensor
 
 Forecast = Callable[[Tensor], Tensor]
 """Function from input frames to a fixed number of future frames."""
+Rollout = Callable[[Tensor, int], Tensor]
+"""Function from input frames and a number to that many future frames."""
 
 
 def roll_out(forecast: Forecast, seen: Tensor, num_frames: int) -> Tensor:
@@ -48,7 +50,7 @@ def mean_frame(seen: Tensor, num_frames: int) -> Tensor:
     return seen.mean(dim=2, keepdim=True).expand(-1, -1, num_frames, -1, -1)
 
 
-BASELINES: dict[str, Callable[[Tensor, int], Tensor]] = {
+BASELINES: dict[str, Rollout] = {
     "copy_last": copy_last,
     "linear_extrapolation": extrapolate,
     "mean_of_seen": mean_frame,

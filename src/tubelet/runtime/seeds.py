@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     SCENE_ATTRIBUTES = 10
     SCENE = 11
     QUESTIONS = 12
+    DIGIT_CLIP = 13
 
 
 def numpy_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
