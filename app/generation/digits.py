@@ -21,11 +21,18 @@ from tubelet.runtime.distributed import World
 from tubelet.runtime.progress import progress
 
 
-def read_clips(options: Options, entry: str, part: int) -> DigitClips:
-    """Read images and labels. Raises ConfigError where `entry` is no file of MNIST's images with labels beside it."""
-    if read_file(entry).ndim == 4:
-        raise ConfigError(f"evaluation.digits: {entry} holds clips without labels; name MNIST's images first")
-    return DigitClips(read_file(entry), read_labels(entry), options.meta.seed, part)
+def labelled_clips(options: Options) -> tuple[DigitClips, DigitClips]:
+    """Return clips of the digits for training and for testing.
+
+    Raises:
+        ConfigError: The first entry of `data.train` or `data.test` is no file of MNIST's images with labels beside it.
+    """
+    clips = []
+    for part, entry in ((TRAINING, options.data.train[0]), (TEST, options.data.test[0])):
+        if read_file(entry).ndim == 4:
+            raise ConfigError(f"evaluation.digits: {entry} holds clips without labels; name MNIST's images first")
+        clips.append(DigitClips(read_file(entry), read_labels(entry), options.meta.seed, part))
+    return clips[0], clips[1]
 
 
 @torch.no_grad()
@@ -38,8 +45,7 @@ def measure_digits(forecasts: Mapping[str, Rollout], options: Options, world: Wo
         world: The processes that share the clips.
     """
     data, ahead = options.data, options.num_predicted()
-    train = read_clips(options, data.train[0], TRAINING)
-    test = read_clips(options, data.test[0], TEST)
+    train, test = labelled_clips(options)
     with torch.enable_grad():
         classifier = train_classifier(train, options.evaluation.classifier_steps)
     single = single_digit_accuracy(classifier, test.digits, test.labels)

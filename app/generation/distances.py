@@ -39,9 +39,14 @@ class FeatureDistances:
         except ValueError as error:
             raise ConfigError(f"evaluation.features: {frames} frames of {side} pixels: {error}") from None
         self.encoder = encoder.to(world.device).eval().requires_grad_(False)
-        default = {"normalize_mean": [options.data.normalize_mean] * 3, "normalize_std": [options.data.normalize_std] * 3}
+        default = {
+            "normalize_mean": [options.data.normalize_mean] * 3,
+            "normalize_std": [options.data.normalize_std] * 3,
+        }
         normalization = default | probed.normalization(pretrain, "evaluation.features")
-        self.mean, self.std = (torch.tensor(values, device=world.device).view(3, 1, 1, 1) for values in normalization.values())
+        self.mean, self.std = (
+            torch.tensor(values, device=world.device).view(3, 1, 1, 1) for values in normalization.values()
+        )
         self.moments = {name: FeatureMoments(encoder.embed_dim) for name in (TRUTH, *HALVES, *names)}
 
     def update(self, name: str, frames: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from app.generation.answers import measured_forecasts, point_forecast, shown_forecasts
-from app.generation.digits import measure_digits
+from app.generation.digits import labelled_clips, measure_digits
 from app.generation.distances import FeatureDistances
 from app.generation.options import Options
 from tubelet.config import ConfigError, naming
@@ -84,6 +84,14 @@ class HeldOutError:
         errors = [(forecast(seen).clamp(0, 1) - future).square().mean((1, 2, 3, 4)) for seen, future in batches]
         model.train(training)
         return float(torch.cat(errors).mean())
+
+
+def check_evaluation(options: Options, world: World) -> None:
+    """Read what `evaluation` needs besides clips. Raises ConfigError where it is missing or does not fit."""
+    if options.evaluation.features is not None:
+        FeatureDistances(options, (), world)
+    if options.evaluation.digits:
+        labelled_clips(options)
 
 
 def evaluate(model: nn.Module, clips: HeldOutClips, options: Options, world: World) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from app.generation.evaluation import HeldOutClips, HeldOutError, evaluate
+from app.generation.evaluation import HeldOutClips, HeldOutError, check_evaluation, evaluate
 from app.generation.options import Options
 from tubelet.config import ConfigError, naming
 from tubelet.config.registry import find
@@ -40,6 +40,7 @@ def main(options: Options, world: World) -> None:
     stream = SampleStream(dataset.sizes, None, data.batch_size * world.world_size, seed)
     held_out = HeldOutClips(options, options.evaluation.num_clips, data.num_frames + options.num_predicted())
     held_out.first(1)  # fails before training where no test clip can be used
+    check_evaluation(options, world)
 
     trainer = make_trainer(options, world)
     trainer.resume()

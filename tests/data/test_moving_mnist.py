@@ -8,7 +8,7 @@ import torch
 
 from tubelet.config import ConfigError
 from tubelet.data import DataConfig, Draw
-from tubelet.data.moving_mnist import Dataset, bouncing_digits
+from tubelet.data.moving_mnist import Dataset, annotated_digits, bouncing_digits, read_labels
 from tubelet.data.transforms import EvalTransform
 
 
@@ -130,3 +130,36 @@ def test_arrays_of_another_layout_are_an_error(tmp_path, frames):
     (tmp_path / "other.npy").write_bytes(b"no array")
     with pytest.raises(ConfigError, match="damaged, or not a .npy file"):
         dataset(str(tmp_path / "other.npy"))
+
+
+def test_annotated_digits_can_be_put_together_again(digits):
+    frames, numbers, corners = annotated_digits(digits, 9, np.random.default_rng(4))
+    assert np.array_equal(frames, bouncing_digits(digits, 9, np.random.default_rng(4)))
+    again = np.zeros_like(frames)
+    for number, path in zip(numbers, corners, strict=True):
+        for t, (y, x) in enumerate(path):
+            box = again[t, y : y + 28, x : x + 28]
+            np.maximum(box, digits[number], out=box)
+    assert np.array_equal(again, frames)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_labels_are_beside_the_images(digits, tmp_path, zipped):
+    pack, end = (gzip.compress, ".gz") if zipped else (bytes, "")
+    images = tmp_path / f"train-images-idx3-ubyte{end}"
+    images.write_bytes(pack(idx(digits)))
+    labels = tmp_path / f"train-labels-idx1-ubyte{end}"
+    labels.write_bytes(pack(struct.pack(">2I", 2049, 7) + bytes(range(7))))
+    assert read_labels(str(images)).tolist() == list(range(7))
+    for content, message in (
+        (struct.pack(">2I", 2049, 6) + bytes(6), "6 labels for the 7 images"),
+        (struct.pack(">2I", 2049, 7) + bytes(6), "damaged"),
+        (struct.pack(">2I", 2051, 7) + bytes(7), "not MNIST's labels"),
+        (b"", "damaged"),
+    ):
+        labels.write_bytes(pack(content))
+        with pytest.raises(ConfigError, match=message):
+            read_labels(str(images))
+    labels.unlink()
+    with pytest.raises(ConfigError, match="its labels are not beside it"):
+        read_labels(str(images))

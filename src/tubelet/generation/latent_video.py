@@ -15,7 +15,6 @@ from tubelet.config import Config
 from tubelet.models.predictor import NoiseSchedule, TimeEmbedding, ddim_step, noise_alphas
 from tubelet.runtime.seeds import torch_generator
 
-
 MULTIPLE = 8
 """The sides of a frame are multiples of this number of pixels."""
 
@@ -231,9 +230,13 @@ class LatentVideoModel(nn.Module):
         with torch.no_grad():
             past = self.encode(seen)
         latents = self.encode(future)
-        pixels = F.binary_cross_entropy_with_logits(self.decode(latents + self.config.blur * blur), future)
+        pixels = F.binary_cross_entropy_with_logits(self.decode(latents + self.config.blur * blur).float(), future)
         target = latents.detach()
         alpha = self.alphas[timestep, None, None, None]
         clean = self.estimate(past, alpha.sqrt() * target + (1 - alpha).sqrt() * noise, timestep)
-        painted = F.binary_cross_entropy_with_logits(self.decode(clean), future)
-        return {"loss_pixels": pixels, "loss_latents": F.mse_loss(clean, target), "loss_painted": painted}
+        painted = F.binary_cross_entropy_with_logits(self.decode(clean).float(), future)
+        return {
+            "loss_pixels": pixels,
+            "loss_latents": F.mse_loss(clean.float(), target.float()),
+            "loss_painted": painted,
+        }
