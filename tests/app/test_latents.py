@@ -67,7 +67,9 @@ def raw(digits, tmp_path):
 
 
 def run(raw, processes=1, **sections):
-    raw = raw | {name: raw.get(name, {}) | change if isinstance(change, dict) else change for name, change in sections.items()}
+    raw = raw | {
+        name: raw.get(name, {}) | change if isinstance(change, dict) else change for name, change in sections.items()
+    }
     options = check(raw, program.Options, "test.yaml")
     if processes == 1:
         program.main(options, World())

@@ -22,16 +22,14 @@ MULTIPLE = 8
 class LatentConfig(Config):
     """YAML section `latent`: a codec of frames, and a diffusion model that predicts its latents."""
 
-    channels: int = Field(8, ge=2)
-    """Channels of the latents; there is one latent for each 2 x 2 pixels of a frame."""
-    codec_width: int = Field(24, ge=1)
+    channels: int = Field(16, ge=2)
+    """Channels of the latents; there is one latent for each 4 x 4 pixels of a frame."""
+    codec_width: int = Field(48, ge=1)
     """Channels of the convolutions that encode and decode a frame."""
     width: int = Field(64, ge=8, multiple_of=8)
-    """Channels of the predictor at 1/4 of the frames' resolution; it has twice as many at 1/8."""
+    """Channels of the predictor at the resolution of the latents; it has twice as many at half of that resolution."""
     depth: int = Field(3, ge=1)
-    """Residual blocks of the predictor at 1/8, between one at 1/4 before and one after."""
-    motions: int = Field(2, ge=1)
-    """Displacements that the predictor chooses from at each place."""
+    """Residual blocks of the predictor at half resolution, between one at full resolution before and one after."""
     noise_schedule: NoiseSchedule = "cosine"
     """Noise levels of the future latents in training."""
     noise_steps: int = Field(1000, ge=2)
@@ -46,7 +44,7 @@ class LatentConfig(Config):
 
 
 class FrameCodec(nn.Module):
-    """Encode frames [N, C, H, W] to latents [N, D, H / 2, W / 2] of mean 0 and variance 1 over D, and decode them.
+    """Encode frames [N, C, H, W] to latents [N, D, H / 4, W / 4] of mean 0 and variance 1 over D, and decode them.
 
     Args:
         channels: Color channels C.
@@ -54,7 +52,7 @@ class FrameCodec(nn.Module):
         width: Channels of the convolutions.
     """
 
-    STRIDE = 2
+    STRIDE = 4
 
     def __init__(self, channels: int, latent_channels: int, width: int):
         super().__init__()
@@ -104,70 +102,34 @@ class GatedBlock(nn.Module):
 
 
 class LatentPredictor(nn.Module):
-    """U-Net that estimates the clean future latents from past latents and noised future latents.
-
-    Content that moves is taken from the last latent: the network predicts displacements and which of them holds where,
-    and adds what they do not explain. A displacement of constant velocity is the starting point for all frames.
+    """U-Net that estimates clean future latents from past latents and noised future latents.
 
     Args:
-        channels: Channels D of a latent.
-        num_past: Number of past latents.
-        num_future: Number of future latents.
-        width: Channels at half the resolution of the latents, twice as many at a quarter.
-        depth: Blocks at a quarter of the resolution.
-        motions: Number M of displacements at each place.
+        past: Channels of all past latents together.
+        future: Channels of all future latents together.
+        width: Channels at the resolution of the latents, twice as many at half resolution.
+        depth: Blocks at half resolution.
     """
 
-    def __init__(self, channels: int, num_past: int, num_future: int, width: int, depth: int, motions: int):
+    def __init__(self, past: int, future: int, width: int, depth: int):
         super().__init__()
-        self.channels, self.num_future, self.motions = channels, num_future, motions
-        self.sizes = [2 * motions, 2 * num_future * motions, num_future * motions, num_future * channels]
         self.time_embed = TimeEmbedding(width)
-        self.fold, self.unfold = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
-        self.embed = nn.Conv2d(4 * channels * (num_past + num_future), width, 3, padding=1)
+        self.embed = nn.Conv2d(past + future, width, 3, padding=1)
         self.first = GatedBlock(width, width)
         self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
         self.blocks = nn.ModuleList(GatedBlock(2 * width, width) for _ in range(depth))
         self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
         self.last = GatedBlock(width, width)
-        self.head = nn.Sequential(nn.GroupNorm(8, width), nn.Conv2d(width, 4 * sum(self.sizes), 3, padding=1))
+        self.head = nn.Sequential(nn.GroupNorm(8, width), nn.Conv2d(width, future, 3, padding=1))
 
     def forward(self, past: Tensor, noised: Tensor, timestep: Tensor) -> Tensor:
-        """Map [B, num_past * D, h, w], [B, num_future * D, h, w] and time steps [B] to [B, num_future * D, h, w]."""
+        """Map [B, past, h, w], [B, future, h, w] and time steps [B] to [B, future, h, w]."""
         time = self.time_embed(timestep)
-        fine = self.first(self.embed(self.fold(torch.cat([past, noised], dim=1))), time)
+        fine = self.first(self.embed(torch.cat([past, noised], dim=1)), time)
         x = self.down(fine)
         for block in self.blocks:
             x = block(x, time)
-        fields = self.unfold(self.head(self.last(fine + self.up(x), time))).float()
-        velocity, change, choice, rest = fields.split(self.sizes, dim=1)
-        ahead = torch.arange(1, self.num_future + 1, device=past.device).view(-1, 1, 1, 1, 1)
-        split = {"F": self.num_future, "M": self.motions}
-        velocity = rearrange(velocity, "B (M c) h w -> B 1 M c h w", c=2, M=self.motions)
-        change = rearrange(change, "B (F M c) h w -> B F M c h w", c=2, **split)
-        choice = rearrange(choice, "B (F M) h w -> B F M 1 h w", **split).softmax(2)
-        moved = displace(past[:, -self.channels :].float(), velocity * ahead + change)
-        return (choice * moved).sum(2).flatten(1, 2) + rest
-
-
-def displace(content: Tensor, displacement: Tensor) -> Tensor:
-    """Take at each place what is elsewhere.
-
-    Args:
-        content: [B, D, h, w].
-        displacement: Where to look, (x, y) from each place in cells, [B, F, M, 2, h, w]; outside of the edge it is as
-            at the edge.
-
-    Returns:
-        Bilinear interpolations [B, F, M, D, h, w].
-    """
-    B, F_, M, _, h, w = displacement.shape
-    y, x = torch.meshgrid(*(torch.arange(n, device=content.device) for n in (h, w)), indexing="ij")
-    place = torch.stack([x, y]) + displacement  # [B, F, M, 2, h, w]
-    scale = torch.tensor([w, h], device=content.device).view(2, 1, 1)
-    grid = rearrange((2 * place + 1) / scale - 1, "B F M c h w -> B (F M h) w c")
-    moved = F.grid_sample(content, grid, padding_mode="border", align_corners=False)
-    return rearrange(moved, "B D (F M h) w -> B F M D h w", F=F_, M=M)
+        return self.head(self.last(fine + self.up(x), time))
 
 
 class LatentVideoModel(nn.Module):
@@ -187,9 +149,8 @@ class LatentVideoModel(nn.Module):
         self.config, self.horizon = config, num_target_frames
         self.is_stochastic = config.mean_fraction < 1
         self.codec = FrameCodec(channels, config.channels, config.codec_width)
-        self.predictor = LatentPredictor(
-            config.channels, num_frames, num_target_frames, config.width, config.depth, config.motions
-        )
+        past, future = num_frames * config.channels, num_target_frames * config.channels
+        self.predictor = LatentPredictor(past, future, config.width, config.depth)
         alphas = noise_alphas(config.noise_schedule, config.noise_steps)
         self.register_buffer("alphas", alphas.float(), persistent=False)
 
