@@ -20,6 +20,9 @@ class LatentModel(Protocol):
     def losses(self, seen: Tensor, future: Tensor, noise: Tensor, timestep: Tensor, blur: Tensor) -> dict[str, Tensor]:
         """Compute the losses that `WEIGHTS` names."""
 
+    def trained(self) -> nn.Module:
+        """Return the module that learns."""
+
     def noise_shape(self, seen: Tensor) -> tuple[int, ...]:
         """Return the shape of the future latents of one clip."""
 
@@ -58,7 +61,7 @@ class LatentPrediction(Objective):
         return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"model": self.model}
+        return {"model": self.model.trained()}
 
 
 def _uniform(seed: int) -> float:
