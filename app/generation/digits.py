@@ -63,10 +63,10 @@ def measure_digits(forecasts: Mapping[str, Rollout], options: Options, world: Wo
             recognition[name].update(forecast(seen, ahead), classes, corners)
     for counts in recognition.values():
         counts.gather(world.sum, world.device)
-    share = recognition["truth"].total
+    counted, apart = recognition["truth"].total.tolist()
     return {
         "clips": number,
         "single_digits": round(single, 4),
-        "fraction_apart": (share[1] / share[0]).round(decimals=4).tolist(),
+        "fraction_apart": [round(part / whole, 4) for part, whole in zip(apart, counted, strict=True)],
         **{name: counts.compute() for name, counts in recognition.items()},
     }
