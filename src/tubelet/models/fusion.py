@@ -60,6 +60,7 @@ class Fusion(nn.Module):
             for name in self.modalities
         }
         for block in self.blocks:
+            assert isinstance(block, nn.ModuleDict)
             others = {
                 name: torch.cat([x[other] for other in self.modalities if other != name or len(x) == 1], 1)
                 for name in self.modalities
