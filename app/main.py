@@ -3,7 +3,7 @@
 import tubelet.runtime.start_up  # noqa: F401, first, for Ctrl-C during the imports below
 from tubelet.runtime.launch import Package, run
 
-CONFIGS = ("pretrain", "supervised", "generation", "language", "data", "zoo")
+CONFIGS = ("pretrain", "supervised", "generation", "language", "audio", "data", "zoo")
 PROGRAMS = Package("app", key="app", module="train", configs=CONFIGS)
 
 if __name__ == "__main__":

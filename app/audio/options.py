@@ -21,6 +21,7 @@ class DataConfig(ClipsConfig):
     dataset_train: str
     """List with a line `path label` for each video; synchronisation needs no labels, and takes folders, too."""
     dataset_val: str
+    """The same for validation."""
     num_classes: int | None = Field(None, ge=2)
     """Of classification."""
     random_clips: bool = True
@@ -42,6 +43,7 @@ class SpectrogramConfig(Config):
     """Seconds from one frame to the next. The patch size of the encoder times this is the duration of its tokens, which
     has to divide the duration of a clip."""
     num_bands: int = Field(64, ge=1)
+    """Bands of the mel scale."""
     patch_size: int = Field(16, ge=1)
     """Frames and bands of a patch."""
     floor: float = Field(1e-6, gt=0)
@@ -50,6 +52,7 @@ class SpectrogramConfig(Config):
     mean: float = -5.0
     """Of the logarithm of the energy in a band, in the training data; for normalization."""
     std: float = Field(4.0, gt=0)
+    """Standard deviation of the same, for normalization."""
 
 
 class FusionConfig(Config):
@@ -59,9 +62,11 @@ class FusionConfig(Config):
     """
 
     embed_dim: int = Field(256, ge=8, multiple_of=2)
+    """Width of the tokens that are fused."""
     depth: int = Field(2, ge=0)
     """Blocks with cross-attention from each modality to the other."""
     num_heads: int = Field(4, ge=1)
+    """Attention heads."""
 
 
 class SynchronisationConfig(Config):
@@ -82,7 +87,9 @@ class OptimizationConfig(schedules.OptimizationConfig):
     """YAML section `optimization`."""
 
     resolution: int = Field(224, ge=1)
+    """Height and width of clips in pixels."""
     num_epochs: int = Field(30, ge=1)
+    """Passes over the training videos."""
     batch_size: Annotated[int, RESUME_IGNORED] = Field(32, ge=1)
     """Videos of a step in one process; their number in all processes may not change when a run is resumed."""
     lr: Positive = 5e-4
@@ -90,9 +97,11 @@ class OptimizationConfig(schedules.OptimizationConfig):
     final_lr: NotNegative = 1e-6
     warmup: NotNegative = 2.0
     weight_decay: NotNegative = 0.05
+    """Weight decay of AdamW."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate from each block of the encoder of clips to the one below it, where it is trained."""
     clip_grad: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; null: no limit."""
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizationConfig":
@@ -105,6 +114,7 @@ class EvaluationConfig(Config):
     """YAML section `evaluation`. It may be changed and run again."""
 
     batch_size: int = Field(64, ge=1)
+    """Videos evaluated at once."""
 
 
 class MetaConfig(training.MetaConfig):
@@ -118,6 +128,7 @@ class Options(TrainingOptions):
 
     app: Literal["audio"] = "audio"
     task: Literal["classification", "synchronisation"]
+    """What is learned: the class of a video, or by how much its sound is shifted."""
     modalities: list[Modality] = Field(list(MODALITIES), min_length=1)
     """What the model sees and hears: [video], [sound] or [video, sound]."""
     data: DataConfig

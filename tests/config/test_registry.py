@@ -338,4 +338,6 @@ def test_options_that_are_no_config_are_refused(tmp_path, monkeypatch):
 
 def test_only_formats_are_listed_as_formats():
     part = Module("data", "FormatOptions", provides="Dataset")
-    assert part.available() == ["image_dataset", "kth", "mixed_dataset", "moving_mnist", "video_dataset", "webdataset"]
+    assert part.available() == [
+        *("image_dataset", "kth", "mixed_dataset", "moving_mnist", "sounding_videos", "video_dataset", "webdataset")
+    ]

@@ -2,10 +2,11 @@
 
 import importlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from tools.docs.options import options_of, sections_of
 from tubelet.config import Config
+from tubelet.config.reference import Option, as_yaml, nested, own_options
 from tubelet.config.registry import Factory, Module
 from tubelet.data.options import DataFormat
 from tubelet.masks import MASKS
@@ -45,13 +46,36 @@ def program_options() -> dict[str, type[Config]]:
     return dict(sorted(found.items()))
 
 
+def sections_of(schema: type[Config], path: str = "") -> Iterator[tuple[str, type[Config]]]:
+    """Yield the class and the classes of its sections, each with the dotted path of its key."""
+    yield path, schema
+    for name, field in schema.model_fields.items():
+        part, section, place = nested(field)
+        if section is not None and part is None and section.model_fields:
+            yield from sections_of(section, ".".join(filter(None, [path, name, place])))
+
+
 def table(schema: type[Config]) -> list[str]:
     """Return the options of a class as a table in Markdown."""
     rows = ["| option | type | default | |", "|---|---|---|---|"]
-    for option in options_of(schema):
-        cells = (f"`{option.name}`", option.kind, option.default, option.documentation)
+    for option in own_options(schema):
+        cells = (f"`{option.key}`", _type(option), _default(option), option.text)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*rows, ""]
+
+
+def _type(option: Option) -> str:
+    if option.part is None:
+        return option.type
+    return f"[name or section](parts.md#{option.part.kind.rpartition('.')[2]})"
+
+
+def _default(option: Option) -> str:
+    if option.required:
+        return "*required*"
+    if option.part is not None:
+        return f"`{option.part.default}`" if option.part.default else ""
+    return "" if option.section is not None else f"`{as_yaml(option.default)}`"  # a section's options have their own
 
 
 def program_page(name: str, schema: type[Config]) -> str:

@@ -75,18 +75,18 @@ def as_text(rows: list[Option], width: int = 100) -> str:
     """Return the options for a terminal: `key: type = default`, and the text below."""
     lines = []
     for row in rows:
-        default = "" if row.required or row.section is not None else f" = {_yaml(row.default)}"
+        default = "" if row.required or row.section is not None else f" = {as_yaml(row.default)}"
         lines.append(f"{row.key}: {row.type}{default}{'  (required)' if row.required else ''}")
         lines += textwrap.wrap(row.text, width, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
-def _options(schema: type[Config], raw: Mapping[str, Any], at: str) -> Iterator[Option]:
-    texts = documentation(schema)
+def own_options(schema: type[Config], raw: Mapping[str, Any] | None = None, at: str = "") -> Iterator[Option]:
+    """Yield the options of a class itself; arguments as those of `options`."""
+    texts, raw = documentation(schema), raw or {}
     for name, field in schema.model_fields.items():
-        key = f"{at}.{name}" if at else name
         given = raw.get(name)
-        part, section, path = _nested(field)
+        part, section, path = nested(field)
         default = None if field.is_required() else _default(field)
         chosen = schema_of(part, given if given is not None else default) if part and not path else section
         text = texts.get(name) or (_summary(chosen) if chosen else "")
@@ -94,14 +94,20 @@ def _options(schema: type[Config], raw: Mapping[str, Any], at: str) -> Iterator[
         required = field.is_required()
         if name == "name" and issubclass(schema, FactoryOptions):  # given where the part is selected
             required, default = False, given or schema.part.default
-        yield Option(key, kind, required, default, text, part, chosen)
-        if chosen and not path:
-            yield from _options(chosen, given if isinstance(given, Mapping) else {}, key)
+        yield Option(f"{at}.{name}" if at else name, kind, required, default, text, part, chosen)
+
+
+def _options(schema: type[Config], raw: Mapping[str, Any], at: str) -> Iterator[Option]:
+    for option, (name, field) in zip(own_options(schema, raw, at), schema.model_fields.items(), strict=True):
+        yield option
+        given, (part, section, path) = raw.get(name), nested(field)
+        if option.section and not path:
+            yield from _options(option.section, given if isinstance(given, Mapping) else {}, option.key)
             continue
         for place, value in _entries(path, given):
             entry = schema_of(part, value) if part else section
             if entry:
-                yield from _options(entry, value if isinstance(value, Mapping) else {}, f"{key}.{place}")
+                yield from _options(entry, value if isinstance(value, Mapping) else {}, f"{option.key}.{place}")
 
 
 def _entries(path: str, given: Any) -> Iterator[tuple[str, Any]]:
@@ -118,7 +124,7 @@ def schema_of(part: PartField, raw: Any) -> type[Config] | None:
     return part.locate(mapping)[0] if mapping else None
 
 
-def _nested(field: FieldInfo) -> tuple[PartField | None, type[Config] | None, str]:
+def nested(field: FieldInfo) -> tuple[PartField | None, type[Config] | None, str]:
     """Return the kind of part or the options class of a field; `<i>` or `<name>` where it has several of them."""
     for item in field.metadata:
         if isinstance(item, PartField):
@@ -164,7 +170,7 @@ def _type(annotation: Any, metadata: Any = ()) -> str:
     if origin is Annotated:
         return _type(arguments[0], arguments[1:]) + bounds
     if origin is Literal:
-        return " | ".join(_yaml(argument) for argument in arguments)
+        return " | ".join(as_yaml(argument) for argument in arguments)
     if origin in (Union, types.UnionType):
         parts = [_type(argument) for argument in arguments]
         numeric = [index for index, part in enumerate(parts) if part.split()[0] in ("int", "float")]
@@ -192,7 +198,8 @@ def _bounds(metadata: Any) -> str:
     )
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """Return a value in one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
