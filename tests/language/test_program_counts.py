@@ -111,9 +111,9 @@ def test_a_missing_package_is_named_with_its_extra(raw, name, sections, monkeypa
 
 
 def test_the_extras_have_the_packages():
-    text = Path("setup.py").read_text()
+    text = Path("pyproject.toml").read_text()
     for extra in ("language", "test"):
-        (listed,) = re.findall(rf'"{extra}": \[(.*?)\],\n', text, re.DOTALL)
+        (listed,) = re.findall(rf"^{extra} = \[(.*?)\]\n", text, re.DOTALL | re.MULTILINE)
         assert all(f'"{name}"' in listed for name in (*packages.MODELS, *packages.ADAPTERS, *packages.METRICS))
 
 
