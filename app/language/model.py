@@ -13,9 +13,9 @@ from tubelet.language.prefix_lm import PrefixLanguageModel, build_language_model
 from tubelet.language.tokenizer import TextEncoder, learn_tokenizer, load_tokenizer, parse_tokenizer
 from tubelet.models import build_encoder
 from tubelet.models.interfaces import Encoder
-from tubelet.objectives.video_text_alignment import TextHead, VideoTextAlignment
-from tubelet.objectives.video_to_answer import AnswerHead, VideoToAnswer
-from tubelet.objectives.video_to_text import Bridge, VideoToText
+from tubelet.objectives.video_text_alignment import VideoTextAlignment
+from tubelet.objectives.video_to_answer import VideoToAnswer
+from tubelet.objectives.video_to_text import Bridge, LinearHead, VideoToText
 from tubelet.probing.encoder import load
 from tubelet.runtime.distributed import World
 from tubelet.runtime.seeds import seed_for
@@ -62,7 +62,7 @@ def _write(options: Options, text: TextEncoder, answers: Sequence[str]) -> Video
     width = language_model.embed_dim
     bridge = Bridge(encoder.embed_dim, encoder.num_heads, pooler.num_queries, pooler.depth, width)
     if answers:
-        return VideoToAnswer(encoder, bridge, language_model, AnswerHead(width, len(answers)), **_encoding(options))
+        return VideoToAnswer(encoder, bridge, language_model, LinearHead(width, len(answers)), **_encoding(options))
     return VideoToText(encoder, bridge, language_model, **_encoding(options))
 
 
@@ -70,7 +70,7 @@ def _align(options: Options, text: TextEncoder) -> VideoTextAlignment:
     encoder, width = _encoder(options), options.alignment.embed_dim
     language_model = _language_model(options, text, options.text.max_target)
     bridge = Bridge(encoder.embed_dim, encoder.num_heads, 1, options.pooler.depth, width)
-    head = TextHead(language_model.embed_dim, width)
+    head = LinearHead(language_model.embed_dim, width)
     temperature = options.alignment.temperature
     return VideoTextAlignment(encoder, bridge, language_model, head, temperature=temperature, **_encoding(options))
 

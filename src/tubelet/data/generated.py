@@ -9,16 +9,14 @@ arguments give the same files, byte for byte. An interrupted run continues with 
 
 import argparse
 import functools
-import multiprocessing
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tubelet.config import UserError
 from tubelet.data import synthetic
-from tubelet.data.generated_files import begin, encode, finish
+from tubelet.data.generated_files import begin, encode, finish, write_missing
 from tubelet.runtime import command_line
-from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import Purpose, numpy_generator
 
 
@@ -62,11 +60,7 @@ def write_dataset(folder: Path, settings: Settings, processes: int) -> None:
     if begin(folder, facts, ["pretrain", "labelled"]):
         return
     clips = plan(folder, settings)
-    missing = [clip for clip in clips if not clip.path.exists()]
-    with multiprocessing.Pool(processes) as pool:
-        written = pool.imap_unordered(functools.partial(_write_clip, settings), missing, chunksize=8)
-        for _ in progress(written, desc="clips", total=len(clips), initial=len(clips) - len(missing), unit="clip"):
-            pass
+    write_missing(clips, lambda clip: clip.path, functools.partial(_write_clip, settings), processes, "clip")
     _write_lists(folder, clips)
     finish(folder)
 

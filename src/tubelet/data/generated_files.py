@@ -1,15 +1,19 @@
 """The files of generated data sets: the same settings give the same bytes, and an interrupted run can be continued."""
 
-from collections.abc import Iterable
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 
 from tubelet.config import ConfigError
 from tubelet.runtime.files import read_json, replacing, write_json
+from tubelet.runtime.progress import progress
+
+File = TypeVar("File")
 
 
 def begin(folder: Path, facts: dict[str, Any], subfolders: Iterable[str]) -> bool:
@@ -33,6 +37,26 @@ def begin(folder: Path, facts: dict[str, Any], subfolders: Iterable[str]) -> boo
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_json(path, facts)
     return False
+
+
+def write_missing(
+    files: Sequence[File], path: Callable[[File], Path], write: Callable[[File], None], processes: int, unit: str
+) -> None:
+    """Write the files that do not exist yet, in processes of their own.
+
+    Args:
+        files: Descriptions of all files of the data set.
+        path: Returns the path of a file.
+        write: Writes a file; it has to be picklable.
+        processes: Number of processes.
+        unit: What a file is, for the progress bar.
+    """
+    missing = [file for file in files if not path(file).exists()]
+    with multiprocessing.Pool(processes) as pool:
+        written = pool.imap_unordered(write, missing, chunksize=8)
+        initial = len(files) - len(missing)
+        for _ in progress(written, desc=f"{unit}s", total=len(files), initial=initial, unit=unit):
+            pass
 
 
 def finish(folder: Path) -> None:

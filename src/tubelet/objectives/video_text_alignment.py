@@ -9,19 +9,8 @@ from tubelet.data import Batch
 from tubelet.language.prefix_lm import PrefixLanguageModel
 from tubelet.models.interfaces import Encoder
 from tubelet.objectives.losses.contrastive import ContrastiveLoss
-from tubelet.objectives.video_to_text import Bridge, VideoEncoding
+from tubelet.objectives.video_to_text import Bridge, LinearHead, VideoEncoding
 from tubelet.training.objective import StepRng
-
-
-class TextHead(nn.Module):
-    """Map the last layer of a language model at the end of a text [B, D'] to an embedding [B, D]."""
-
-    def __init__(self, in_dim: int, out_dim: int):
-        super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(in_dim), nn.Linear(in_dim, out_dim))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features)
 
 
 class VideoTextAlignment(VideoEncoding):
@@ -43,7 +32,7 @@ class VideoTextAlignment(VideoEncoding):
         encoder: Encoder,
         bridge: Bridge,
         language_model: PrefixLanguageModel,
-        text_head: TextHead,
+        text_head: LinearHead,
         *,
         temperature: float,
         **kwargs: Any,

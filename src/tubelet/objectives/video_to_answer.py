@@ -8,19 +8,8 @@ from torch import Tensor, nn
 from tubelet.data import Batch
 from tubelet.language.prefix_lm import PrefixLanguageModel
 from tubelet.models.interfaces import Encoder
-from tubelet.objectives.video_to_text import Bridge, VideoEncoding
+from tubelet.objectives.video_to_text import Bridge, LinearHead, VideoEncoding
 from tubelet.training.objective import StepRng
-
-
-class AnswerHead(nn.Module):
-    """Map the last layer of a language model after video and question [B, D] to logits of the answers [B, A]."""
-
-    def __init__(self, in_dim: int, num_answers: int):
-        super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(in_dim), nn.Linear(in_dim, num_answers))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features)
 
 
 class VideoToAnswer(VideoEncoding):
@@ -41,7 +30,7 @@ class VideoToAnswer(VideoEncoding):
         encoder: Encoder,
         bridge: Bridge,
         language_model: PrefixLanguageModel,
-        head: AnswerHead,
+        head: LinearHead,
         **kwargs: Any,
     ):
         super().__init__(encoder, bridge, **kwargs)

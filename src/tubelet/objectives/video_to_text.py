@@ -36,6 +36,17 @@ class Bridge(nn.Module):
         return self.out(self.pooler(self.norm(tokens)))
 
 
+class LinearHead(nn.Module):
+    """Map features of a language model [..., D] to logits or an embedding [..., D']: a norm and a linear layer."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(in_dim), nn.Linear(in_dim, out_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
 class VideoEncoding(Objective):
     """Base class of objectives of videos with texts: the encoder of the videos and what reads its tokens.
 

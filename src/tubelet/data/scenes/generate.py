@@ -19,7 +19,6 @@ import argparse
 import csv
 import functools
 import io
-import multiprocessing
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from tubelet.config import UserError
-from tubelet.data.generated_files import begin, encode, finish
+from tubelet.data.generated_files import begin, encode, finish, write_missing
 from tubelet.data.scenes import language, rendering
 from tubelet.data.scenes.scene import ATTRIBUTES, DURATION, Scene, draw_scenes
 from tubelet.runtime.files import write_atomic, write_json
-from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import Purpose, numpy_generator
 
 DESCRIBED = ("train", "test", "test_combinations")
@@ -96,11 +94,8 @@ def write_dataset(folder: Path, settings: Settings, processes: int) -> None:
     if begin(folder, facts, ["videos"]):
         return
     videos = plan(settings)
-    missing = [video for video in videos if not _file(folder, video).exists()]
-    with multiprocessing.Pool(processes) as pool:
-        written = pool.imap_unordered(functools.partial(_write_video, folder, settings), missing, chunksize=8)
-        for _ in progress(written, desc="videos", total=len(videos), initial=len(videos) - len(missing), unit="video"):
-            pass
+    path, write = functools.partial(_file, folder), functools.partial(_write_video, folder, settings)
+    write_missing(videos, path, write, processes, "video")
     _write_lists(folder, settings, videos)
     finish(folder)
 
