@@ -1,23 +1,23 @@
 """Classify videos by what is seen and heard, or tell by how many seconds the sound is shifted against the pictures."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from typing_extensions import Self
+from torch import Tensor
 
-from tubelet.data import Batch, to_float
+from tubelet.data import Batch
 from tubelet.models.correlation import LagCorrelation
 from tubelet.models.fusion import Fusion
 from tubelet.models.interfaces import Encoder
 from tubelet.models.sound import SoundEncoder
-from tubelet.training.objective import Objective, StepRng
-from tubelet.training.optimizer import layer_decay
+from tubelet.objectives.encoder_objective import EncoderObjective
+from tubelet.training.objective import StepRng
 
 
-class AudioVisual(Objective):
+class AudioVisual(EncoderObjective):
     """Cross-entropy of a class that a fusion of the modalities tells.
 
     A batch has the views `clip`, uint8 [B, C, T, H, W], and `sound`, float32 [B, channels, samples], as far as there
@@ -27,31 +27,18 @@ class AudioVisual(Objective):
         encoder: Maps clips to tokens [B, N, D]; None to leave the pictures out.
         sound_encoder: Maps sound to tokens; None to leave the sound out.
         fusion: Maps the tokens of `video` and `sound` to logits.
-        mean: Mean of each color channel in [0, 1].
-        std: Standard deviation of each color channel.
-        frozen: Do not train the encoder of the clips.
-        encoder_layer_decay: Factor on the learning rate from each block of the encoder of clips to the one below it.
+        kwargs: Further arguments of `EncoderObjective`.
     """
-
-    fixed_targets = True
 
     def __init__(
         self,
         encoder: Encoder | None,
         sound_encoder: SoundEncoder | None,
         fusion: Fusion | LagCorrelation,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        frozen: bool = False,
-        encoder_layer_decay: float = 1.0,
+        **kwargs: Any,
     ):
-        super().__init__()
-        self.encoder, self.sound_encoder, self.fusion = encoder, sound_encoder, fusion
-        self.mean, self.std = mean, std
-        self.frozen, self.encoder_layer_decay = frozen, encoder_layer_decay
-        if frozen and encoder is not None:
-            encoder.requires_grad_(False)
+        super().__init__(encoder, **kwargs)
+        self.sound_encoder, self.fusion = sound_encoder, fusion
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
         """Compute the cross-entropy `loss` and `train_top1` in percent."""
@@ -67,30 +54,10 @@ class AudioVisual(Objective):
         """Return the tokens of each modality."""
         tokens = {}
         if self.encoder is not None:
-            clips = to_float(batch.clips, self.mean, self.std)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                tokens["video"] = self.encoder(clips)
+            tokens["video"] = self.encode(batch)
         if self.sound_encoder is not None:
             tokens["sound"] = self.sound_encoder(batch.views["sound"])
         return tokens
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.frozen and self.encoder is not None:
-            self.encoder.eval()
-        return self
-
-    def lr_scales(self) -> Mapping[nn.Parameter, float]:
-        if self.encoder is None or self.frozen or self.encoder_layer_decay == 1:
-            return {}
-        return layer_decay(self.encoder, self.encoder_layer_decay)
-
-    def parts(self) -> dict[str, nn.Module]:
-        """Return the trained modules; a frozen encoder is read anew at each start."""
-        return {n: m for n, m in self.named_children() if any(p.requires_grad for p in m.parameters())}
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {} if self.encoder is None or self.frozen else {"encoder": self.encoder}
 
 
 class Synchronisation(AudioVisual):

@@ -1,18 +1,16 @@
 """Write a text about a video: a pooler turns its tokens into the prefix of a causal language model."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from tubelet.data import Batch, to_float
+from tubelet.data import Batch
 from tubelet.language.prefix_lm import PrefixLanguageModel
 from tubelet.models.attentive_pooler import AttentivePooler
 from tubelet.models.interfaces import Encoder
-from tubelet.training.objective import Objective, StepRng
-from tubelet.training.optimizer import layer_decay
+from tubelet.objectives.encoder_objective import EncoderObjective
+from tubelet.training.objective import StepRng
 
 
 class Bridge(nn.Module):
@@ -47,7 +45,7 @@ class LinearHead(nn.Module):
         return self.layers(features)
 
 
-class VideoEncoding(Objective):
+class VideoEncoding(EncoderObjective):
     """Base class of objectives of videos with texts: the encoder of the videos and what reads its tokens.
 
     A batch has the view `clip`, or the view `tokens` with features of a frozen encoder, and the targets of
@@ -56,33 +54,17 @@ class VideoEncoding(Objective):
     Args:
         encoder: Maps clips [B, C, T, H, W] to tokens [B, N, D].
         bridge: Maps tokens to Q vectors [B, Q, D'].
-        mean: Mean of each color channel in [0, 1].
-        std: Standard deviation of each color channel.
         frozen: Do not train the encoder.
         blind: Read one token of zeros in place of those of the video: what can be told without seeing it. Then the
             encoder is not trained either.
-        encoder_layer_decay: Factor on the learning rate from each block of the encoder to the one below it.
+        kwargs: Further arguments of `EncoderObjective`.
     """
 
-    fixed_targets = True
+    encoder: Encoder
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        bridge: Bridge,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        frozen: bool,
-        blind: bool = False,
-        encoder_layer_decay: float = 1.0,
-    ):
-        super().__init__()
-        self.encoder, self.bridge = encoder, bridge
-        self.mean, self.std, self.frozen, self.blind = mean, std, frozen or blind, blind
-        self.encoder_layer_decay = encoder_layer_decay
-        if self.frozen:
-            encoder.requires_grad_(False)
+    def __init__(self, encoder: Encoder, bridge: Bridge, *, frozen: bool, blind: bool = False, **kwargs: Any):
+        super().__init__(encoder, frozen=frozen or blind, **kwargs)
+        self.bridge, self.blind = bridge, blind
 
     def prefix(self, batch: Batch) -> Tensor:
         """Return the vectors [B, Q, D'] of each video."""
@@ -94,28 +76,11 @@ class VideoEncoding(Objective):
             return torch.zeros(len(batch), 1, self.encoder.embed_dim, device=batch.tensor("target").device)
         if "tokens" in batch.views:
             return batch.views["tokens"]
-        clips = to_float(batch.clips, self.mean, self.std)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.encoder(clips)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
-
-    def lr_scales(self) -> Mapping[nn.Parameter, float]:
-        if self.frozen or self.encoder_layer_decay == 1:
-            return {}
-        return layer_decay(self.encoder, self.encoder_layer_decay)
+        return self.encode(batch)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the trained modules; frozen ones are read anew at each start."""
-        trained = {n: m for n, m in self.named_children() if any(p.requires_grad for p in m.parameters())}
-        return {n: m.stored() if isinstance(m, PrefixLanguageModel) else m for n, m in trained.items()}
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {} if self.frozen else {"encoder": self.encoder}
+        """Return the trained modules, of a language model what a checkpoint stores; frozen ones are read anew."""
+        return {n: m.stored() if isinstance(m, PrefixLanguageModel) else m for n, m in super().parts().items()}
 
 
 class VideoToText(VideoEncoding):
