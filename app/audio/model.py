@@ -13,7 +13,7 @@ from tubelet.models.fusion import Fusion
 from tubelet.models.interfaces import Encoder
 from tubelet.models.sound import LogMel, SoundEncoder
 from tubelet.objectives.audio_visual import AudioVisual, Synchronisation, largest
-from tubelet.probing.encoder import load
+from tubelet.probing.fine_tuning import initial_encoder
 from tubelet.runtime.seeds import seed_for
 
 
@@ -25,7 +25,7 @@ def build_model(options: Options) -> AudioVisual:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(options.meta.seed, "audio"))
-        encoder = build_video_encoder(options) if "video" in options.modalities else None
+        encoder = initial_encoder(options) if "video" in options.modalities else None
         sound_encoder = build_sound_encoder(options) if "sound" in options.modalities else None
         fusion = build_fusion(options, encoder, sound_encoder)
     data, o = options.data, options.optimization
@@ -39,18 +39,6 @@ def build_model(options: Options) -> AudioVisual:
         return AudioVisual(encoder, sound_encoder, fusion, **common)
     shifts, rate = options.synchronisation.shifts(), options.sound.sample_rate
     return Synchronisation(encoder, sound_encoder, fusion, shifts=shifts, sample_rate=rate, **common)
-
-
-def build_video_encoder(options: Options) -> Encoder:
-    """Load or build the encoder of the clips."""
-    data, side = options.data, options.optimization.resolution
-    if options.pretrain is not None:
-        return load(options.pretrain, data.frames_per_clip, side)
-    clip = ClipShape(data.frames_per_clip, side, data.patch_size or 16, data.tubelet_size or 2)
-    try:
-        return build_encoder(options.encoder, clip)
-    except ValueError as error:
-        raise ConfigError(f"encoder, optimization.resolution or data.frames_per_clip: {error}") from None
 
 
 def build_sound_encoder(options: Options) -> SoundEncoder:

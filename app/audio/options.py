@@ -8,14 +8,12 @@ from tubelet.config import RESUME_IGNORED, Config
 from tubelet.data import AugConfig
 from tubelet.data.sounding_videos import MODALITIES, Modality, SoundConfig
 from tubelet.models import EncoderOptions, check_returns_tokens
-from tubelet.probing.options import ClipsConfig, PretrainConfig
-from tubelet.training import options as training
-from tubelet.training import schedules
-from tubelet.training.options import TrainingOptions
-from tubelet.training.schedules import NotNegative, Positive
+from tubelet.probing import fine_tuning
+from tubelet.probing.options import PretrainConfig
+from tubelet.training.schedules import NotNegative
 
 
-class DataConfig(ClipsConfig):
+class DataConfig(fine_tuning.DataConfig):
     """YAML section `data`: videos with sound. Clips need `clip_duration` or `fps`."""
 
     dataset_train: str
@@ -26,10 +24,6 @@ class DataConfig(ClipsConfig):
     """Of classification."""
     random_clips: bool = True
     """Train on clips from random places; false: from the middle, as in validation."""
-    patch_size: int | None = Field(None, ge=1)
-    """Patch size of an encoder from scratch, by default 16; a pretrained encoder has its own."""
-    tubelet_size: int | None = Field(None, ge=1)
-    """Frames of a tubelet of an encoder from scratch, by default 2."""
     max_bad_fraction: Annotated[float, RESUME_IGNORED] = Field(0.05, ge=0, le=1)
     """Training stops when more than this fraction of the videos drawn so far are unreadable."""
 
@@ -83,31 +77,12 @@ class SynchronisationConfig(Config):
         return [step * self.resolution for step in range(-self.steps, self.steps + 1)]
 
 
-class OptimizationConfig(schedules.OptimizationConfig):
+class OptimizationConfig(fine_tuning.OptimizationConfig):
     """YAML section `optimization`."""
 
-    resolution: int = Field(224, ge=1)
-    """Height and width of clips in pixels."""
     num_epochs: int = Field(30, ge=1)
     """Passes over the training videos."""
-    batch_size: Annotated[int, RESUME_IGNORED] = Field(32, ge=1)
-    """Videos of a step in one process; their number in all processes may not change when a run is resumed."""
-    lr: Positive = 5e-4
-    start_lr: NotNegative = 1e-6
-    final_lr: NotNegative = 1e-6
     warmup: NotNegative = 2.0
-    weight_decay: NotNegative = 0.05
-    """Weight decay of AdamW."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate from each block of the encoder of clips to the one below it, where it is trained."""
-    clip_grad: float | None = Field(1.0, gt=0)
-    """Largest norm of the gradient; null: no limit."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "OptimizationConfig":
-        self.check_warmup(self.num_epochs)
-        self.check_accumulation(self.batch_size)
-        return self
 
 
 class EvaluationConfig(Config):
@@ -117,13 +92,7 @@ class EvaluationConfig(Config):
     """Videos evaluated at once."""
 
 
-class MetaConfig(training.MetaConfig):
-    """YAML section `meta`."""
-
-    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
-
-
-class Options(TrainingOptions):
+class Options(fine_tuning.FineTuningOptions):
     """Learn from videos with sound."""
 
     app: Literal["audio"] = "audio"
@@ -149,7 +118,6 @@ class Options(TrainingOptions):
     synchronisation: SynchronisationConfig = SynchronisationConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     evaluation: Annotated[EvaluationConfig, RESUME_IGNORED] = EvaluationConfig()
-    meta: MetaConfig = MetaConfig()
 
     @model_validator(mode="after")
     def _check_parts(self) -> "Options":
@@ -159,11 +127,8 @@ class Options(TrainingOptions):
             raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
         if self.pretrain is None and not self.train_encoder and "video" in self.modalities:
             raise ValueError("train_encoder: an encoder from scratch has to be trained; remove it, or set it to true")
-        if self.encoder is not None:
-            check_returns_tokens(self.encoder, "encoder")
+        self.check_encoder()
         check_returns_tokens(self.sound_encoder, "sound_encoder")
-        if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
-            raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
         if self.data.frame_step is not None:
             raise ValueError(
                 "data.frame_step: clips with sound need the same duration in all files; give data.clip_duration "

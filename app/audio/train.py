@@ -11,8 +11,7 @@ from app.audio.data import training_videos, validation_videos
 from app.audio.model import build_model
 from app.audio.options import Options
 from tubelet.config.addresses import public
-from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import make_eval_loader, make_train_loader
+from tubelet.data.loader import make_eval_loader
 from tubelet.data.rows import Mapped
 from tubelet.data.sounding_videos import SoundingVideos
 from tubelet.data.streams import SampleStream
@@ -20,12 +19,11 @@ from tubelet.data.types import BadFile
 from tubelet.objectives.audio_visual import AudioVisual, Synchronisation
 from tubelet.probing import heads, results
 from tubelet.probing.encoder import with_normalization
+from tubelet.probing.fine_tuning import fit, make_trainer
 from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.files import write_json
 from tubelet.runtime.run_folder import check_same_configuration
-from tubelet.training.callbacks import BadFileCheck
 from tubelet.training.schedules import Schedule
-from tubelet.training.trainer import Trainer
 
 
 def main(options: Options, world: World) -> None:
@@ -37,40 +35,12 @@ def main(options: Options, world: World) -> None:
     model = build_model(options).to(world.device)
     global_batch = options.optimization.batch_size * world.world_size
     stream = SampleStream(videos.sizes, None, global_batch, options.meta.seed)
-    trainer = make_trainer(options, model, stream, world)
-    trainer.resume()
-    batches = make_train_loader(
-        videos,
-        stream,
-        masks=None,
-        seed=options.meta.seed,
-        first_step=trainer.step,
-        last_step=trainer.last_step,
-        rank=world.rank,
-        world_size=world.world_size,
-        num_workers=options.data.num_workers,
-        pin_memory=world.device.type == "cuda",
-        timeout=options.data.worker_timeout,
-    )
-    bad_files = BadFiles(folder / "bad_files.txt", options.data.max_bad_fraction, world)
-    trainer.fit(batches, [BadFileCheck(bad_files)])
+    o, steps = options.optimization, stream.steps_per_pass
+    schedule, trained = Schedule(o, o.num_epochs * steps, steps), None if model.frozen else model.encoder
+    trainer = make_trainer(model, options, schedule, global_batch, world, encoder=trained)
+    data = options.data
+    bad_files = fit(trainer, data, videos, stream, data.num_workers, data.max_bad_fraction)
     evaluate(options, model, validation, {"num_train": len(videos), "bad_train": bad_files.reasons()}, world)
-
-
-def make_trainer(options: Options, model: AudioVisual, stream: SampleStream, world: World) -> Trainer:
-    """Return the trainer of the model."""
-    o = options.optimization
-    # What hub needs to build an encoder that is trained, and the normalization of its clips.
-    built_from = {} if model.encoder is None or model.frozen else model.encoder.built_from
-    return Trainer(
-        model,
-        options,
-        Schedule(o, o.num_epochs * stream.steps_per_pass, stream.steps_per_pass),
-        world,
-        global_batch=o.batch_size * world.world_size,
-        batch_size_key="optimization.batch_size",
-        config={**built_from, "data_aug": options.data.normalization()},
-    )
 
 
 def evaluate(

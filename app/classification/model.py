@@ -5,13 +5,11 @@ from torch import nn
 
 from app.classification.options import ImageViTConfig, Options
 from tubelet.config import ConfigError
-from tubelet.grid import ClipShape
-from tubelet.models import build_encoder
 from tubelet.models.inflatable import InflatableEncoder
 from tubelet.models.pretrained import FramewiseViT
 from tubelet.objectives.supervised import PairMixing, Supervised
 from tubelet.probing import heads
-from tubelet.probing.encoder import load
+from tubelet.probing.fine_tuning import initial_encoder
 from tubelet.runtime.seeds import seed_for
 
 
@@ -26,6 +24,8 @@ def build_classifier(options: Options) -> Supervised:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "supervised"))
         encoder = initial_encoder(options)
+        if options.image_vit is not None:
+            inflate(encoder, options.image_vit, o.resolution)
         num_slots = encoder.grid_size(data.frames_per_clip, o.resolution, o.resolution).t
         if o.attend_across_segments:
             num_slots *= data.num_segments
@@ -41,21 +41,6 @@ def build_classifier(options: Options) -> Supervised:
         layer_decay=o.layer_decay,
         mixing=mixing,
     )
-
-
-def initial_encoder(options: Options) -> nn.Module:
-    """Build the encoder that `pretrain`, `image_vit` or `encoder` describe."""
-    data, side = options.data, options.optimization.resolution
-    if options.pretrain is not None:
-        return load(options.pretrain, data.frames_per_clip, side)
-    clip = ClipShape(data.frames_per_clip, side, data.patch_size or 16, data.tubelet_size or 2)
-    try:
-        encoder = build_encoder(options.encoder, clip)
-    except ValueError as error:
-        raise ConfigError(f"encoder, optimization.resolution or data.frames_per_clip: {error}") from None
-    if options.image_vit is not None:
-        inflate(encoder, options.image_vit, side)
-    return encoder
 
 
 def inflate(encoder: nn.Module, image_vit: ImageViTConfig, resolution: int) -> None:

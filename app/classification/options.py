@@ -5,22 +5,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tubelet.config import RESUME_IGNORED, Config
-from tubelet.data import AugConfig
-from tubelet.models import EncoderOptions, check_returns_tokens
+from tubelet.models import EncoderOptions
 from tubelet.models.inflatable import TubeletInit
+from tubelet.probing import fine_tuning
 from tubelet.probing.heads import TrainedHeadOptions
 from tubelet.probing.options import EvaluationConfig, LabelledDataConfig, PretrainConfig, check_one_normalization
-from tubelet.training import options as training
-from tubelet.training import schedules
-from tubelet.training.options import LoggingConfig, TrainingOptions
+from tubelet.training.options import LoggingConfig
 from tubelet.training.schedules import NotNegative, Positive
 
 
-class DataConfig(LabelledDataConfig):
-    patch_size: int | None = Field(None, ge=1)
-    """Patch size of an encoder from scratch, by default 16; a pretrained encoder has its own."""
-    tubelet_size: int | None = Field(None, ge=1)
-    """Frames of a tubelet of an encoder from scratch, by default 2."""
+class DataConfig(LabelledDataConfig, fine_tuning.DataConfig):
+    """YAML section `data`."""
 
 
 class ImageViTConfig(Config):
@@ -34,25 +29,17 @@ class ImageViTConfig(Config):
     """How the patch embedding of one frame becomes that of a tubelet."""
 
 
-class OptimizationConfig(schedules.OptimizationConfig):
+class OptimizationConfig(fine_tuning.OptimizationConfig):
     """YAML section `optimization`."""
 
     attend_across_segments: bool = True
     """Make one prediction from the tokens of all segments; false: one each, averaged."""
     num_epochs: int = Field(50, ge=1)
     """Passes over the training videos."""
-    resolution: int = Field(224, ge=1)
-    """Height and width of the clips in pixels."""
     batch_size: Annotated[int, RESUME_IGNORED] = Field(16, ge=1)
     """Videos of a step in one process; their number in all processes may not change when a run is resumed."""
     lr: Positive = 1e-3
-    start_lr: NotNegative = 1e-6
-    final_lr: NotNegative = 1e-6
     warmup: NotNegative = 5.0
-    weight_decay: NotNegative = 0.05
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate from each block of the encoder to the one below it; see `optimizer.layer_decay`."""
-    clip_grad: float | None = Field(1.0, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Of the cross-entropy."""
     mixup: float = Field(0.0, ge=0)
@@ -61,9 +48,7 @@ class OptimizationConfig(schedules.OptimizationConfig):
     """Parameter of CutMix's beta distribution; 0 for none."""
 
     @model_validator(mode="after")
-    def _check(self) -> "OptimizationConfig":
-        self.check_warmup(self.num_epochs)
-        self.check_accumulation(self.batch_size)
+    def _check_pairs(self) -> "OptimizationConfig":
         if self.mixes and self.batch_size % 2:
             raise ValueError(f"batch_size: mixup and cutmix mix pairs, {self.batch_size} is odd; take an even number")
         return self
@@ -73,19 +58,12 @@ class OptimizationConfig(schedules.OptimizationConfig):
         return self.mixup > 0 or self.cutmix > 0
 
 
-class MetaConfig(training.MetaConfig):
-    """YAML section `meta`; the seed is also that of the few-shot subset."""
-
-    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
-
-
-class Options(TrainingOptions):
+class Options(fine_tuning.FineTuningOptions):
     """A supervised run. The weights of the last epoch are evaluated: validation selects nothing."""
 
     app: Literal["classification"] = "classification"
     data: DataConfig
     """Labelled videos or images for training and validation."""
-    data_aug: AugConfig | None = None
     encoder: EncoderOptions | None = None
     """Encoder that is trained from scratch, or from `image_vit`; null: a ViT-B, or the one that `pretrain` names."""
     image_vit: ImageViTConfig | None = None
@@ -95,7 +73,6 @@ class Options(TrainingOptions):
     """What classifies the tokens of the encoder: a head of tubelet/probing/heads that is trained."""
     optimization: OptimizationConfig = OptimizationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    meta: MetaConfig = MetaConfig()
     logging: Annotated[LoggingConfig, RESUME_IGNORED] = LoggingConfig(keep_checkpoints=1)
     """`monitor_every`, `monitor_clips`: how often the accuracy on how many validation videos is logged."""
 
@@ -106,10 +83,7 @@ class Options(TrainingOptions):
                 "pretrain: the architecture of a pretrained encoder is that of its run; remove `encoder` and "
                 "`image_vit`, and put options that shall differ into pretrain.encoder"
             )
-        if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
-            raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
-        if self.encoder is not None:
-            check_returns_tokens(self.encoder, "encoder")
+        self.check_encoder()
         check_one_normalization(self.data, self.data_aug)
         self.evaluation.check(self.data)
         if self.distributed.kind != "ddp":

@@ -14,10 +14,9 @@ from torch import Tensor
 from app.classification.data import Videos
 from app.classification.model import build_classifier
 from app.classification.options import Options
-from tubelet.config import ConfigError
 from tubelet.data import evenly_spaced, to_float
 from tubelet.data.bad_files import BadFiles
-from tubelet.probing import heads, results
+from tubelet.probing import fine_tuning, heads, results
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.encoder import with_normalization
 from tubelet.probing.fit import HeadsDiverged
@@ -57,22 +56,10 @@ def main(options: Options, world: World) -> None:
 def make_trainer(options: Options, videos: Videos, world: World) -> Trainer:
     """Build the classifier and its trainer."""
     classifier = build_classifier(options)
-    # What hub needs to build the encoder, and the normalization of its clips.
-    config = {**classifier.encoder.built_from, "data_aug": options.data.normalization()}
     schedule = Schedule(options.optimization, videos.last_step, videos.steps_per_epoch)
-    try:
-        return Trainer(
-            classifier,
-            options,
-            schedule,
-            world,
-            global_batch=videos.global_batch,
-            batch_size_key="optimization.batch_size",
-            config=config,
-            data_state=videos,
-        )
-    except ValueError as error:
-        raise ConfigError(f"optimization.layer_decay: {error}") from None
+    return fine_tuning.make_trainer(
+        classifier, options, schedule, videos.global_batch, world, encoder=classifier.encoder, data_state=videos
+    )
 
 
 def callbacks(trainer: Trainer, videos: Videos) -> list[Callback]:

@@ -6,17 +6,13 @@ from typing import Any, TypeAlias
 import torch
 
 from app.language.options import Options
-from tubelet.config import ConfigError
-from tubelet.grid import ClipShape
 from tubelet.language.packages import METRICS, MODELS, check_installed
 from tubelet.language.prefix_lm import PrefixLanguageModel, build_language_model
 from tubelet.language.tokenizer import TextEncoder, learn_tokenizer, load_tokenizer, parse_tokenizer
-from tubelet.models import build_encoder
-from tubelet.models.interfaces import Encoder
 from tubelet.objectives.video_text_alignment import VideoTextAlignment
 from tubelet.objectives.video_to_answer import VideoToAnswer
 from tubelet.objectives.video_to_text import Bridge, LinearHead, VideoToText
-from tubelet.probing.encoder import load
+from tubelet.probing.fine_tuning import initial_encoder
 from tubelet.runtime.distributed import World
 from tubelet.runtime.seeds import seed_for
 
@@ -56,7 +52,7 @@ def build_model(options: Options, text: TextEncoder, answers: Sequence[str]) -> 
 
 
 def _write(options: Options, text: TextEncoder, answers: Sequence[str]) -> VideoToText | VideoToAnswer:
-    encoder, pooler = _encoder(options), options.pooler
+    encoder, pooler = initial_encoder(options), options.pooler
     length = pooler.num_queries + options.text.max_prompt + (0 if answers else options.text.max_target)
     language_model = _language_model(options, text, length)
     width = language_model.embed_dim
@@ -67,7 +63,7 @@ def _write(options: Options, text: TextEncoder, answers: Sequence[str]) -> Video
 
 
 def _align(options: Options, text: TextEncoder) -> VideoTextAlignment:
-    encoder, width = _encoder(options), options.alignment.embed_dim
+    encoder, width = initial_encoder(options), options.alignment.embed_dim
     language_model = _language_model(options, text, options.text.max_target)
     bridge = Bridge(encoder.embed_dim, encoder.num_heads, 1, options.pooler.depth, width)
     head = LinearHead(language_model.embed_dim, width)
@@ -90,14 +86,3 @@ def _encoding(options: Options) -> dict[str, Any]:
         "blind": options.blind,
         "encoder_layer_decay": options.optimization.layer_decay,
     }
-
-
-def _encoder(options: Options) -> Encoder:
-    data, side = options.data, options.optimization.resolution
-    if options.pretrain is not None:
-        return load(options.pretrain, data.frames_per_clip, side)
-    clip = ClipShape(data.frames_per_clip, side, data.patch_size or 16, data.tubelet_size or 2)
-    try:
-        return build_encoder(options.encoder, clip)
-    except ValueError as error:
-        raise ConfigError(f"encoder, optimization.resolution or data.frames_per_clip: {error}") from None

@@ -8,15 +8,11 @@ from tubelet.config import RESUME_IGNORED, Config
 from tubelet.data import AugConfig
 from tubelet.language.decoding import DecodingConfig
 from tubelet.language.prefix_lm import LanguageModelConfig
-from tubelet.models import EncoderOptions, check_returns_tokens
-from tubelet.probing.options import ClipsConfig, PretrainConfig
-from tubelet.training import options as training
-from tubelet.training import schedules
-from tubelet.training.options import TrainingOptions
-from tubelet.training.schedules import NotNegative, Positive
+from tubelet.probing import fine_tuning
+from tubelet.training.schedules import NotNegative
 
 
-class DataConfig(ClipsConfig):
+class DataConfig(fine_tuning.DataConfig):
     """YAML section `data`: lists of texts, and the videos that they are about."""
 
     dataset_train: str
@@ -32,10 +28,6 @@ class DataConfig(ClipsConfig):
     cache_features: Annotated[bool | str, RESUME_IGNORED] = False
     """Of a frozen encoder: extract the features once, without augmentation, into `<folder>/features` (true) or the
     given folder, and train on them."""
-    patch_size: int | None = Field(None, ge=1)
-    """Patch size of an encoder from scratch, by default 16; a pretrained encoder has its own."""
-    tubelet_size: int | None = Field(None, ge=1)
-    """Frames of a tubelet of an encoder from scratch, by default 2."""
     max_bad_fraction: Annotated[float, RESUME_IGNORED] = Field(0.05, ge=0, le=1)
     """Training stops when more than this fraction of the draws met an unreadable video."""
 
@@ -98,29 +90,12 @@ class ZeroShotConfig(Config):
         return template
 
 
-class OptimizationConfig(schedules.OptimizationConfig):
+class OptimizationConfig(fine_tuning.OptimizationConfig):
     """YAML section `optimization`."""
 
-    resolution: int = Field(224, ge=1)
-    """Height and width of the clips in pixels."""
     num_epochs: int = Field(10, ge=1)
     """Passes over the training samples."""
-    batch_size: Annotated[int, RESUME_IGNORED] = Field(32, ge=1)
-    """Samples of a step in one process; their number in all processes may not change when a run is resumed."""
-    lr: Positive = 5e-4
-    start_lr: NotNegative = 1e-6
-    final_lr: NotNegative = 1e-6
     warmup: NotNegative = 1.0
-    weight_decay: NotNegative = 0.05
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate from each block of the encoder to the one below it, where it is trained."""
-    clip_grad: float | None = Field(1.0, gt=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> "OptimizationConfig":
-        self.check_warmup(self.num_epochs)
-        self.check_accumulation(self.batch_size)
-        return self
 
 
 class EvaluationConfig(Config):
@@ -136,13 +111,7 @@ class EvaluationConfig(Config):
     """After retrieval: classify videos by the most similar class name."""
 
 
-class MetaConfig(training.MetaConfig):
-    """YAML section `meta`."""
-
-    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
-
-
-class Options(TrainingOptions):
+class Options(fine_tuning.FineTuningOptions):
     """Write texts about videos, answer questions about them, or find them by texts."""
 
     app: Literal["language"] = "language"
@@ -151,10 +120,6 @@ class Options(TrainingOptions):
     data: DataConfig
     data_aug: AugConfig | None = None
     """Augmentation of the training clips; null: none. A flip changes left to right in the video, not in the text."""
-    pretrain: PretrainConfig | None = None
-    """Pretrained encoder, as for a probe."""
-    encoder: EncoderOptions | None = None
-    """Encoder that is trained from scratch."""
     train_encoder: bool = False
     """Train the encoder, too; false: it is frozen."""
     blind: bool = False
@@ -167,23 +132,19 @@ class Options(TrainingOptions):
     decoding: Annotated[DecodingConfig, RESUME_IGNORED] = DecodingConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     evaluation: Annotated[EvaluationConfig, RESUME_IGNORED] = EvaluationConfig()
-    meta: MetaConfig = MetaConfig()
 
     @model_validator(mode="after")
     def _check_parts(self) -> "Options":
         if (self.pretrain is None) == (self.encoder is None):
             raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
-        if self.encoder is not None:
-            check_returns_tokens(self.encoder, "encoder")
-            if not self.train_encoder:
-                raise ValueError("train_encoder: an encoder from scratch has to be trained; set it to true")
+        if self.encoder is not None and not self.train_encoder:
+            raise ValueError("train_encoder: an encoder from scratch has to be trained; set it to true")
         if self.data.cache_features and (self.train_encoder or self.data_aug is not None):
             raise ValueError(
                 "data.cache_features stores one version of each clip under a frozen encoder; remove it, or "
                 "train_encoder and data_aug"
             )
-        if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
-            raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
+        self.check_encoder()
         if self.task != "question_answering" and "{question}" in self.text.prompt:
             raise ValueError(f"text.prompt: {self.task} has no {{question}}; remove it")
         if self.task != "question_answering" and self.answers.kind == "classified":

@@ -2,23 +2,19 @@
 
 from pathlib import Path
 
-from app.language.data import Lists, read_lists
+from app.language.data import read_lists
 from app.language.evaluation import evaluate
-from app.language.model import Model, build_model, build_text_encoder
+from app.language.model import build_model, build_text_encoder
 from app.language.options import Options
 from app.language.retrieval import zero_shot_records
 from app.language.videos import Run, read_features, training_videos
-from tubelet.config import ConfigError
-from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import make_train_loader
 from tubelet.data.streams import SampleStream
 from tubelet.probing.encoder import with_normalization
+from tubelet.probing.fine_tuning import fit, make_trainer
 from tubelet.runtime.distributed import World
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.runtime.watchdog import Watchdog
-from tubelet.training.callbacks import BadFileCheck
 from tubelet.training.schedules import Schedule
-from tubelet.training.trainer import Trainer
 
 
 def main(options: Options, world: World) -> None:
@@ -36,44 +32,12 @@ def main(options: Options, world: World) -> None:
     videos = training_videos(options, lists.train_samples(), text, features)
     global_batch = options.optimization.batch_size * world.world_size
     stream = SampleStream(videos.sizes, None, global_batch, options.meta.seed)
-    trainer = make_trainer(options, model, stream, lists, world)
-    trainer.resume()
-    batches = make_train_loader(
-        videos,
-        stream,
-        masks=None,
-        seed=options.meta.seed,
-        first_step=trainer.step,
-        last_step=trainer.last_step,
-        rank=world.rank,
-        world_size=world.world_size,
-        num_workers=options.data.num_workers if features.tokens is None else 0,
-        pin_memory=world.device.type == "cuda",
-        timeout=options.data.worker_timeout,
-    )
-    bad_files = BadFiles(folder / "bad_files.txt", options.data.max_bad_fraction, world)
-    trainer.fit(batches, [BadFileCheck(bad_files)])
+    o, steps = options.optimization, stream.steps_per_pass
+    schedule, trained = Schedule(o, o.num_epochs * steps, steps), None if model.frozen else model.encoder
+    trainer = make_trainer(model, options, schedule, global_batch, world, encoder=trained, data_state=lists)
+    data, workers = options.data, options.data.num_workers if features.tokens is None else 0
+    fit(trainer, data, videos, stream, workers, data.max_bad_fraction)
     if world.is_main and options.language_model.folder is None:
         text.tokenizer.save_pretrained(str(folder / "tokenizer"))
     with Watchdog(world, options.distributed.timeout) as watchdog:
         evaluate(model, lists, len(videos), Run(options, text, features, world, watchdog))
-
-
-def make_trainer(options: Options, model: Model, stream: SampleStream, lists: Lists, world: World) -> Trainer:
-    """Return the trainer of the model. Raises ConfigError where the encoder has no layers for `layer_decay`."""
-    o = options.optimization
-    # What hub needs to build an encoder that is trained, and the normalization of its clips.
-    config = {**({} if model.frozen else model.encoder.built_from), "data_aug": options.data.normalization()}
-    try:
-        return Trainer(
-            model,
-            options,
-            Schedule(o, o.num_epochs * stream.steps_per_pass, stream.steps_per_pass),
-            world,
-            global_batch=o.batch_size * world.world_size,
-            batch_size_key="optimization.batch_size",
-            config=config,
-            data_state=lists,
-        )
-    except ValueError as error:
-        raise ConfigError(f"optimization.layer_decay: {error}") from None
