@@ -2,6 +2,7 @@ import csv
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -90,11 +91,12 @@ def test_without_the_video_no_answer_is_more_probable_than_another():
 
 def test_frames_show_the_attributes():
     sprites, _ = rendering.place(np.random.default_rng(1), SCENE)
+    sprites = [replace(sprite, middle=(0.5, y)) for sprite, y in zip(sprites, (0.3, 0.7), strict=True)]
     frames = rendering.render_frames(np.random.default_rng(2), sprites, "stays still", 24, 64).astype(int)
     red = (frames[..., 0] > 180) & (frames[..., 1] < 110)
     white = frames.min(-1) > 220
     x = [np.nonzero(mask)[1].mean() for mask in red if mask.any()]
-    assert x[-1] - x[0] == pytest.approx(0.24 * 64, abs=2.5)
+    assert x[-1] - x[0] == pytest.approx(0.36 * 64, abs=2.5)
     first, second = (onset for onset, _ in sprites[0].events)
     times = (np.arange(24) + 0.5) / 8
     np.testing.assert_array_equal(white.any((1, 2)), (first <= times) & (times < first + EVENT_DURATION))
@@ -107,6 +109,7 @@ def test_a_zoom_changes_the_size_of_the_sprites():
     sprites, _ = rendering.place(
         np.random.default_rng(1), Scene("one", "red", "disc", "left", "zooms in", "flash", "blink")
     )
+    sprites = [replace(sprites[0], middle=(0.5, 0.5))]  # inside of the picture throughout
     for camera, larger in (("zooms in", True), ("zooms out", False)):
         frames = rendering.render_frames(np.random.default_rng(2), sprites, camera, 24, 64).astype(int)
         area = ((frames[..., 0] > 180) & (frames[..., 1] < 110)).sum((1, 2))

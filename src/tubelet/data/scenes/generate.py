@@ -49,6 +49,8 @@ class Settings:
     size: int = 64
     """Height and width in pixels."""
     fps: int = 8
+    sound: bool = True
+    """Whether the files have sound, whose encoding takes longer than that of the pictures."""
     seed: int = 0
 
 
@@ -118,7 +120,7 @@ def _write_video(folder: Path, settings: Settings, video: Video) -> None:
         sprites, tones = rendering.place(rng, video.scene)
         camera = video.scene.camera
     frames = rendering.render_frames(rng, sprites, camera, round(DURATION * settings.fps), settings.size)
-    sound = rendering.render_sound(rng, tones)
+    sound = rendering.render_sound(rng, tones) if settings.sound else None
     encode(frames, _file(folder, video), settings.fps, sound, rendering.SAMPLE_RATE)
 
 
@@ -205,7 +207,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
     for name, default in asdict(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"(default: {default})")
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=default)
+        else:
+            parser.add_argument(option, type=int, default=default, help=f"(default: {default})")
     args = vars(parser.parse_args())
     folder, processes = args.pop("folder"), args.pop("processes")
     try:

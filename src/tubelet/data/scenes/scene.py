@@ -23,9 +23,9 @@ HELD_OUT = tuple(zip(ATTRIBUTES["color"], ("square", "triangle", "cross", "disc"
 
 DURATION = 3.0
 """Seconds of a video."""
-EVENT_DURATION = 0.4
+EVENT_DURATION = 0.6
 """Seconds of an event and of its tone."""
-ONSETS = ((0.3, 1.0), (1.6, 2.3))
+ONSETS = ((0.2, 0.8), (1.6, 2.2))
 """Seconds between which the first and the second event begin."""
 
 
