@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from tubelet.hub import files, fit, probe, transformers
+from tubelet.hub import files, fit, probe, saving, transformers
 from tubelet.hub.fit import check_normalization as check_normalization
 from tubelet.hub.state import State, without_fixed_positions
 from tubelet.hub.weights import OwnWeights as OwnWeights
@@ -77,6 +77,34 @@ def load_probe(
         CheckpointError: The file is damaged, or holds no probe.
     """
     return probe.load(Path(path), num_heads, index, use_proj)
+
+
+def save(
+    folder: str | Path,
+    parts: Mapping[str, nn.Module],
+    *,
+    step: int = 0,
+    normalization: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Path:
+    """Write modules that were trained without the Trainer, so that `load_encoder` and probes read them from `folder`.
+
+    Args:
+        folder: Run folder. Its other checkpoints are removed.
+        parts: Modules of `build_encoder` and `build_predictor`, by names such as `target_encoder`, `encoder` and
+            `predictor`. The encoder to evaluate comes first; all encoders have the same options.
+        step: Steps of the training.
+        normalization: `normalize_mean` and `normalize_std` of the clips. Probes refuse clips that are normalized in
+            another way.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        ConfigError: A module was built in another way, or the modules do not belong together.
+
+    >>> save("runs/mine", {"target_encoder": target_encoder, "encoder": encoder, "predictor": predictor})
+    """
+    return saving.save(Path(folder), parts, step, normalization)
 
 
 def export(path: str | Path, folder: str | Path, checkpoint_key: str = "target_encoder", **arguments: Any) -> None:
