@@ -124,11 +124,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, nargs="?", help="folder, list or index; default: generated clips")
     parser.add_argument("--lists", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="labeled videos for the probe")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--folder", type=Path, default=Path("runs/example"))
     args = parser.parse_args()
     if args.videos is None:
-        write_dataset(args.folder / "clips", Settings(clips=1600, train=400, test=400), processes=1)
+        write_dataset(args.folder / "clips", Settings(clips=1200, train=400, test=400), processes=1)
         args.videos = args.folder / "clips" / "pretrain"
         args.lists = [args.folder / "clips" / f"motion_{split}.csv" for split in ("train", "test")]
 

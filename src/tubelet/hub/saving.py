@@ -11,9 +11,7 @@ from tubelet.runtime import checkpoint
 from tubelet.runtime.checkpoint import CheckpointState
 
 
-def save(
-    folder: Path, parts: Mapping[str, nn.Module], step: int, normalization: Mapping[str, Sequence[float]]
-) -> Path:
+def save(folder: Path, parts: Mapping[str, nn.Module], step: int, normalization: Mapping[str, Sequence[float]]) -> Path:
     """See `hub.save`."""
     config: dict[str, Any] = {"data_aug": {name: list(values) for name, values in normalization.items()}}
     for name, part in parts.items():
