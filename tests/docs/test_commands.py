@@ -78,7 +78,7 @@ def test_tests(page, command, monkeypatch):
 
 
 def test_paths(checkout):
-    pattern = r"(?<![\w/.<-])(?:app|benchmarks|configs|docs|evals|ideas|src|tests|tools)/[\w/]*(?:\.\w+)?"
+    pattern = r"(?<![\w/.<-])(?:app|benchmarks|configs|docs|evals|examples|ideas|src|tests|tools)/[\w/]*(?:\.\w+)?"
     missing, count = {}, 0
     for page in PAGES:
         paths = {path for path in re.findall(pattern, pages.text(page)) if "/my_" not in path}
