@@ -59,7 +59,9 @@ def test_executes(path, tmp_path, monkeypatch):
     for cell in code_cells(notebook):
         cell["outputs"] = []
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources=resources
+    ).execute()
     kept = {cell["id"]: cell["outputs"] for cell in code_cells(read(path))}
     for cell in code_cells(notebook):
         shown = [output for output in cell["outputs"] if output.get("name") != "stderr"]

@@ -13,18 +13,31 @@ from tubelet.runtime.checkpoint import CheckpointState
 
 def save(folder: Path, parts: Mapping[str, nn.Module], step: int, normalization: Mapping[str, Sequence[float]]) -> Path:
     """See `hub.save`."""
+    built_from = {name: _built_from(name, part) for name, part in parts.items()}
+    encoders = [name for name, origin in built_from.items() if "encoder" in origin]
+    if not encoders:
+        raise ConfigError(f"no encoder among {', '.join(parts) or 'no parts'}; give the one that they belong to")
     config: dict[str, Any] = {"data_aug": {name: list(values) for name, values in normalization.items()}}
-    for name, part in parts.items():
-        built_from = getattr(part, "built_from", None)
-        if built_from is None:
-            raise ConfigError(f"{name}: nothing says how it was built; build it with build_encoder or build_predictor")
-        built_from = {"objective": built_from, "clip": built_from["clip"]} if "predictor" in built_from else built_from
-        for key, options in built_from.items():
+    for name, origin in built_from.items():
+        for key, options in origin.items():
             if config.setdefault(key, options) != options:
-                raise ConfigError(f"{name}: its {key} differs from that of another part: {options}; save it by itself")
-    if "encoder" not in config:
-        raise ConfigError(f"no encoder among {', '.join(parts) or 'no parts'}; give the one that the others belong to")
-    encoders = [name for name, part in parts.items() if "encoder" in part.built_from]
+                raise ConfigError(
+                    f"{name}: its options of {key} are {options}, those of another part {config[key]}; save parts that "
+                    "do not belong together in folders of their own"
+                )
     weights = {name: part.state_dict() for name, part in parts.items()}
-    state = CheckpointState(weights, {}, {"step": step, "config": config, "encoders": encoders})
-    return checkpoint.save(folder / "checkpoints", step, state, keep=1)
+    metadata = {"step": step, "config": _without_predictor_at_top(config), "encoders": encoders}
+    return checkpoint.save(folder / "checkpoints", step, CheckpointState(weights, {}, metadata), keep=1)
+
+
+def _built_from(name: str, part: nn.Module) -> dict[str, Any]:
+    built_from = getattr(part, "built_from", None)
+    if not isinstance(built_from, dict):
+        raise ConfigError(f"{name}: nothing says how it was built; build it with build_encoder or build_predictor")
+    return built_from
+
+
+def _without_predictor_at_top(config: dict[str, Any]) -> dict[str, Any]:
+    """Put the options of the predictor where configurations have them."""
+    rest = {name: value for name, value in config.items() if name != "predictor"}
+    return rest | ({"objective": {"predictor": config["predictor"]}} if "predictor" in config else {})
