@@ -25,8 +25,10 @@ def save(folder: Path, parts: Mapping[str, nn.Module], step: int, normalization:
                     f"{name}: its options of {key} are {options}, those of another part {config[key]}; save parts that "
                     "do not belong together in folders of their own"
                 )
+    if "predictor" in config:
+        config["objective"] = {"predictor": config.pop("predictor")}  # as in the configuration of a run
     weights = {name: part.state_dict() for name, part in parts.items()}
-    metadata = {"step": step, "config": _without_predictor_at_top(config), "encoders": encoders}
+    metadata = {"step": step, "config": config, "encoders": encoders}
     return checkpoint.save(folder / "checkpoints", step, CheckpointState(weights, {}, metadata), keep=1)
 
 
@@ -35,9 +37,3 @@ def _built_from(name: str, part: nn.Module) -> dict[str, Any]:
     if not isinstance(built_from, dict):
         raise ConfigError(f"{name}: nothing says how it was built; build it with build_encoder or build_predictor")
     return built_from
-
-
-def _without_predictor_at_top(config: dict[str, Any]) -> dict[str, Any]:
-    """Put the options of the predictor where configurations have them."""
-    rest = {name: value for name, value in config.items() if name != "predictor"}
-    return rest | ({"objective": {"predictor": config["predictor"]}} if "predictor" in config else {})
