@@ -13,8 +13,6 @@ from tubelet.language.annotations import find_videos, frequent_answers, read_cap
 from tubelet.language.dataset import TextSample
 from tubelet.language.tokenizer import IGNORED, TextEncoder
 
-PARTS = ("train", "val")
-
 
 @dataclass(frozen=True)
 class Record:
@@ -41,11 +39,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Lists:
-    """What `data.dataset_train` and `data.dataset_val` hold.
+    """What `data.dataset_train`, `data.dataset_val` and `evaluation.lists` hold.
 
     Attributes:
         train: Records of training.
         val: Records of validation.
+        further: Records of `evaluation.lists`.
         answers: With classified answers, those to choose from.
         left_out: For each list, how many listed videos are missing, and how many captions are empty.
         folder: The run folder, for messages.
@@ -53,6 +52,7 @@ class Lists:
 
     train: list[Record]
     val: list[Record]
+    further: dict[str, list[Record]]
     answers: list[str]
     left_out: dict[str, dict[str, int]]
     folder: str
@@ -73,8 +73,7 @@ class Lists:
     def count(self, text: TextEncoder) -> dict[str, dict[str, int]]:
         """Return, for each list, how many videos, texts and answers are missing, cut or unknown."""
         counts = {}
-        for part in PARTS:
-            records: list[Record] = getattr(self, part)
+        for part, records in {"train": self.train, "val": self.val, **self.further}.items():
             targets = [t for record in records for t in (record.options or record.references)]
             counts[part] = self.left_out[part] | text.count([record.prompt for record in records], targets)
             if self.answers:
@@ -97,20 +96,28 @@ class Lists:
 
 
 def read_lists(options: Options) -> Lists:
-    """Read the lists of `data.dataset_train` and `data.dataset_val`. Raises ConfigError where one cannot be used."""
+    """Read the lists of `data` and of `evaluation.lists`. Raises ConfigError where one cannot be used."""
+    data = options.data
+    lists = {
+        "train": (data.dataset_train, "data.dataset_train", data.split_train),
+        "val": (data.dataset_val, "data.dataset_val", data.split_val),
+        **{name: (path, f"evaluation.lists.{name}", None) for name, path in options.evaluation.lists.items()},
+    }
+    read = _questions if options.task == "question_answering" else _captions
     records, left_out = {}, {}
-    for part in PARTS:
-        listed, empty = _questions(options, part) if options.task == "question_answering" else _captions(options, part)
-        files = find_videos((record.path for record in listed), options.data.videos, "data.videos")
+    for part, (path, key, split) in lists.items():
+        listed, empty = read(options, path, key, split)
+        files = find_videos((record.path for record in listed), data.videos, "data.videos")
         records[part] = [replace(record, path=files[record.path]) for record in listed if record.path in files]
         missing = len({record.path for record in listed} - files.keys())
         left_out[part] = {"missing_videos": missing, "empty_captions": empty}
     answers = []
     if options.answers.kind == "classified":
-        if any(record.options for record in [*records["train"], *records["val"]]):
+        if any(record.options for listed in records.values() for record in listed):
             raise ConfigError("answers.kind: classified does not read the options of multiple choice; take generated")
         answers = frequent_answers((r.references[0] for r in records["train"]), options.answers.vocabulary)
-    return Lists(records["train"], records["val"], answers, left_out, options.folder)
+    train, val = records.pop("train"), records.pop("val")
+    return Lists(train, val, records, answers, left_out, options.folder)
 
 
 def swap_videos(records: Sequence[Record]) -> list[Record]:
@@ -120,13 +127,12 @@ def swap_videos(records: Sequence[Record]) -> list[Record]:
     return [replace(record, path=following[record.path]) for record in records]
 
 
-def _captions(options: Options, part: str) -> tuple[list[Record], int]:
-    path, split = getattr(options.data, f"dataset_{part}"), getattr(options.data, f"split_{part}")
-    listed, empty = read_captions(path, f"data.dataset_{part}", split)
+def _captions(options: Options, path: str, key: str, split: str | None) -> tuple[list[Record], int]:
+    listed, empty = read_captions(path, key, split)
     return [Record(captions.video, options.text.prompt, captions.texts, "caption") for captions in listed], empty
 
 
-def _questions(options: Options, part: str) -> tuple[list[Record], int]:
+def _questions(options: Options, path: str, key: str, split: str | None) -> tuple[list[Record], int]:
     prompt = options.text.prompt or "{question}"
-    listed = read_questions(getattr(options.data, f"dataset_{part}"), f"data.dataset_{part}")
+    listed = read_questions(path, key)
     return [Record(q.video, prompt.replace("{question}", q.text), (q.answer,), q.type, q.options) for q in listed], 0

@@ -1,7 +1,10 @@
 """Measure a trained model on the validation videos: `results.json`, `predictions.json`, `examples.html`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from app.language.data import Lists, Record, swap_videos
 from app.language.model import Model
@@ -27,11 +30,12 @@ from tubelet.runtime.files import write_json
 def evaluate(model: Model, lists: Lists, num_train: int, run: Run) -> None:
     """Measure the model on the validation videos and write `results.json`, which comes last."""
     options = run.options
-    records = [record for record in lists.val if record.path not in run.features.excluded]
+    records = run.features.readable(lists.val)
+    further = {name: run.features.readable(listed) for name, listed in lists.further.items()}
     if isinstance(model, VideoTextAlignment):
-        results, num_val, excluded = evaluate_retrieval(model, records, run)
+        results, num_val, excluded = evaluate_retrieval(model, records, further, run)
     else:
-        results, num_val, excluded = evaluate_texts(model, records, lists.answers, run)
+        results, num_val, excluded = evaluate_texts(model, records, further, lists.answers, run)
     if run.world.is_main:
         excluded = {**run.features.excluded, **excluded}
         results |= {
@@ -45,7 +49,11 @@ def evaluate(model: Model, lists: Lists, num_train: int, run: Run) -> None:
 
 
 def evaluate_texts(
-    model: VideoToText | VideoToAnswer, records: list[Record], answers: list[str], run: Run
+    model: VideoToText | VideoToAnswer,
+    records: list[Record],
+    further: Mapping[str, list[Record]],
+    answers: list[str],
+    run: Run,
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Write texts about the videos, and `predictions.json` and `examples.html`.
 
@@ -60,8 +68,14 @@ def evaluate_texts(
         return write_texts(model, shown, run)
 
     written, unreadable = texts_about(records) if records else ({}, {})
-    _check_any(written, unreadable)
+    _check_any(written, unreadable, "data.dataset_val")
     results: dict[str, Any] = measure(written, records, options.task)
+    results["further"] = {}
+    for name, listed in further.items():
+        others, more = texts_about(listed) if listed else ({}, {})
+        _check_any(others, more, f"evaluation.lists.{name}")
+        results["further"][name] = measure(others, listed, options.task)
+        unreadable |= more
     if options.evaluation.swap_videos:
         results["swapped_videos"] = measure(texts_about(swap_videos(records))[0], records, options.task)
     if run.world.is_main:
@@ -76,7 +90,7 @@ def evaluate_texts(
 
 
 def evaluate_retrieval(
-    model: VideoTextAlignment, records: list[Record], run: Run
+    model: VideoTextAlignment, records: list[Record], further: Mapping[str, list[Record]], run: Run
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Rank videos and texts, and write `examples.html`.
 
@@ -84,22 +98,31 @@ def evaluate_retrieval(
         Metrics, the number of videos, and the reason for each unreadable file.
     """
     options = run.options
-    embedded, unreadable = embed_videos(model, records, run) if records else ({}, {})
-    _check_any(embedded, unreadable)
-    texts = [reference for record in records for reference in record.references]
+    unreadable: dict[str, str] = {}
+
+    def embed(listed: list[Record], key: str) -> dict[int, Tensor]:
+        embedded, more = embed_videos(model, listed, run) if listed else ({}, {})
+        _check_any(embedded, more, key)
+        unreadable.update(more)
+        return embedded
+
+    embedded = embed(records, "data.dataset_val")
+    texts = references(records)
     vectors = embed_texts(model, texts, run)
     results: dict[str, Any] = retrieval(embedded, vectors, records)
+    results["further"] = {}
+    for name, listed in further.items():
+        others = embed(listed, f"evaluation.lists.{name}")
+        results["further"][name] = retrieval(others, embed_texts(model, references(listed), run), listed)
     if options.evaluation.swap_videos:
         swapped, _ = embed_videos(model, swap_videos(records), run)
         results["swapped_videos"] = retrieval(swapped, vectors, records)
     if (zero_shot := options.evaluation.zero_shot) is not None:
-        labelled = [record for record in zero_shot_records(zero_shot) if record.path not in run.features.excluded]
-        classified, more = embed_videos(model, labelled, run) if labelled else ({}, {})
-        _check_any(classified, more)
+        labelled = run.features.readable(zero_shot_records(zero_shot))
+        classified = embed(labelled, "evaluation.zero_shot.dataset")
         names = embed_texts(model, class_texts(zero_shot), run)
         results["zero_shot_top1"] = zero_shot_accuracy(classified, names, labelled)
         results["num_zero_shot"] = len(classified)
-        unreadable |= more
     if run.world.is_main:
         indices = sorted(embedded)
         shown = [indices[i] for i in evenly_spaced(len(indices), options.evaluation.examples).tolist()]
@@ -109,6 +132,11 @@ def evaluate_retrieval(
     return results, len(embedded), unreadable
 
 
-def _check_any(found: dict[int, Any], unreadable: dict[str, str]) -> None:
+def references(records: Sequence[Record]) -> list[str]:
+    """Return all right texts, record by record."""
+    return [reference for record in records for reference in record.references]
+
+
+def _check_any(found: dict[int, Any], unreadable: dict[str, str], key: str) -> None:
     if not found:
-        raise UserError(f"data.dataset_val: none of its videos can be read: {unreadable}")
+        raise UserError(f"{key}: none of its videos can be read: {unreadable}")

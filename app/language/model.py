@@ -9,6 +9,7 @@ from app.language.options import Options
 from tubelet.language.packages import METRICS, MODELS, check_installed
 from tubelet.language.prefix_lm import PrefixLanguageModel, build_language_model
 from tubelet.language.tokenizer import TextEncoder, learn_tokenizer, load_tokenizer, parse_tokenizer
+from tubelet.models.interfaces import Encoder
 from tubelet.objectives.video_text_alignment import VideoTextAlignment
 from tubelet.objectives.video_to_answer import VideoToAnswer
 from tubelet.objectives.video_to_text import Bridge, LinearHead, VideoToText
@@ -56,7 +57,7 @@ def _write(options: Options, text: TextEncoder, answers: Sequence[str]) -> Video
     length = pooler.num_queries + options.text.max_prompt + (0 if answers else options.text.max_target)
     language_model = _language_model(options, text, length)
     width = language_model.embed_dim
-    bridge = Bridge(encoder.embed_dim, encoder.num_heads, pooler.num_queries, pooler.depth, width)
+    bridge = _bridge(encoder, options, pooler.num_queries, width)
     if answers:
         return VideoToAnswer(encoder, bridge, language_model, LinearHead(width, len(answers)), **_encoding(options))
     return VideoToText(encoder, bridge, language_model, **_encoding(options))
@@ -65,10 +66,15 @@ def _write(options: Options, text: TextEncoder, answers: Sequence[str]) -> Video
 def _align(options: Options, text: TextEncoder) -> VideoTextAlignment:
     encoder, width = initial_encoder(options), options.alignment.embed_dim
     language_model = _language_model(options, text, options.text.max_target)
-    bridge = Bridge(encoder.embed_dim, encoder.num_heads, 1, options.pooler.depth, width)
+    bridge = _bridge(encoder, options, 1, width)
     head = LinearHead(language_model.embed_dim, width)
     temperature = options.alignment.temperature
     return VideoTextAlignment(encoder, bridge, language_model, head, temperature=temperature, **_encoding(options))
+
+
+def _bridge(encoder: Encoder, options: Options, num_queries: int, width: int) -> Bridge:
+    pooler = options.pooler
+    return Bridge(encoder.embed_dim, encoder.num_heads, num_queries, pooler.depth, width, pooler.init_std)
 
 
 def _language_model(options: Options, text: TextEncoder, max_length: int) -> PrefixLanguageModel:

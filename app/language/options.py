@@ -39,6 +39,8 @@ class PoolerConfig(Config):
     """Tokens that the language model reads of a video."""
     depth: int = Field(1, ge=1)
     """Blocks, the last of which is the cross-attention of the queries."""
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights; a narrow pooler learns faster with 0.1."""
 
 
 class TextConfig(Config):
@@ -105,6 +107,8 @@ class EvaluationConfig(Config):
     """Samples that are evaluated at once in one process."""
     swap_videos: bool = False
     """Also evaluate with the videos exchanged between the samples: what the model tells without looking."""
+    lists: dict[str, str] = {}
+    """Further lists to evaluate on, name: file. The metrics of each are in results.json, in `further`."""
     examples: int = Field(16, ge=0)
     """Videos shown in examples.html with references and predictions."""
     zero_shot: ZeroShotConfig | None = None
@@ -156,6 +160,8 @@ class Options(fine_tuning.FineTuningOptions):
             )
         if self.task != "retrieval" and self.evaluation.zero_shot is not None:
             raise ValueError(f"evaluation.zero_shot needs task: retrieval, not {self.task}")
+        if taken := {"train", "val"} & self.evaluation.lists.keys():
+            raise ValueError(f"evaluation.lists: {taken.pop()} is the name of a list of `data`; choose another one")
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind} is not supported for this program; take ddp")
         return self

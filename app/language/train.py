@@ -1,5 +1,6 @@
 """Captioning, question answering and retrieval: `python -m app.main --fname configs/language/<name>.yaml`."""
 
+import itertools
 from pathlib import Path
 
 from app.language.data import read_lists
@@ -27,7 +28,8 @@ def main(options: Options, world: World) -> None:
     model = build_model(options, text, lists.answers).to(world.device)
     zero_shot = options.evaluation.zero_shot
     labelled = zero_shot_records(zero_shot) if zero_shot else []
-    features = read_features(options, model, [*lists.train, *lists.val, *labelled], world)
+    described = itertools.chain(lists.train, lists.val, *lists.further.values(), labelled)
+    features = read_features(options, model, list(described), world)
 
     videos = training_videos(options, lists.train_samples(), text, features)
     global_batch = options.optimization.batch_size * world.world_size

@@ -36,6 +36,10 @@ class Features:
     tokens: Mapping[str, Tensor] | None
     excluded: dict[str, str]
 
+    def readable(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records whose videos are not left out."""
+        return [record for record in records if record.path not in self.excluded]
+
 
 def training_videos(
     options: Options, samples: Sequence[TextSample], text: TextEncoder, features: Features

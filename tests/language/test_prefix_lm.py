@@ -33,11 +33,16 @@ def test_every_text_survives_the_tokenizer(text):
 
 
 def test_prompts_are_padded_on_the_left_and_targets_end(text):
-    ids, used = text.prompts(["one", ""])
-    assert used.tolist() == [[False] * 4 + [True], [False] * 5]
-    assert ids[0, :4].tolist() == [text.pad] * 4
-    targets = text.targets(["one"])
-    assert targets[0].tolist() == [ids[0, -1], text.end, *[IGNORED] * 6]
+    """Up to the length of the longest one."""
+    long, short = (text.tokenizer(words, add_special_tokens=False)["input_ids"] for words in ("one disc", "one"))
+    padding = len(long) - len(short)
+    assert padding > 0
+    ids, used = text.prompts(["one disc", "one"])
+    assert ids.tolist() == [long, [text.pad] * padding + short]
+    assert used.tolist() == [[True] * len(long), [False] * padding + [True] * len(short)]
+    targets = text.targets(["one disc", "one"])
+    assert targets.tolist() == [[*long, text.end], [*short, text.end, *[IGNORED] * padding]]
+    assert text.prompts(["", ""])[0].shape == (2, 0)
 
 
 def test_long_texts_are_counted():

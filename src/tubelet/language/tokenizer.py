@@ -69,7 +69,7 @@ def load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
 
 
 class TextEncoder:
-    """Texts to token numbers of fixed length.
+    """Texts to token numbers.
 
     Args:
         tokenizer: The tokenizer.
@@ -81,20 +81,26 @@ class TextEncoder:
         self.tokenizer, self.max_prompt, self.max_target = tokenizer, max_prompt, max_target
 
     def prompts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return token numbers int64 [B, max_prompt] and which of them count, bool; padding is on the left."""
-        ids = torch.full((len(texts), self.max_prompt), self.pad)
+        """Return token numbers int64 [B, P] and which of them count, bool; padding is on the left.
+
+        P is the length of the longest prompt, at most `max_prompt`.
+        """
+        rows = [row[-self.max_prompt :] if self.max_prompt else [] for row in self._numbers(texts)]
+        ids = torch.full((len(texts), max(map(len, rows), default=0)), self.pad)
         used = torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(self._numbers(texts)):
-            row = row[-self.max_prompt :] if self.max_prompt else []
-            ids[i, self.max_prompt - len(row) :] = torch.tensor(row, dtype=torch.int64)
-            used[i, self.max_prompt - len(row) :] = True
+        for i, row in enumerate(rows):
+            ids[i, ids.shape[1] - len(row) :] = torch.tensor(row, dtype=torch.int64)
+            used[i, ids.shape[1] - len(row) :] = True
         return ids, used
 
     def targets(self, texts: Sequence[str]) -> Tensor:
-        """Return token numbers int64 [B, max_target], with the end of the text, then IGNORED."""
-        ids = torch.full((len(texts), self.max_target), IGNORED)
-        for i, row in enumerate(self._numbers(texts)):
-            row = [*row, self.end][: self.max_target]
+        """Return token numbers int64 [B, L], with the end of the text, then IGNORED.
+
+        L is the length of the longest target, at most `max_target`.
+        """
+        rows = [[*row, self.end][: self.max_target] for row in self._numbers(texts)]
+        ids = torch.full((len(texts), max(map(len, rows), default=0)), IGNORED)
+        for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
         return ids
 

@@ -10,7 +10,50 @@ from tubelet.language.prefix_lm import PrefixLanguageModel
 from tubelet.models.attentive_pooler import AttentivePooler
 from tubelet.models.interfaces import Encoder
 from tubelet.objectives.encoder_objective import EncoderObjective
+from tubelet.objectives.losses.distributed import mean_over_processes
 from tubelet.training.objective import StepRng
+
+
+class RunningNorm(nn.Module):
+    """Standardize each channel of [..., D] with a running mean and variance over all processes.
+
+    The features of a frozen encoder may have a large mean that all videos share, which a layer norm keeps. As in batch
+    normalization for linear probes (He et al. 2022, appendix A.1), but with the running statistics in training, too, so
+    that a sample does not depend on the others.
+
+    Args:
+        dim: Width D.
+        momentum: Least weight of a batch in the statistics, which are cumulative averages at first.
+        eps: Added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.01, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.update(x.detach())
+        return (x - self.mean) * (self.variance + self.eps).rsqrt()
+
+    @torch.no_grad()
+    @torch.compiler.disable  # collectives
+    def update(self, x: Tensor) -> None:
+        """Take the rows of a batch into the statistics."""
+        rows = x.flatten(0, -2).float()
+        mean = mean_over_processes(rows.mean(0))
+        variance = mean_over_processes((rows - mean).square().mean(0))
+        self.batches += 1
+        weight = (1 / self.batches).clamp_min(self.momentum)
+        self.mean.lerp_(mean, weight)
+        self.variance.lerp_(variance, weight)
 
 
 class Bridge(nn.Module):
@@ -22,12 +65,15 @@ class Bridge(nn.Module):
         num_queries: Number Q of vectors.
         depth: Blocks of the pooler.
         out_dim: Width D'.
+        init_std: Standard deviation of the pooler's initial weights.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, num_queries: int, depth: int, out_dim: int):
+    def __init__(
+        self, embed_dim: int, num_heads: int, num_queries: int, depth: int, out_dim: int, init_std: float = 0.02
+    ):
         super().__init__()
-        self.norm = nn.LayerNorm(embed_dim)
-        self.pooler = AttentivePooler(num_queries, embed_dim, num_heads, depth=depth)
+        self.norm = RunningNorm(embed_dim)
+        self.pooler = AttentivePooler(num_queries, embed_dim, num_heads, depth=depth, init_std=init_std)
         self.out = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, out_dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
