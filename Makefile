@@ -8,7 +8,7 @@ ENVIRONMENT := $(if $(filter $(VENV)/bin/python,$(PYTHON)),install)
 HERE := PYTHONPATH=$(CURDIR)/src:$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 OUT ?= runs/bench_gpu
 
-.PHONY: help install demo real objectives zoo test test-all test-slurm test-gpu lint docs bench bench-gpu
+.PHONY: help install demo real objectives zoo language test test-all test-slurm test-gpu lint docs bench bench-gpu
 
 help:
 	@echo "make demo        pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-gpu   training steps and more on one GPU, at most 9 minutes; OUT=folder, SECTIONS=\"demo\", PYTHON=python3"
 	@echo "make real DATA=/path/to/ut_interaction   the experiment of the demo on real video"
 	@echo "make objectives  every objective with equal compute on the demo's clips (CPU, an hour); THERMAL=/path UT=/path add real video"
+	@echo "make language    captions, answers, retrieval and sound on generated scenes: tables (CPU, 20 min)"
 	@echo "make zoo         every encoder trained with labels, pretrained, probed: one table (CPU, an hour)"
 
 install: $(INSTALLED)
@@ -48,6 +49,9 @@ real: install
 objectives: install
 	$(PYTHON) -m app.study --fname configs/study/objectives.yaml \
 	  $(if $(THERMAL),datasets.thermal.data=$(THERMAL)) $(if $(UT),datasets.ut_interaction.data=$(UT))
+
+language: install
+	$(PYTHON) -m app.comparison --fname configs/study/language.yaml
 
 zoo: install
 	$(PYTHON) -m app.zoo --fname configs/study/zoo.yaml

@@ -26,6 +26,9 @@ COMMANDS = {
     "submit eval": Command("evals.main_distributed", "measure a frozen encoder as a SLURM job"),
     "study": Command("app.study", "compare objectives with each other and with baselines: tubelet study --config demo"),
     "zoo": Command("app.zoo", "compare encoders: tubelet zoo --config zoo"),
+    "comparison": Command(
+        "app.comparison", "compare models of language and sound: tubelet comparison --config language"
+    ),
     "plan": Command("benchmarks.plan", "estimate memory and time of a pretraining on a GPU cluster"),
     "report": Command("tubelet.report", "write the report of a run, or of several runs side by side"),
     "clips": Command("tubelet.data.generated", "generate the labelled clips of the demo"),

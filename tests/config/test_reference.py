@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
+from app.comparison.options import Options as Comparison
 from app.study.options import Options as Study
 from app.zoo.__main__ import Options as Zoo
 from tubelet import config
@@ -25,7 +26,7 @@ MODULES = [
     for path in sorted(ROOT.glob(pattern))
 ]
 PROGRAMS = {name: importlib.import_module(name).Options for name in MODULES}
-PROGRAMS |= {"app.study": Study, "app.zoo": Zoo, "slurm": SlurmConfig}
+PROGRAMS |= {"app.study": Study, "app.zoo": Zoo, "app.comparison": Comparison, "slurm": SlurmConfig}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -41,7 +41,11 @@ def program_options() -> dict[str, type[Config]]:
             found[f"{package}.{path.parent.name}"] = importlib.import_module(
                 f"{package}.{path.parent.name}.{module}"
             ).Options
-    for name, module in (("app.study", "app.study.options"), ("app.zoo", "app.zoo.__main__")):
+    for name, module in (
+        ("app.study", "app.study.options"),
+        ("app.zoo", "app.zoo.__main__"),
+        ("app.comparison", "app.comparison.options"),
+    ):
         found[name] = importlib.import_module(module).Options
     return dict(sorted(found.items()))
 
