@@ -2,6 +2,24 @@
 
 import pytest
 
+from tubelet import report
+
+WRITE_REPORT = report.write_or_warn
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_reports():
+    """Runs end without their report, which takes longer than the tiny runs of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_or_warn", lambda folder: None)
+        yield
+
+
+@pytest.fixture
+def with_report(monkeypatch):
+    """Runs of this test write their report."""
+    monkeypatch.setattr(report, "write_or_warn", WRITE_REPORT)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():

@@ -12,12 +12,9 @@ import ctypes
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,6 +28,7 @@ import torch
 import yaml
 
 from tests.evals.conftest import bar, write_video
+from tests.processes import be_program
 from tubelet.runtime import checkpoint
 from tubelet.runtime.run_folder import read_log
 
@@ -74,36 +72,8 @@ class Program:
         self.log, self.status = log, None
         self.pid = os.fork()
         if self.pid == 0:
-            self._run(scenario, fname)
-
-    def _run(self, scenario: Scenario, fname: Path) -> None:
-        status = 1
-        try:
-            os.setsid()
-            output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            for descriptor in (1, 2):
-                os.dup2(output, descriptor)
-            sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            original = multiprocessing.get_context
-            # Spawned processes would import torch again.
-            multiprocessing.get_context = lambda method=None: original("fork" if method == "spawn" else method)
-            processes = ["--processes", str(scenario.processes)] if scenario.processes > 1 else []
-            sys.argv = [scenario.module, "--fname", str(fname), "--devices", "cpu", *processes]
-            runpy.run_module(scenario.module, run_name="__main__", alter_sys=True)
-            status = 0
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
+            processes = ["--processes", scenario.processes] if scenario.processes > 1 else []
+            be_program(scenario.module, ["--fname", fname, "--devices", "cpu", *processes], log)
 
     def poll(self) -> bool:
         """Whether it has ended."""

@@ -94,7 +94,7 @@ def weights(folder):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_run_is_measured_reported_loaded_and_resumed(write, tmp_path, name):
+def test_run_is_measured_reported_loaded_and_resumed(write, tmp_path, name, with_report):
     path = write(name)
     straight = train(path, tmp_path / "run")
     assert len(straight) == STEPS

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_program
 from tubelet import config
 from tubelet.config import Config, ConfigError
 from tubelet.config.yaml_files import parse_yaml, read_yaml
@@ -100,12 +101,11 @@ def test_numbers_that_are_not_finite_are_no_values_of_options(tmp_path, value):
 
 def test_programs_are_found_from_any_directory(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    command = [sys.executable, "-m", "app.main", "--fname", f"{ROOT}/configs/pretrain/debug.yaml", "folder=run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run_program("app.main", "--fname", f"{ROOT}/configs/pretrain/debug.yaml", "folder=run", cwd=tmp_path)
     assert done.returncode == 1
     assert (
-        f"data.datasets: 'runs/demo/clips/pretrain': no such folder, list or file (looked in {tmp_path})" in done.stderr
+        f"data.datasets: 'runs/demo/clips/pretrain': no such folder, list or file (looked in {tmp_path})" in done.stdout
     )
-    command[4] = "pretrain/debug.yaml"
+    command = [sys.executable, "-m", "app.main", "--fname", "pretrain/debug.yaml", "folder=run"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert f"pretrain/debug.yaml: no such file (looked in {tmp_path})" in done.stderr

@@ -103,12 +103,12 @@ def test_frames_of_a_variable_rate_are_those_presented_at_the_wanted_times():
     times = np.concatenate([np.arange(0, 10, 1 / 60), np.arange(10, 40, 0.5), np.arange(40, 50, 1 / 30)])
     times = np.delete(times, rng.integers(1, len(times) - 1, 50))
     fps = (len(times) - 1) / times[-1]
+    starts = np.arange(len(times)) / fps  # of windows; one of them gives the clip
+    wanted = starts[:, None] + np.arange(8) / 4
+    shown = [[max(i for i, t in enumerate(times) if t <= moment + 1e-6) for moment in row] for row in wanted]
     for num_clips, overlap in itertools.product((1, 4), (False, True)):
         o = options(num_frames=8, num_clips=num_clips, allow_clip_overlap=overlap, fps=4.0)
         for clip in sample_frames(len(times), fps, o, rng, times):
-            starts = np.arange(len(times)) / fps  # of windows; one of them gives the clip
-            wanted = starts[:, None] + np.arange(8) / 4
-            shown = [[max(i for i, t in enumerate(times) if t <= moment + 1e-6) for moment in row] for row in wanted]
             assert clip.tolist() in shown
             distances = np.diff(times[clip])
             assert (np.abs(distances[times[clip][:-1] < 9] - 0.25) < 0.02).all() or times[clip][-1] > 9

@@ -205,7 +205,7 @@ def test_complements_share_out_every_token(option, truncate):
     assert (everything == torch.arange(8 * 196)).all()
 
 
-@pytest.mark.parametrize(("slots", "num_blocks"), [(1.0, 12), (0.5, 24)])
+@pytest.mark.parametrize(("slots", "num_blocks"), [(1.0, 12), pytest.param(0.5, 24, marks=pytest.mark.slow)])
 def test_samples_without_context_are_drawn_again_as_v_jepa_does(slots, num_blocks):
     """Seven of eight draws fail; context sizes must be distributed as when each sample is drawn until it has one."""
     options = {"num_blocks": num_blocks, "spatial_scale": (0.6, 0.6), "aspect_ratio": (1.0, 1.0)}

@@ -257,7 +257,7 @@ def test_run_without_masks_has_no_pictures_of_masks(objectives, run_folder, tmp_
     assert "features" in figure_names(folder)
 
 
-def test_full_disk_is_a_warning_for_a_finished_run(run_folder, monkeypatch, caplog):
+def test_full_disk_is_a_warning_for_a_finished_run(run_folder, monkeypatch, caplog, with_report):
     def no_space(path, content):
         raise OSError(28, "No space left on device")
 
@@ -272,7 +272,7 @@ def test_full_disk_is_a_warning_for_a_finished_run(run_folder, monkeypatch, capl
         report.write(run_folder)
 
 
-def test_broken_matplotlib_is_a_warning_for_a_finished_run(run_folder, monkeypatch, caplog):
+def test_broken_matplotlib_is_a_warning_for_a_finished_run(run_folder, monkeypatch, caplog, with_report):
     for name in [name for name in sys.modules if name.startswith(("matplotlib", "tubelet.report."))]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("page", "figures", "clips"):
@@ -284,5 +284,5 @@ def test_broken_matplotlib_is_a_warning_for_a_finished_run(run_folder, monkeypat
         report.write(run_folder)
 
 
-def test_report_of_a_finished_run_returns_its_path(run_folder):
+def test_report_of_a_finished_run_returns_its_path(run_folder, with_report):
     assert report.write_or_warn(run_folder) == run_folder / "report.html"
