@@ -185,19 +185,6 @@ def test_the_file_of_v_jepa_2_selects_what_was_published():
     assert options.optimization.clip_grad is None
 
 
-@pytest.mark.parametrize("program", ["app.main", "evals.main"])
-def test_help_does_not_import_torch(program):
-    """Importing it takes seconds."""
-    code = (
-        f"import runpy, sys\nsys.argv = ['{program}', '--help']\n"
-        f"try:\n    runpy.run_module('{program}', run_name='__main__')\n"
-        "except SystemExit:\n    print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--fname" in done.stdout
-    assert done.stdout.splitlines()[-1] == "False"
-
-
 def test_an_error_on_the_command_line_is_one_message(tmp_path):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"app": "vjepaa"}))
     command = [sys.executable, "-m", "app.main", "--fname", str(tmp_path / "x.yaml")]

@@ -1,8 +1,6 @@
 """Every option of every program is documented, and the reference lists all of them."""
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +10,7 @@ from pydantic import Field
 from app.comparison.options import Options as Comparison
 from app.study.options import Options as Study
 from app.zoo.__main__ import Options as Zoo
+from tests.processes import run_program
 from tubelet import config
 from tubelet.config import Config, Pair, reference
 from tubelet.masks import MASKS
@@ -113,9 +112,10 @@ def test_no_option_of_a_pretraining_is_missing(path):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, "-m", "app.main", "--fname", "salt_vitl16", "--help-config"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["app.main", "--fname", "salt_vitl16", "--help-config"]
+    done = run_program(*command, cwd=ROOT)
+    assert done.returncode == 0
     assert "\nencoder.embed_dim: int" in done.stdout
     assert "\nfolder: text  (required)\n    Run folder" in done.stdout
-    done = subprocess.run([*command, "objective.name=lejepa"], cwd=ROOT, capture_output=True, text=True)
+    done = run_program(*command, "objective.name=lejepa", cwd=ROOT)
     assert "objective.sigreg.t_max: float > 0 = 3.0" in done.stdout

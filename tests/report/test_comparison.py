@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 
+from tests.processes import run_program
 from tubelet import report
 from tubelet.config import ConfigError
 from tubelet.report import comparison
@@ -73,11 +72,11 @@ def test_errors(runs, tmp_path):
 
 
 def test_command_line(runs, tmp_path):
-    command = [sys.executable, "-m", "tubelet.report", *map(str, runs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_program("tubelet.report", *runs)
+    assert done.returncode == 0
     assert done.stdout == f"wrote {runs[0] / 'comparison.html'}\n"
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
+    done = run_program("tubelet.report", *runs, tmp_path)
+    assert (done.returncode, done.stdout) == (
         1,
         f"error: {tmp_path} is not a run folder: it has no config.yaml\n",
     )

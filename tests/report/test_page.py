@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import types
 
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.processes import run_program
 from tubelet import report
 from tubelet.config import ConfigError
 from tubelet.grid import Grid
@@ -140,10 +140,9 @@ def test_pictures_of_an_earlier_report_are_kept_when_the_data_are_gone(study_fol
 
 
 def test_command_line_refuses_other_folders(tmp_path):
-    command = [sys.executable, "-m", "tubelet.report", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program("tubelet.report", "--folder", tmp_path)
     assert done.returncode == 1
-    assert "neither config.yaml nor study.json" in done.stderr
+    assert "neither config.yaml nor study.json" in done.stdout
 
 
 def test_masks_are_drawn_on_the_frames_of_their_tokens():

@@ -214,7 +214,7 @@ def test_ctrl_c_during_the_first_imports_prints_no_traceback(start, tmp_path):
     assert (tmp_path / "output").read_text() == "stopped\n"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_while_starting_prints_no_traceback(start, tmp_path, processes):
     process = start("--processes", str(processes))
     wait_for(lambda: b"torch" in Path(f"/proc/{process.pid}/maps").read_bytes(), process)  # it imports torch
