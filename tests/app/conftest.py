@@ -53,7 +53,13 @@ def small(videos, tmp_path):
             },
             "optimization": {"epochs": 7, "warmup": 1, "lr": 1e-3},
             "meta": {"dtype": "float32", "seed": 3},
-            "logging": {"log_every": 1, "checkpoint_every_steps": 2, "monitor_every": 5, "monitor_clips": 6},
+            "logging": {
+                "log_every": 1,
+                "checkpoint_every_steps": 2,
+                "monitor_every": 5,
+                "monitor_clips": 6,
+                "loggers": [],
+            },
         }
         for section, values in sections.items():
             raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values

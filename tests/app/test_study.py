@@ -113,6 +113,7 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path / "study.yaml", STUDY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.study.__main__.check_configurations", lambda jobs: None)  # theirs are no programs
+    monkeypatch.setattr("tubelet.report.figures.to_png", lambda picture: b"png")  # drawing takes most of the time
     return tmp_path
 
 

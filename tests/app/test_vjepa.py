@@ -31,14 +31,10 @@ ROOT = Path(__file__).parents[2]
 STEPS = 14
 
 
-def command(path, *overrides):
-    return [sys.executable, "-m", "app.main", "--fname", str(path), "--devices", "cpu", *overrides]
-
-
 def start(path, *overrides):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(path, *overrides),
+        [sys.executable, "-m", "app.main", "--fname", str(path), "--devices", "cpu", *overrides],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -48,10 +44,8 @@ def start(path, *overrides):
 
 
 def run(path, *overrides):
-    process = start(path, *overrides)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
+    done = run_program("app.main", "--fname", path, "--devices", "cpu", *overrides)
+    assert done.returncode == 0, done.stdout
 
 
 def wait_for_step(folder, step, process):
@@ -174,11 +168,7 @@ def test_two_processes_are_one_with_twice_the_batch(small, tmp_path):
     """Data order, augmentation and masks depend on the sample, not on the process that holds it."""
     path = small(model={"encoder_args": {"embed_dim": 48, "depth": 2, "num_heads": 2}, "pred_depth": 1})
     run(path, f"folder={tmp_path}/one", "data.batch_size=4")
-    process = subprocess.run(
-        [*command(path, f"folder={tmp_path}/two", "data.batch_size=2"), "--processes", "2"],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    run(path, f"folder={tmp_path}/two", "data.batch_size=2", "--processes", "2")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
@@ -196,8 +186,7 @@ def test_names_that_are_not_utf_8(small, videos, tmp_path):
     Path(os.fsdecode(folder + b"/\xfe.csv")).write_bytes(b"".join(b'"%s",3\n' % name for name in names))
     entries = json.dumps([os.fsdecode(folder), os.fsdecode(folder + b"/\xfe.csv")], ensure_ascii=False)
     path = small(data={"max_bad_fraction": 1.0}, optimization={"epochs": 1, "ipe": 4, "warmup": 0})
-    done = run_program("app.main", "--fname", path, "--devices", "cpu", f"data.datasets={entries}")
-    assert done.returncode == 0, done.stdout
+    run(path, f"data.datasets={entries}")
     assert folder + b"/bad\xff.mp4\t" in (tmp_path / "run" / "bad_files.txt").read_bytes()
     assert "data" in config.read(tmp_path / "run" / "config.yaml")
     report.write(tmp_path / "run")
@@ -205,7 +194,7 @@ def test_names_that_are_not_utf_8(small, videos, tmp_path):
 
 
 def test_run_folder_holds_what_it_should(small, tmp_path, with_report):
-    options = config.load(small(), [], Options)
+    options = config.load(small(logging={"loggers": ["tensorboard"]}), [], Options)
     main(options, World())
     folder = tmp_path / "run"
     names = {path.name for path in folder.iterdir()}

@@ -151,7 +151,7 @@ DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Err
     (400, EXPIRED, r"HTTP status 400 \(ExpiredToken\)", 1),
     (403, DENIED, r"HTTP status 403 \(AccessDenied\)", 1),
     ("truncated", b"", r"\w+: .*, 4 attempts", 4),
-    pytest.param("slow", b"", "no answer within 1 s, 4 attempts", 4, marks=pytest.mark.slow),  # eight seconds of waiting
+    pytest.param("slow", b"", "no answer within 1 s, 4 attempts", 4, marks=pytest.mark.slow),  # waits for 8 s
 ])  # fmt: skip
 def test_lasting_faults_end_with_the_reason(proxy, videos, fault, body, reason, requests):
     options = data("s3://data/videos/a.mp4", videos / "b.mp4", storage={**FAST, "timeout": 1})
