@@ -5,7 +5,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tubelet.probing import results
+
 SIDE, FRAMES, CLASSES = 32, 8, 3
+DRAW_CONFUSION = results.draw_confusion
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures():
+    """Probes end without the figure of their confusion matrix."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "draw_confusion", lambda path, *_: path.touch())
+        yield
+
+
+@pytest.fixture
+def with_figure(monkeypatch):
+    """Probes of this test draw the confusion matrix."""
+    monkeypatch.setattr(results, "draw_confusion", DRAW_CONFUSION)
 
 
 def bar(label, start):

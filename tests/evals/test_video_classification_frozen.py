@@ -55,7 +55,7 @@ def predictions(folder):
         return list(csv.DictReader(file))
 
 
-def test_results_and_predictions_agree(raw, labelled):
+def test_results_and_predictions_agree(raw, labelled, with_figure):
     results = run(raw, data={"num_views_per_segment": 2})
     rows = predictions(raw["folder"])
     assert [row["path"] for row in rows] == [str(labelled / f"val{i}.mp4") for i in range(12)]
