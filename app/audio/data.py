@@ -5,14 +5,14 @@ from typing import Any, Literal
 from app.audio.options import Options
 from tubelet.config import check, naming
 from tubelet.data import DataConfig
-from tubelet.data.sounding_videos import SoundingVideos
+from tubelet.data.sounding_videos import Dataset
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.objectives.audio_visual import largest
 from tubelet.probing.clips import clip_options
 from tubelet.probing.split import check_labels
 
 
-def training_videos(options: Options) -> SoundingVideos:
+def training_videos(options: Options) -> Dataset:
     """Return the training videos. Raises ConfigError where the list cannot be used."""
     side, augmentation = options.optimization.resolution, options.data_aug
     transform = EvalTransform(side) if augmentation is None else TrainTransform(augmentation, side)
@@ -20,7 +20,7 @@ def training_videos(options: Options) -> SoundingVideos:
     return _videos(options, "dataset_train", transform, random=random, seed=seed, on_error="replace")
 
 
-def validation_videos(options: Options) -> SoundingVideos:
+def validation_videos(options: Options) -> Dataset:
     """Return the validation videos. Raises ConfigError where the list cannot be used."""
     return _videos(options, "dataset_val", EvalTransform(options.optimization.resolution), on_error="exclude")
 
@@ -32,18 +32,19 @@ def _videos(
     *,
     random: bool = False,
     **kwargs: Any,
-) -> SoundingVideos:
+) -> Dataset:
     data, source = options.data, f"data.{key}: {getattr(options.data, key)}"
     raw = clip_options(
         data, [getattr(data, key)], num_clips=1, resolution=options.optimization.resolution, random=random
     )
+    raw["format"] = {"name": "sounding_videos", **options.sound.model_dump()}
     raw |= {"num_workers": data.num_workers, "max_bad_fraction": data.max_bad_fraction}
     synchronise = options.task == "synchronisation"
     margin = largest(options.synchronisation.shifts()) if synchronise else 0.0
     with naming(f"data.{key}", instead_of="data.datasets"):
         config = check(raw, DataConfig, source)
-        videos = SoundingVideos(config, transform, options.sound, options.modalities, margin=margin, **kwargs)
-        if not synchronise:
+        videos = Dataset(config, transform, modalities=options.modalities, margin=margin, **kwargs)
+        if options.task == "classification":
             assert data.num_classes is not None
             check_labels(videos.labels, videos.paths, data.num_classes, source)
     return videos

@@ -1,23 +1,25 @@
-"""The model: encoders of the modalities, and their fusion."""
+"""The model: encoders of the modalities, and what reads their tokens."""
 
 import torch
 from torch import Tensor
 
 from app.audio.options import Options
+from tubelet import hub
 from tubelet.config import ConfigError
 from tubelet.data.sounding_videos import seconds_of_clip
-from tubelet.grid import ClipShape
-from tubelet.models import ENCODERS, build_encoder
+from tubelet.grid import SoundShape
 from tubelet.models.correlation import LagCorrelation
 from tubelet.models.fusion import Fusion
 from tubelet.models.interfaces import Encoder
-from tubelet.models.sound import LogMel, SoundEncoder
-from tubelet.objectives.audio_visual import AudioVisual, Synchronisation, largest
+from tubelet.models.sound import SoundEncoder, build_sound_encoder
+from tubelet.objectives.audio_visual import AudioVisual, Synchronisation, VideoSoundAlignment, largest
 from tubelet.probing.fine_tuning import initial_encoder
 from tubelet.runtime.seeds import seed_for
 
+Model = AudioVisual | VideoSoundAlignment
 
-def build_model(options: Options) -> AudioVisual:
+
+def build_model(options: Options) -> Model:
     """Build the model of the task with its initial weights, a function of the seed.
 
     Raises:
@@ -26,65 +28,104 @@ def build_model(options: Options) -> AudioVisual:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(options.meta.seed, "audio"))
         encoder = initial_encoder(options) if "video" in options.modalities else None
-        sound_encoder = build_sound_encoder(options) if "sound" in options.modalities else None
-        fusion = build_fusion(options, encoder, sound_encoder)
-    data, o = options.data, options.optimization
+        sound_encoder = initial_sound_encoder(options) if "sound" in options.modalities else None
+        return _build(options, encoder, sound_encoder)
+
+
+def _build(options: Options, encoder: Encoder | None, sound_encoder: SoundEncoder | None) -> Model:
+    data, frozen = options.data, not options.train_encoder
     common = {
         "mean": data.normalize_mean,
         "std": data.normalize_std,
-        "frozen": not options.train_encoder,
-        "encoder_layer_decay": o.layer_decay,
+        "frozen": frozen and options.pretrain is not None,
+        "frozen_sound": frozen and options.sound_pretrain is not None,
+        "encoder_layer_decay": options.optimization.layer_decay,
     }
-    if options.task == "classification":
-        return AudioVisual(encoder, sound_encoder, fusion, **common)
-    shifts, rate = options.synchronisation.shifts(), options.sound.sample_rate
-    return Synchronisation(encoder, sound_encoder, fusion, shifts=shifts, sample_rate=rate, **common)
+    widths, times = token_times(options, encoder, sound_encoder)
+    f, shifts = options.fusion, options.synchronisation.shifts()
 
-
-def build_sound_encoder(options: Options) -> SoundEncoder:
-    """Build the encoder of the sound. Raises ConfigError where its patches do not divide the spectrogram."""
-    s, rate, seconds = options.spectrogram, options.sound.sample_rate, clip_seconds(options)
-    hop, frames = s.hop * rate, seconds / s.hop
-    tokens = frames / s.patch_size
-    if abs(hop - round(hop)) > 1e-6 or abs(tokens - round(tokens)) > 1e-6:
-        nearest = max(1, round(tokens))
-        raise ConfigError(
-            f"spectrogram.hop: {s.hop:g} seconds are {hop:g} samples, and {s.patch_size} frames are a token, of which "
-            f"a clip of {seconds:g} seconds has {tokens:g}; both have to be whole numbers. With {nearest} tokens, hop "
-            f"is {seconds / s.patch_size / nearest:g}"
+    def fusion(modalities: list[str], num_outputs: int) -> Fusion:
+        return Fusion(
+            {name: widths[name] for name in modalities},
+            {name: times[name] for name in modalities},
+            f.embed_dim,
+            f.num_heads,
+            f.depth,
+            num_outputs,
         )
-    shape = ClipShape(1, (round(frames), s.num_bands), s.patch_size, 1)
-    given = options.sound_encoder.model_dump(exclude_unset=True) | {"in_chans": options.sound.channels}
+
     try:
-        encoder = build_encoder(ENCODERS.parse(given), shape)
-        log_mel = LogMel(rate, round(s.window * rate), round(hop), s.num_bands, s.mean, s.std, s.floor)
-        return SoundEncoder(log_mel, encoder, encoder.grid_size(1, shape.height, shape.width))
+        if options.task == "retrieval":
+            assert encoder is not None
+            assert sound_encoder is not None
+            o = options.alignment
+            heads = [fusion([name], o.embed_dim) for name in widths]
+            return VideoSoundAlignment(encoder, sound_encoder, *heads, temperature=o.temperature, **common)
+        if options.task == "classification":
+            assert data.num_classes is not None
+            return AudioVisual(encoder, sound_encoder, fusion(list(widths), data.num_classes), **common)
+        reader: Fusion | LagCorrelation
+        if len(widths) > 1:
+            max_lag = largest(shifts) + options.synchronisation.resolution
+            reader = LagCorrelation(widths, times, f.embed_dim, f.num_heads, max_lag, len(shifts))
+        else:
+            reader = fusion(list(widths), len(shifts))
     except ValueError as error:
-        raise ConfigError(f"sound_encoder or spectrogram: {error}") from None
+        raise ConfigError(f"fusion: {error}") from None
+    rate = options.sound.sample_rate
+    return Synchronisation(encoder, sound_encoder, reader, shifts=shifts, sample_rate=rate, **common)
 
 
-def build_fusion(
+def initial_sound_encoder(options: Options) -> SoundEncoder:
+    """Load the encoder of the sound that `sound_pretrain` names, or build that of `sound_encoder`.
+
+    Raises:
+        ConfigError: It does not fit the sound.
+    """
+    pretrain, sound = options.sound_pretrain, sound_shape(options)
+    if pretrain is None:
+        try:
+            return build_sound_encoder(options.sound_encoder, options.spectrogram, sound)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    folder, weights = pretrain.folder, not pretrain.random
+    path = folder if pretrain.checkpoint is None or pretrain.random else f"{folder}/{pretrain.checkpoint}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(pretrain.init_seed, "random encoder"))
+        encoder = hub.load_sound_encoder(path, pretrain.checkpoint_key, weights=weights)
+    for name in ("sample_rate", "channels"):
+        trained = encoder.built_from["sound"][name]
+        if trained != getattr(options.sound, name):
+            raise ConfigError(
+                f"sound.{name}: {getattr(options.sound, name)}, but the encoder of {path} was trained with {trained}; "
+                f"set it to {trained}"
+            )
+    return encoder
+
+
+def token_times(
     options: Options, encoder: Encoder | None, sound_encoder: SoundEncoder | None
-) -> Fusion | LagCorrelation:
-    """Build what reads the tokens of the encoders."""
-    seconds, side = clip_seconds(options), options.optimization.resolution
+) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Return the width of each modality's tokens, and the time of each token.
+
+    Raises:
+        ConfigError: The tokens do not divide the clip or its sound.
+    """
+    sound, side = sound_shape(options), options.optimization.resolution
     widths: dict[str, int] = {}
     times: dict[str, Tensor] = {}
     if encoder is not None:
         grid = encoder.grid_size(options.data.frames_per_clip, side, side)
-        widths["video"], times["video"] = encoder.embed_dim, slot_times(grid.t, grid.tokens_per_frame, seconds)
+        widths["video"] = encoder.embed_dim
+        times["video"] = slot_times(grid.t, grid.tokens_per_frame, sound.seconds)
     if sound_encoder is not None:
-        grid = sound_encoder.grid
-        widths["sound"], times["sound"] = sound_encoder.embed_dim, slot_times(grid.h, grid.w, seconds)
-    f, shifts = options.fusion, options.synchronisation.shifts()
-    try:
-        if options.task == "synchronisation" and len(widths) > 1:
-            max_lag = largest(shifts) + options.synchronisation.resolution
-            return LagCorrelation(widths, times, f.embed_dim, f.num_heads, max_lag, len(shifts))
-        num_outputs = options.data.num_classes if options.task == "classification" else len(shifts)
-        return Fusion(widths, times, f.embed_dim, f.num_heads, f.depth, num_outputs)
-    except ValueError as error:
-        raise ConfigError(f"fusion: {error}") from None
+        try:
+            grid = sound_encoder.grid_size(sound.num_samples)
+        except ValueError as error:
+            raise ConfigError(f"data.clip_duration or data.fps, and sound_pretrain: {error}") from None
+        widths["sound"] = sound_encoder.embed_dim
+        times["sound"] = slot_times(grid.h, grid.w, sound.seconds)
+    return widths, times
 
 
 def slot_times(num_slots: int, tokens_per_slot: int, seconds: float) -> Tensor:
@@ -92,6 +133,8 @@ def slot_times(num_slots: int, tokens_per_slot: int, seconds: float) -> Tensor:
     return ((torch.arange(num_slots) + 0.5) * (seconds / num_slots)).repeat_interleave(tokens_per_slot)
 
 
-def clip_seconds(options: Options) -> float:
-    """Return the duration of a clip."""
-    return seconds_of_clip(options.data.frames_per_clip, options.data.clip_duration, options.data.fps)
+def sound_shape(options: Options) -> SoundShape:
+    """Return the size of the sound of a clip."""
+    data, sound = options.data, options.sound
+    seconds = seconds_of_clip(data.frames_per_clip, data.clip_duration, data.fps)
+    return SoundShape(round(seconds * sound.sample_rate), sound.sample_rate, sound.channels)

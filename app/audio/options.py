@@ -1,4 +1,4 @@
-"""Options of classification and synchronisation of videos with sound: the YAML's sections."""
+"""Options of classification, synchronisation and retrieval of videos with sound: the YAML's sections."""
 
 from typing import Annotated, Literal
 
@@ -8,8 +8,9 @@ from tubelet.config import RESUME_IGNORED, Config
 from tubelet.data import AugConfig
 from tubelet.data.sounding_videos import MODALITIES, Modality, SoundConfig
 from tubelet.models import EncoderOptions, check_returns_tokens
+from tubelet.models.sound import SpectrogramConfig
 from tubelet.probing import fine_tuning
-from tubelet.probing.options import PretrainConfig
+from tubelet.probing.options import RANDOM, PretrainConfig
 from tubelet.training.schedules import NotNegative
 
 
@@ -28,25 +29,21 @@ class DataConfig(fine_tuning.DataConfig):
     """Training stops when more than this fraction of the videos drawn so far are unreadable."""
 
 
-class SpectrogramConfig(Config):
-    """YAML section `spectrogram`: what the encoder of the sound sees. The defaults suit speech and events."""
+class SoundPretrainConfig(Config):
+    """YAML section `sound_pretrain`: the pretrained encoder of the sound, with the spectrogram that it was trained on."""
 
-    window: float = Field(0.025, gt=0)
-    """Seconds of sound in a frame."""
-    hop: float = Field(0.01, gt=0)
-    """Seconds from one frame to the next. The patch size of the encoder times this is the duration of its tokens, which
-    has to divide the duration of a clip."""
-    num_bands: int = Field(64, ge=1)
-    """Bands of the mel scale."""
-    patch_size: int = Field(16, ge=1)
-    """Frames and bands of a patch."""
-    floor: float = Field(1e-6, gt=0)
-    """Energy that is added to that of a band before the logarithm: what is much quieter, such as noise, is no longer
-    seen. A tone of amplitude 1 has about (sample_rate * window / 4)^2."""
-    mean: float = -5.0
-    """Of the logarithm of the energy in a band, in the training data; for normalization."""
-    std: float = Field(4.0, gt=0)
-    """Standard deviation of the same, for normalization."""
+    folder: str
+    """Run folder of pretraining with sound, or of this program."""
+    checkpoint: str | None = None
+    """File in `folder`, by default the newest of the run; `random` for random weights, drawn with `init_seed`."""
+    checkpoint_key: str = "target_sound_encoder"
+    """Which encoder: `target_sound_encoder` or `sound_encoder`; see `tubelet.hub.load_sound_encoder`."""
+    init_seed: int = Field(0, ge=0)
+    """Seed of random weights."""
+
+    @property
+    def random(self) -> bool:
+        return self.checkpoint == RANDOM
 
 
 class FusionConfig(Config):
@@ -77,6 +74,15 @@ class SynchronisationConfig(Config):
         return [step * self.resolution for step in range(-self.steps, self.steps + 1)]
 
 
+class AlignmentConfig(Config):
+    """YAML section `alignment`: embeddings of videos and sounds, for retrieval."""
+
+    embed_dim: int = Field(256, ge=1)
+    """Width of the embeddings."""
+    temperature: float = Field(0.07, gt=0)
+    """Initial temperature of the contrastive loss, which is learned."""
+
+
 class OptimizationConfig(fine_tuning.OptimizationConfig):
     """YAML section `optimization`."""
 
@@ -96,8 +102,9 @@ class Options(fine_tuning.FineTuningOptions):
     """Learn from videos with sound."""
 
     app: Literal["audio"] = "audio"
-    task: Literal["classification", "synchronisation"]
-    """What is learned: the class of a video, or by how much its sound is shifted."""
+    task: Literal["classification", "synchronisation", "retrieval"]
+    """What is learned: the class of a video, by how much its sound is shifted, or embeddings that find the sound of a
+    video and the video of a sound."""
     modalities: list[Modality] = Field(list(MODALITIES), min_length=1)
     """What the model sees and hears: [video], [sound] or [video, sound]."""
     data: DataConfig
@@ -111,11 +118,14 @@ class Options(fine_tuning.FineTuningOptions):
     encoder: EncoderOptions | None = None
     """Encoder of the clips that is trained from scratch."""
     train_encoder: bool = True
-    """Train the encoder of the clips, too; false: it is frozen."""
+    """Train the pretrained encoders, too; false: they are frozen. Those from scratch are always trained."""
+    sound_pretrain: SoundPretrainConfig | None = None
+    """Pretrained encoder of the sound; the sections `spectrogram` and `sound_encoder` are then not read."""
     sound_encoder: EncoderOptions = Field("vit_small", validate_default=True)
-    """Encoder of the spectrogram, which it takes for a picture."""
+    """Encoder of the spectrogram, which it takes for a picture, that is trained from scratch."""
     fusion: FusionConfig = FusionConfig()
     synchronisation: SynchronisationConfig = SynchronisationConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     evaluation: Annotated[EvaluationConfig, RESUME_IGNORED] = EvaluationConfig()
 
@@ -125,8 +135,8 @@ class Options(fine_tuning.FineTuningOptions):
             raise ValueError(f"modalities: expected [video], [sound] or [video, sound], not {self.modalities}")
         if "video" in self.modalities and (self.pretrain is None) == (self.encoder is None):
             raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
-        if self.pretrain is None and not self.train_encoder and "video" in self.modalities:
-            raise ValueError("train_encoder: an encoder from scratch has to be trained; remove it, or set it to true")
+        if not self.train_encoder and self.pretrain is None and self.sound_pretrain is None:
+            raise ValueError("train_encoder: encoders from scratch have to be trained; remove it, or set it to true")
         self.check_encoder()
         check_returns_tokens(self.sound_encoder, "sound_encoder")
         if self.data.frame_step is not None:
@@ -136,8 +146,16 @@ class Options(fine_tuning.FineTuningOptions):
             )
         if self.task == "classification" and self.data.num_classes is None:
             raise ValueError("data.num_classes: classification needs the number of classes")
-        if self.task == "synchronisation" and self.sound.missing == "silence":
-            raise ValueError("sound.missing: silence has no shift; set it to exclude for synchronisation")
+        if self.task != "classification" and self.sound.missing == "silence":
+            raise ValueError(
+                f"sound.missing: silence has no shift, and is that of no video; set it to exclude for {self.task}"
+            )
+        if self.task == "retrieval" and len(self.modalities) < 2:
+            raise ValueError(f"modalities: retrieval needs [video, sound], not {self.modalities}")
+        if self.task == "retrieval" and self.optimization.accumulation_steps > 1:
+            raise ValueError(
+                "optimization.accumulation_steps: the loss of retrieval compares all videos of a step; set it to 1"
+            )
         if self.distributed.kind != "ddp":
             raise ValueError(f"distributed: {self.distributed.kind} is not supported for this program; take ddp")
         return self

@@ -1,4 +1,4 @@
-"""Classification and synchronisation of videos with sound: `python -m app.main --fname configs/audio/<name>.yaml`."""
+"""Classification, synchronisation and retrieval of videos with sound: `python -m app.main --fname configs/audio/<name>.yaml`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +10,14 @@ from torch import Tensor
 from app.audio.data import training_videos, validation_videos
 from app.audio.model import build_model
 from app.audio.options import Options
+from app.audio.retrieval import measure_retrieval
 from tubelet.config.addresses import public
 from tubelet.data.loader import make_eval_loader
 from tubelet.data.rows import Mapped
-from tubelet.data.sounding_videos import SoundingVideos
+from tubelet.data.sounding_videos import Dataset
 from tubelet.data.streams import SampleStream
 from tubelet.data.types import BadFile
-from tubelet.objectives.audio_visual import AudioVisual, Synchronisation
+from tubelet.objectives.audio_visual import AudioVisual, Synchronisation, VideoSoundAlignment
 from tubelet.probing import heads, results
 from tubelet.probing.encoder import with_normalization
 from tubelet.probing.fine_tuning import fit, make_trainer
@@ -27,7 +28,7 @@ from tubelet.training.schedules import Schedule
 
 
 def main(options: Options, world: World) -> None:
-    """Train to the last epoch, or continue the run in the folder; then classify the validation videos."""
+    """Train to the last epoch, or continue the run in the folder; then measure it on the validation videos."""
     options = world.broadcast_from_rank0(lambda: with_normalization(options))
     folder = Path(options.folder)
     world.broadcast_from_rank0(lambda: check_same_configuration(folder, options))
@@ -40,12 +41,30 @@ def main(options: Options, world: World) -> None:
     trainer = make_trainer(model, options, schedule, global_batch, world, encoder=trained)
     data = options.data
     bad_files = fit(trainer, data, videos, stream, data.num_workers, data.max_bad_fraction)
-    evaluate(options, model, validation, {"num_train": len(videos), "bad_train": bad_files.reasons()}, world)
+    facts = {
+        "num_train": len(videos),
+        "bad_train": bad_files.reasons(),
+        "modalities": options.modalities,
+        "seed": options.meta.seed,
+    }
+    if isinstance(model, VideoSoundAlignment):
+        evaluate_retrieval(options, model, validation, facts, world)
+    else:
+        evaluate(options, model, validation, facts, world)
 
 
-def evaluate(
-    options: Options, model: AudioVisual, videos: SoundingVideos, training: dict[str, Any], world: World
+def evaluate_retrieval(
+    options: Options, model: VideoSoundAlignment, videos: Dataset, facts: dict[str, Any], world: World
 ) -> None:
+    """Rank the sounds for each validation video and the videos for each sound, and write the results."""
+    bad: list[BadFile] = []
+    measured = measure_retrieval(options, model, videos, bad, world)
+    excluded = {file.path: file.reason for part in world.all_gather_object(bad) for file in part}
+    if world.is_main:
+        write_json(Path(options.folder) / "results.json", {**measured, "excluded": excluded, **facts})
+
+
+def evaluate(options: Options, model: AudioVisual, videos: Dataset, facts: dict[str, Any], world: World) -> None:
     """Classify the validation videos, each with each shift for synchronisation; write the predictions and the results.
 
     Files without sound count: with silence in its place their predictions are among the others, excluded ones are not.
@@ -72,16 +91,14 @@ def evaluate(
         "num_val": len(read),
         "excluded": {path: reason for path, reason in reasons.items() if path not in read},
         "silent": {path: reason for path, reason in reasons.items() if path in read},
-        **training,
-        "modalities": options.modalities,
-        "seed": options.meta.seed,
+        **facts,
     }
     write_json(folder / "results.json", measured)
 
 
 @torch.no_grad()
 def predictions(
-    options: Options, model: AudioVisual, videos: SoundingVideos, num_shifts: int, bad: list[BadFile], world: World
+    options: Options, model: AudioVisual, videos: Dataset, num_shifts: int, bad: list[BadFile], world: World
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield probabilities, labels and sample numbers of this process's part; append unusable files to `bad`."""
     loader = make_eval_loader(

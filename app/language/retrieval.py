@@ -11,7 +11,8 @@ from app.language.options import ZeroShotConfig
 from app.language.videos import Run, map_records
 from tubelet.config import ConfigError
 from tubelet.data.sources import read_list
-from tubelet.objectives.video_text_alignment import VideoTextAlignment, retrieval_metrics
+from tubelet.objectives.losses.retrieval import retrieval_metrics
+from tubelet.objectives.video_text_alignment import VideoTextAlignment
 from tubelet.runtime.distributed import autocast
 
 

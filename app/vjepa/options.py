@@ -80,6 +80,7 @@ class Options(TrainingOptions):
         self.transform()
         with torch.device("meta"):
             objectives.build(self.objective, self.setup(schedule_steps=1))
+        self.mask_collator()
         self.runs()
         return self
 
@@ -110,11 +111,31 @@ class Options(TrainingOptions):
     def setup(self, schedule_steps: float) -> Setup:
         """Return what the objective is built from."""
         aug = self.data_aug
-        clip, masks = self.data.clip_shape, self.mask_collator()
-        return Setup(self.encoder, clip, masks, aug.normalize_mean, aug.normalize_std, schedule_steps)
+        data, masks = self.data, self._clip_masks()
+        return Setup(
+            self.encoder,
+            data.clip_shape,
+            masks,
+            aug.normalize_mean,
+            aug.normalize_std,
+            schedule_steps,
+            data.sound_shape,
+        )
 
     def mask_collator(self) -> MaskCollator | None:
-        """Return the collator that draws all masks; None without masks. Raises ValueError for an impossible mask."""
+        """Return the collator that draws all masks: those of `mask`, then those of the objective's other views.
+
+        Returns:
+            None without masks.
+
+        Raises:
+            ValueError: A mask is impossible.
+        """
+        masks = self._clip_masks()
+        further = objectives.further_masks(self.objective, self.setup(schedule_steps=1))
+        return masks if masks is None else MaskCollator([*masks.samplers, *further])
+
+    def _clip_masks(self) -> MaskCollator | None:
         return build_collator(self.mask, self.data.clip_shape) if self.mask else None
 
     def check_batch_size(self, processes: int) -> None:

@@ -88,6 +88,29 @@ class ClipShape:
         return self.height // patch_height, self.width // patch_width
 
 
+@dataclass(frozen=True)
+class SoundShape:
+    """Size of the sound of a clip.
+
+    Args:
+        num_samples: Samples of each channel.
+        sample_rate: Samples per second.
+        channels: 1 for mono, 2 for stereo.
+    """
+
+    num_samples: int
+    sample_rate: int
+    channels: int = 1
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / self.sample_rate
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the three sizes by name, for JSON and keyword arguments."""
+        return asdict(self)
+
+
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) of a size that is one number for both or already a pair."""
     height, width = (size, size) if isinstance(size, int) else size

@@ -10,7 +10,7 @@ from tubelet.data import DataConfig, Draw
 from tubelet.data.loader import make_eval_loader
 from tubelet.data.resampling import resample, span_needed
 from tubelet.data.sound import SoundError, read_sound
-from tubelet.data.sounding_videos import SoundConfig, SoundingVideos
+from tubelet.data.sounding_videos import Dataset, FormatOptions
 from tubelet.data.transforms import EvalTransform
 
 RATE = 16_000
@@ -169,10 +169,15 @@ def flashes(tmp_path_factory):
 
 def sounding(folder, **kwargs):
     data = DataConfig(
-        datasets=[str(folder)], num_frames=8, clip_duration=1.0, crop_size=32, tubelet_size=1, num_workers=0
+        datasets=[str(folder)],
+        format=kwargs.pop("format", FormatOptions(channels=2)),
+        num_frames=8,
+        clip_duration=1.0,
+        crop_size=32,
+        tubelet_size=1,
+        num_workers=0,
     )
-    sound = kwargs.pop("sound", SoundConfig(channels=2))
-    return SoundingVideos(data, EvalTransform(32), sound, seed=3, **kwargs)
+    return Dataset(data, EvalTransform(32), seed=3, **kwargs)
 
 
 def test_clicks_are_heard_when_flashes_are_seen(flashes):
@@ -225,7 +230,7 @@ def test_files_without_sound_are_never_dropped_silently(missing, flashes, tmp_pa
                 packet.stream = stream
                 copy.mux(packet)
     (tmp_path / "list.csv").write_text(f'"{tmp_path / "mute.mp4"}" 0\n"{flashes / "a.mp4"}" 1\n')
-    videos = sounding(tmp_path / "list.csv", sound=SoundConfig(missing=missing), on_error="exclude")
+    videos = sounding(tmp_path / "list.csv", format=FormatOptions(missing=missing), on_error="exclude")
     (batch,) = make_eval_loader(videos, batch_size=2)
     ((path, reason, filtered),) = [(bad.path, bad.reason, bad.filtered) for bad in batch.bad]
     assert path.endswith("mute.mp4")

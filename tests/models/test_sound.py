@@ -55,7 +55,7 @@ def sound_encoder(channels=2):
     shape = ClipShape(1, (80, 32), 16, 1)
     options = {"name": "vit_tiny", "embed_dim": 24, "depth": 1, "num_heads": 2, "in_chans": channels}
     encoder = build_encoder(options, shape)
-    return SoundEncoder(LogMel(RATE, 400, 200, 32), encoder, encoder.grid_size(1, 80, 32))
+    return SoundEncoder(LogMel(RATE, 400, 200, 32), encoder)
 
 
 def test_tokens_of_sound_are_in_the_order_of_time():

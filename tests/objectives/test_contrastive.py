@@ -6,7 +6,7 @@ from torch import nn
 
 from tests import processes
 from tubelet.objectives.losses.contrastive import ContrastiveLoss
-from tubelet.objectives.video_text_alignment import retrieval_metrics
+from tubelet.objectives.losses.retrieval import retrieval_metrics
 
 
 def pairs(count=6, dim=5):

@@ -85,7 +85,7 @@ def encode(
         video.codec_context.thread_count = 1  # the number of threads changes the bytes
         audio = None
         if sound is not None:
-            audio = container.add_stream("aac", rate=sample_rate, layout="stereo")
+            audio = container.add_stream("aac", rate=sample_rate, layout="stereo", options={"aac_coder": "fast"})
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode(None))

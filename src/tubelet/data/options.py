@@ -9,7 +9,7 @@ from pydantic import Field, model_serializer, model_validator
 from tubelet.config import RESUME_IGNORED, Config, ConfigError, Pair, Size, Triple, check_part
 from tubelet.config.registry import Module, PartOptions
 from tubelet.data.storage.options import StorageConfig
-from tubelet.grid import ClipShape, nearest_multiple
+from tubelet.grid import ClipShape, SoundShape, nearest_multiple
 
 SeekMode = Literal["exact", "approximate"]
 MaskLengths = Literal["shared", "shortest"]
@@ -153,6 +153,12 @@ class DataConfig(Config):
     def clip_shape(self) -> ClipShape:
         """Size of the clips and tubelets."""
         return ClipShape(self.num_frames, self.crop_size, self.patch_size, self.tubelet_size)
+
+    @property
+    def sound_shape(self) -> SoundShape | None:
+        """Size of the sound of a clip; None where the format does not read it."""
+        sound_of_clip = getattr(self.format, "sound_of_clip", None)
+        return None if sound_of_clip is None else sound_of_clip(self)
 
 
 NORMALIZATION = ("normalize_mean", "normalize_std")

@@ -9,13 +9,16 @@ import torch
 from pydantic import Field
 
 from tubelet.config import Config, ConfigError
+from tubelet.config.registry import PartOptions
+from tubelet.data import video_dataset
 from tubelet.data.clip_sampling import clip_length, sample_frames
 from tubelet.data.decoders import read_frames
 from tubelet.data.options import DataConfig
 from tubelet.data.segments import VideoPart, part_of
 from tubelet.data.sound import SoundError, read_sound
 from tubelet.data.types import BadFile, Sample, VideoError
-from tubelet.data.video_dataset import Dataset, Transform, Views
+from tubelet.data.video_dataset import Transform, Views
+from tubelet.grid import SoundShape
 
 Modality = Literal["video", "sound"]
 MODALITIES: tuple[Modality, ...] = ("video", "sound")
@@ -33,35 +36,51 @@ class SoundConfig(Config):
     cannot be read. Both are listed in bad_files.txt and results.json."""
 
 
-class SoundingVideos(Dataset):
+class FormatOptions(PartOptions, SoundConfig):
+    """Video files of which the sound is read, too."""
+
+    name: str = "sounding_videos"
+
+    def sound_of_clip(self, data: DataConfig) -> SoundShape:
+        """Return the size of the sound of a clip.
+
+        Raises:
+            ConfigError: The duration of a clip is not fixed.
+        """
+        seconds = seconds_of_clip(data.num_frames, data.clip_duration, data.fps)
+        return SoundShape(round(seconds * self.sample_rate), self.sample_rate, self.channels)
+
+
+class Dataset(video_dataset.Dataset):
     """Samples with the views `clip`, uint8 [1, C, T, H, W], and `sound`, float32 [1, channels, samples].
 
     Args:
         data: How clips are made, one of each video; needs `clip_duration` or `fps`, so that all last equally long.
+            `format` says how the sound is read.
         transform: See `tubelet.data.transforms`.
-        sound: How the sound is read.
         modalities: The views to read.
         margin: Seconds of sound before and after the clip that `sound` has besides. Clips are taken from where these
             are inside of the video, so that no silence tells where it begins or ends.
-        kwargs: Further arguments of `Dataset`.
+        kwargs: Further arguments of `video_dataset.Dataset`.
 
     Raises:
-        ConfigError: The duration of a clip is not fixed.
+        ConfigError: The duration of a clip is not fixed, or there are several clips of each video.
     """
 
     def __init__(
         self,
         data: DataConfig,
         transform: Transform,
-        sound: SoundConfig,
-        modalities: Sequence[Modality] = MODALITIES,
         *,
+        modalities: Sequence[Modality] = MODALITIES,
         margin: float = 0.0,
         **kwargs: Any,
     ):
-        self.sound, self.modalities, self.margin = sound, tuple(modalities), margin
-        seconds = seconds_of_clip(data.num_frames, data.clip_duration, data.fps)
-        self.num_samples = round((seconds + 2 * margin) * sound.sample_rate)
+        assert isinstance(data.format, FormatOptions)
+        self.sound, self.modalities, self.margin = data.format, tuple(modalities), margin
+        if data.num_clips != 1:
+            raise ConfigError(f"data.num_clips: {data.num_clips} clips of a video; with sound, set it to 1")
+        self.num_samples = self.sound.sound_of_clip(data).num_samples + 2 * round(margin * self.sound.sample_rate)
         self._no_sound: SoundError | None = None
         """Why the sample that was read last has silence in place of its sound."""
         super().__init__(data, transform, **kwargs)

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from tubelet.hub import files, fit, probe, saving, transformers
+from tubelet.hub import files, fit, probe, saving, sound, transformers
 from tubelet.hub.fit import check_normalization as check_normalization
 from tubelet.hub.state import State, without_fixed_positions
 from tubelet.hub.weights import OwnWeights as OwnWeights
 from tubelet.hub.weights import Weights
 from tubelet.models.interfaces import Encoder, Predictor
+from tubelet.models.sound import SoundEncoder
 from tubelet.runtime import checkpoint, file_formats
 
 
@@ -56,6 +57,25 @@ def load_predictor(path: str | Path, checkpoint_key: str = "predictor", **argume
     mask tokens only the first was trained.
     """
     return read(path).load_predictor(checkpoint_key, **arguments)
+
+
+def load_sound_encoder(
+    path: str | Path, checkpoint_key: str = "target_sound_encoder", *, weights: bool = True
+) -> SoundEncoder:
+    """Load the encoder of the sound of a run: sound [B, channels, samples] -> tokens [B, N, D].
+
+    It takes sound of other durations, too; its positions are then interpolated.
+
+    Args:
+        path: Run folder or checkpoint, of pretraining with `objective: {name: audio_visual_jepa}` or of `app: audio`.
+        checkpoint_key: Which encoder of the run: `target_sound_encoder`, or `sound_encoder`, which is also taken where
+            there is no moving average.
+        weights: Load the weights; false: leave the random ones that it is built with.
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds no encoder of sound.
+    """
+    return sound.load(checkpoint.locate(Path(path)), checkpoint_key, weights)
 
 
 def load_probe(

@@ -14,6 +14,7 @@ from tubelet.grid import ClipShape
 from tubelet.layers import Block
 from tubelet.layers.block import run_block
 from tubelet.layers.init import init_weights, rescale_blocks
+from tubelet.layers.joint_positions import JointPositions
 from tubelet.layers.positions import Positions, RopePairing
 from tubelet.layers.segments import attend_in_segments, join
 from tubelet.models.interfaces import Predictor
@@ -130,7 +131,7 @@ class VisionTransformerPredictor(Predictor):
                 nn.SiLU() if use_silu else nn.GELU(),
                 nn.Linear(embed_dim, predictor_embed_dim),
             )
-        self.positions = Positions(
+        self.positions: Positions | JointPositions = Positions(
             predictor_embed_dim, num_heads, grid, is_video, uniform_power, use_rope, rope_pairing, rope_extent
         )
         self.mask_tokens: nn.ParameterList | None = None

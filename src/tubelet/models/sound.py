@@ -1,13 +1,39 @@
 """Sound as input of an encoder of images: the spectrogram is a picture whose first axis is time."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from tubelet.grid import Grid
+from tubelet.config import Config
+from tubelet.config.registry import PartOptions
+from tubelet.grid import ClipShape, Grid, SoundShape
+from tubelet.models import ENCODERS, build_encoder
 from tubelet.models.interfaces import Encoder
+
+
+class SpectrogramConfig(Config):
+    """YAML section `spectrogram`: what the encoder of the sound sees. The defaults suit speech and events."""
+
+    window: float = Field(0.025, gt=0)
+    """Seconds of sound in a frame."""
+    hop: float = Field(0.01, gt=0)
+    """Seconds from one frame to the next. The patch size of the encoder times this is the duration of its tokens, which
+    has to divide the duration of a clip."""
+    num_bands: int = Field(64, ge=1)
+    """Bands of the mel scale."""
+    patch_size: int = Field(16, ge=1)
+    """Frames and bands of a patch."""
+    floor: float = Field(1e-6, gt=0)
+    """Energy that is added to that of a band before the logarithm: what is much quieter, such as noise, is no longer
+    seen. A tone of amplitude 1 has about (sample_rate * window / 4)^2."""
+    mean: float = -5.0
+    """Of the logarithm of the energy in a band, in the training data; for normalization."""
+    std: float = Field(4.0, gt=0)
+    """Standard deviation of the same, for normalization."""
 
 
 class LogMel(nn.Module):
@@ -45,7 +71,8 @@ class LogMel(nn.Module):
         super().__init__()
         if window < hop:
             raise ValueError(f"a window of {window} samples does not cover the hop of {hop}")
-        self.hop, self.mean, self.std, self.floor = hop, mean, std, floor
+        self.hop, self.num_bands = hop, num_bands
+        self.mean, self.std, self.floor = mean, std, floor
         self.register_buffer("filters", mel_filters(window // 2 + 1, num_bands, sample_rate), persistent=False)
         self.register_buffer("window", torch.hann_window(window), persistent=False)
 
@@ -89,16 +116,81 @@ def mel_filters(num_frequencies: int, num_bands: int, sample_rate: int) -> Tenso
 class SoundEncoder(nn.Module):
     """Encode sound [B, C, samples] to tokens [B, N, D], time slot by time slot.
 
+    With indices [B, K] of the tokens to keep they are [B, K, D], with a list of such masks a list of these.
+
     Args:
         log_mel: Makes the spectrogram.
         encoder: Encoder of images [B, C, frames, bands], whose tokens are in row-major order.
-        grid: Its token grid (1, time slots, bands).
     """
 
-    def __init__(self, log_mel: LogMel, encoder: Encoder, grid: Grid):
+    built_from: dict[str, Any]
+    """Options and size of the sound as JSON types; set by `build_sound_encoder`."""
+
+    def __init__(self, log_mel: LogMel, encoder: Encoder):
         super().__init__()
-        self.log_mel, self.encoder, self.grid = log_mel, encoder, grid
+        self.log_mel, self.encoder = log_mel, encoder
+        self.accepts_masks = encoder.accepts_masks
         self.embed_dim, self.num_heads = encoder.embed_dim, encoder.num_heads
 
-    def forward(self, sound: Tensor) -> Tensor:
-        return self.encoder(self.log_mel(sound))
+    def forward(self, sound: Tensor, masks: Tensor | list[Tensor] | None = None) -> Any:
+        spectrogram = self.log_mel(sound)
+        return self.encoder(spectrogram) if masks is None else self.encoder(spectrogram, masks)
+
+    def grid_size(self, num_samples: int) -> Grid:
+        """Return the token grid (1, time slots, bands) of sound.
+
+        Raises:
+            ValueError: The tokens do not divide the sound.
+        """
+        frames, rest = divmod(num_samples, self.log_mel.hop)
+        if rest:
+            raise ValueError(f"{num_samples} samples are not divisible by the hop of {self.log_mel.hop} samples")
+        return self.encoder.grid_size(1, frames, self.log_mel.num_bands)
+
+
+def build_sound_encoder(
+    options: PartOptions | dict[str, Any], spectrogram: SpectrogramConfig, sound: SoundShape
+) -> SoundEncoder:
+    """Build an encoder of sound.
+
+    Args:
+        options: Value of an option of type `EncoderOptions`; its `in_chans` is set to the channels of the sound.
+        spectrogram: What the encoder sees.
+        sound: Size of the sound.
+
+    Raises:
+        ValueError: Options and sizes do not fit together. The message begins with the keys.
+    """
+    shape = spectrogram_shape(spectrogram, sound)
+    raw = options if isinstance(options, dict) else options.model_dump(exclude_unset=True)
+    s, rate = spectrogram, sound.sample_rate
+    try:
+        encoder = build_encoder(ENCODERS.parse({**raw, "in_chans": sound.channels}), shape)
+        log_mel = LogMel(rate, round(s.window * rate), round(s.hop * rate), s.num_bands, s.mean, s.std, s.floor)
+    except ValueError as error:
+        raise ValueError(f"sound_encoder or spectrogram: {error}") from None
+    built = SoundEncoder(log_mel, encoder)
+    built.built_from = {
+        "sound_encoder": encoder.built_from["encoder"],
+        "spectrogram": spectrogram.model_dump(),
+        "sound": sound.as_dict(),
+    }
+    return built
+
+
+def spectrogram_shape(spectrogram: SpectrogramConfig, sound: SoundShape) -> ClipShape:
+    """Return the size of the spectrogram as a picture of one frame.
+
+    Raises:
+        ValueError: Hop or tokens are not whole numbers of samples or of tokens. The message begins with the key.
+    """
+    s = spectrogram
+    hop, tokens = s.hop * sound.sample_rate, sound.seconds / s.hop / s.patch_size
+    if abs(hop - round(hop)) > 1e-6 or abs(tokens - round(tokens)) > 1e-6:
+        nearest = max(1, round(tokens))
+        raise ValueError(
+            f"spectrogram.hop: {s.hop:g} seconds are {hop:g} samples, and {s.patch_size} frames are a token, of which "
+            f"a clip of {sound.seconds:g} seconds has {tokens:g}; both have to be whole numbers. With {nearest} "
+            f"tokens, hop is {sound.seconds / s.patch_size / nearest:g}"
+        )
+    return ClipShape(1, (round(tokens) * s.patch_size, s.num_bands), s.patch_size, 1)

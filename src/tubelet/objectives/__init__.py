@@ -4,6 +4,8 @@ An objective module has
 
 - `Options`, a subclass of `ObjectiveOptions`: the YAML section `objective`;
 - `build(options, setup)`: the `Objective` (a module with the loss) for the encoder, clips and masks of a run;
+- optionally `further_masks(options, setup)`: samplers of masks of other views than `clip`. A batch has their masks
+  after those of the YAML's list `mask`.
 - optionally `CURVES`: figures for the report (`tubelet.report.curves.Curves`), and `REMEDIES`: what to change when
   the features collapse, for all kinds or by kind (`tubelet.training.collapse.Remedies`).
 
@@ -17,7 +19,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tubelet.config.registry import PartOptions, find
-from tubelet.grid import ClipShape
+from tubelet.grid import ClipShape, SoundShape
+from tubelet.masks import MaskSampler
 from tubelet.models import build_encoder, build_predictor
 from tubelet.models.interfaces import Encoder, Predictor
 from tubelet.models.video_encoder import VideoEncoder
@@ -25,7 +28,7 @@ from tubelet.training.collapse import Remedies
 from tubelet.training.objective import Objective, ObjectiveOptions
 
 
-class MaskSampler(Protocol):
+class Masks(Protocol):
     """The part of a mask collator that objectives use; see `tubelet.masks`."""
 
     draws_tubes: bool
@@ -44,14 +47,16 @@ class Setup:
         mean: Mean of each color channel in [0, 1], for the normalization of clips.
         std: Standard deviation of each color channel.
         schedule_steps: Number of steps over which schedules run.
+        sound: Size of the sound of a clip; None where it is not read.
     """
 
     encoder: PartOptions
     clip: ClipShape
-    masks: MaskSampler | None
+    masks: Masks | None
     mean: Sequence[float]
     std: Sequence[float]
     schedule_steps: float
+    sound: SoundShape | None = None
 
     def build_encoder(self, *, drop_tokens: bool, levels: int = 1) -> Encoder:
         """Build the encoder.
@@ -115,6 +120,12 @@ def build(options: ObjectiveOptions, setup: Setup) -> Objective:
             "tubelet.training.objective.Objective"
         )
     return objective
+
+
+def further_masks(options: ObjectiveOptions, setup: Setup) -> Sequence[MaskSampler]:
+    """Return samplers of masks of other views than `clip`; ValueError where they do not fit the views."""
+    module = find("objectives", options.name)
+    return module.further_masks(options, setup) if hasattr(module, "further_masks") else ()
 
 
 def remedies(options: ObjectiveOptions) -> Remedies:

@@ -114,9 +114,11 @@ class VJEPA(Objective):
         self.train()
 
     def train(self, mode: bool = True) -> "VJEPA":
-        """Set the training mode; the target encoder stays in evaluation mode, without dropout."""
+        """Set the training mode; target encoders stay in evaluation mode, without dropout."""
         super().train(mode)
-        self.target_encoder.eval()
+        for name, part in self.named_children():
+            if name.startswith("target_"):
+                part.eval()
         return self
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
