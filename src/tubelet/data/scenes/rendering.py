@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tubelet.data.scenes.scene import DURATION, EVENT_DURATION, ONSETS, Scene
 from tubelet.data.synthetic import cloud, shape_distance
 
-RENDERER = "3"
+RENDERER = "4"
 """Identifies the renderer in a data set's settings.json. Replace it in every change that alters the videos."""
 SAMPLE_RATE = 16_000
 """Samples of the sound per second."""
