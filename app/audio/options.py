@@ -30,7 +30,7 @@ class DataConfig(fine_tuning.DataConfig):
 
 
 class SoundPretrainConfig(Config):
-    """YAML section `sound_pretrain`: the pretrained encoder of the sound, with the spectrogram that it was trained on."""
+    """YAML section `sound_pretrain`: the pretrained encoder of the sound, and the spectrogram of its pretraining."""
 
     folder: str
     """Run folder of pretraining with sound, or of this program."""

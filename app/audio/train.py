@@ -1,4 +1,4 @@
-"""Classification, synchronisation and retrieval of videos with sound: `python -m app.main --fname configs/audio/<name>.yaml`."""
+"""Programs for videos with sound: `python -m app.main --fname configs/audio/<name>.yaml`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -56,7 +56,7 @@ class Options(vjepa.Options):
     """Encoder of the spectrogram, as wide as that of the clips."""
     spectrogram: SpectrogramConfig = SpectrogramConfig()
     sound_mask: list[MaskOptions] = Field([{"name": "multiblock3d", "num_blocks": 4}] * 2, validate_default=True)
-    """Masks of the spectrogram, whose rows are time and whose columns are frequency: for each entry of `mask` one, which
+    """Masks of the spectrogram, whose rows are time and whose columns are frequency: for each entry of `mask` one that
     is applied together with it."""
     sound_coeff: float = Field(1.0, ge=0)
     """Weight of the loss of the sound; that of the video has 1."""
@@ -156,7 +156,7 @@ def further_masks(options: Options, setup: Setup) -> Sequence[MaskSampler]:
     count = setup.num_masks(at_least=1)
     if len(options.sound_mask) != count:
         raise ValueError(
-            f"objective.sound_mask: {len(options.sound_mask)} mask(s), but `mask` has {count}; give one for each of them"
+            f"objective.sound_mask: {len(options.sound_mask)} mask(s), but `mask` has {count}; give as many"
         )
     try:
         shape = spectrogram_shape(options.spectrogram, _sound(setup))

@@ -9,19 +9,20 @@ from torch import Tensor
 
 from tubelet.data import Batch
 from tubelet.models.interfaces import Encoder, Predictor
+from tubelet.models.sound import SoundEncoder
 from tubelet.runtime.seeds import seed_for
 from tubelet.training.objective import StepRng
 
 
 @torch.no_grad()
-def normed_features(encoder: Encoder, clips: Tensor) -> Tensor:
+def normed_features(encoder: Encoder | SoundEncoder, clips: Tensor) -> Tensor:
     """Encode whole clips [B, C, T, H, W] and return the layer-normed features of all tokens [B, N, D]."""
     features = encoder(clips)
     return F.layer_norm(features, features.shape[-1:])
 
 
-def hidden_features(encoder: Encoder, clips: Tensor, masks_target: Sequence[Tensor]) -> list[Tensor]:
-    """Encode whole clips [B, C, T, H, W] and return the layer-normed features at the positions of each mask.
+def hidden_features(encoder: Encoder | SoundEncoder, clips: Tensor, masks_target: Sequence[Tensor]) -> list[Tensor]:
+    """Encode whole clips [B, C, T, H, W], or sound, and return the layer-normed features at the masks' positions.
 
     Args:
         encoder: The encoder whose features are the targets.
