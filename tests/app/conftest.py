@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 import yaml
 
+from tubelet.data.generated_files import encode
+
+RATE, FPS = 8000, 8
+
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
@@ -68,3 +72,29 @@ def small(videos, tmp_path):
         return path
 
     return write
+
+
+def write_sounding(path, bright, high, click=0.0):
+    """Write a video of 1.5 seconds, dark or bright, with a low or high tone, and a flash with a click at a time."""
+    frames = np.full((12, 32, 32, 3), 150 if bright else 60, np.uint8)
+    time = np.arange(12 * RATE // FPS) / RATE
+    sound = 0.1 * np.sin(2 * np.pi * (2000 if high else 500) * time)
+    if click:
+        frames[round(click * FPS)] = 255
+        sound[round(click * RATE) : round(click * RATE) + 400] *= 8
+    encode(frames, path, FPS, np.stack([sound, sound]).astype(np.float32), RATE)
+
+
+@pytest.fixture(scope="session")
+def sounding(tmp_path_factory):
+    """The label is whether either the picture is bright or the tone is high, not both. The last file has no sound."""
+    folder = tmp_path_factory.mktemp("audible")
+    for name, count in (("train", 16), ("val", 9)):
+        lines = []
+        for i in range(count):
+            bright, high = i % 2, i // 2 % 2
+            write_sounding(folder / f"{name}{i}.mp4", bright, high, click=(3 + i % 6) / FPS)
+            lines.append(f"{name}{i}.mp4 {bright ^ high}\n")
+        (folder / f"{name}.csv").write_text("".join(lines))
+    encode(np.full((12, 32, 32, 3), 60, np.uint8), folder / "val8.mp4", FPS)
+    return folder

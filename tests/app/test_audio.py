@@ -1,4 +1,4 @@
-"""Classification and synchronisation of videos with sound: what is learned, resuming, several processes."""
+"""Classification, synchronisation and retrieval of videos with sound: what is learned, resuming, several processes."""
 
 import copy
 import json
@@ -11,53 +11,25 @@ import torch
 
 from app.audio import train as program
 from app.audio.model import build_model
+from tests.app.conftest import FPS, RATE
 from tests.processes import run as run_on_processes
 from tubelet import hub
 from tubelet.config import ConfigError, check
-from tubelet.data.generated_files import encode
 from tubelet.objectives.audio_visual import Synchronisation
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
 from tubelet.training.trainer import Trainer
 
-RATE, FPS = 8000, 8
-
-
-def write(path, bright, high, click=0.0):
-    """Write a video of 1.5 seconds, dark or bright, with a low or high tone, and a flash with a click at a time."""
-    frames = np.full((12, 32, 32, 3), 150 if bright else 60, np.uint8)
-    time = np.arange(12 * RATE // FPS) / RATE
-    sound = 0.1 * np.sin(2 * np.pi * (2000 if high else 500) * time)
-    if click:
-        frames[round(click * FPS)] = 255
-        sound[round(click * RATE) : round(click * RATE) + 400] *= 8
-    encode(frames, path, FPS, np.stack([sound, sound]).astype(np.float32), RATE)
-
-
-@pytest.fixture(scope="module")
-def lists(tmp_path_factory):
-    """The label is whether either the picture is bright or the tone is high, not both. The last file has no sound."""
-    folder = tmp_path_factory.mktemp("audible")
-    for name, count in (("train", 16), ("val", 9)):
-        lines = []
-        for i in range(count):
-            bright, high = i % 2, i // 2 % 2
-            write(folder / f"{name}{i}.mp4", bright, high, click=(3 + i % 6) / FPS)
-            lines.append(f"{name}{i}.mp4 {bright ^ high}\n")
-        (folder / f"{name}.csv").write_text("".join(lines))
-    encode(np.full((12, 32, 32, 3), 60, np.uint8), folder / "val8.mp4", FPS)
-    return folder
-
 
 @pytest.fixture
-def raw(lists, tmp_path):
+def raw(sounding, tmp_path):
     return {
         "app": "audio",
         "task": "classification",
         "folder": str(tmp_path / "run"),
         "data": {
-            "dataset_train": str(lists / "train.csv"),
-            "dataset_val": str(lists / "val.csv"),
+            "dataset_train": str(sounding / "train.csv"),
+            "dataset_val": str(sounding / "val.csv"),
             "num_classes": 2,
             "frames_per_clip": 4,
             "fps": 8,
@@ -96,6 +68,17 @@ def synchronisation(raw):
     )
 
 
+def retrieval(raw):
+    return changed(raw, task="retrieval", data={"num_classes": None}, sound={"missing": "exclude"})
+
+
+TASKS = {
+    "classification": (lambda raw: raw, {"encoder", "sound_encoder", "fusion"}),
+    "synchronisation": (synchronisation, {"encoder", "sound_encoder", "fusion"}),
+    "retrieval": (retrieval, {"encoder", "sound_encoder", "video_head", "sound_head", "contrastive"}),
+}
+
+
 def learn(raw, modalities):
     """Train long enough to learn the label; return the results and the accuracy on the videos with sound."""
     results = run(
@@ -125,9 +108,9 @@ def test_a_label_that_needs_both_is_learned_from_both(raw):
     assert hub.load_encoder(raw["folder"], "encoder").embed_dim == 24
 
 
-@pytest.mark.parametrize("task", ["classification", "synchronisation"])
+@pytest.mark.parametrize("task", TASKS)
 def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path, monkeypatch):
-    raw = raw if task == "classification" else synchronisation(raw)
+    raw = TASKS[task][0](raw)
     straight = run(raw, folder=str(tmp_path / "straight"))
     update = Trainer.update
 
@@ -142,7 +125,7 @@ def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path, monkeyp
     monkeypatch.setattr(Trainer, "update", update)
     assert run(raw) == straight
     ours, theirs = (last_weights(folder) for folder in (raw["folder"], tmp_path / "straight"))
-    assert ours.keys() == theirs.keys() == {"encoder", "sound_encoder", "fusion"}
+    assert ours.keys() == theirs.keys() == TASKS[task][1]
     for part, weights in theirs.items():
         assert all(torch.equal(ours[part][name], value) for name, value in weights.items())
 
@@ -151,21 +134,40 @@ def last_weights(folder):
     return checkpoint.read(checkpoint.newest(Path(folder) / "checkpoints")).weights
 
 
-@pytest.mark.parametrize("task", ["classification", "synchronisation"])
+@pytest.mark.parametrize("task", TASKS)
 def test_two_processes_do_what_one_does(raw, task, tmp_path):
-    raw = raw if task == "classification" else synchronisation(raw)
+    raw = TASKS[task][0](raw)
     raw["encoder"]["drop_rate"] = 0.0  # dropout differs between processes
     alone = run(raw, folder=str(tmp_path / "alone"))
     raw["optimization"]["batch_size"] //= 2
     run_on_processes(program.main, check(raw, program.Options, "test.yaml"), 2)
     together = json.loads((Path(raw["folder"]) / "results.json").read_text())
-    assert together.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-3)
+    if task != "retrieval":
+        assert together.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-3)
     assert together == alone
     assert losses(raw["folder"]) == pytest.approx(losses(tmp_path / "alone"), rel=1e-3)
 
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def test_retrieval_finds_the_sound_of_a_video_and_not_that_of_another(raw):
+    """The sounds have 12 combinations of frequency and time of the click, the 8 of validation are among them."""
+    results = run(
+        retrieval(raw),
+        encoder={"init_std": 0.1},
+        sound_encoder={"init_std": 0.1},
+        alignment={"embed_dim": 16},
+        optimization={"num_epochs": 40, "batch_size": 16},
+        logging={"checkpoint_every_steps": 100},
+    )
+    assert results["num_val"] == 8
+    assert list(results["excluded"].values()) == ["no sound track"]
+    swapped = results["swapped_videos"]
+    for direction in ("sound_to_video", "video_to_sound"):
+        assert results[f"{direction}_r5"] > swapped[f"{direction}_r5"]
+        assert results[f"{direction}_median_rank"] <= 2 < swapped[f"{direction}_median_rank"]
 
 
 def test_synchronisation_reports_each_shift_and_leaves_out_what_has_no_sound(raw):
@@ -207,6 +209,12 @@ def test_the_shifted_sound_is_that_of_later_seconds(raw):
             "0.03 seconds are 240 samples, .* has 4.16667; .* With 4 tokens, hop is 0.03125",
         ),
         ({"task": "synchronisation"}, "sound.missing: silence has no shift"),
+        ({"task": "retrieval"}, "sound.missing: .* set it to exclude for retrieval"),
+        (
+            {"task": "retrieval", "sound": {"missing": "exclude"}, "modalities": ["sound"]},
+            r"retrieval needs \[video, sound\]",
+        ),
+        ({"train_encoder": False}, "encoders from scratch have to be trained"),
         ({"modalities": ["sound", "video"]}, r"expected \[video\], \[sound\] or \[video, sound\]"),
         ({"data": {"num_classes": 3, "dataset_val": "nowhere.csv"}}, "nowhere.csv"),
         ({"encoder": None}, "give either `pretrain`, a pretrained encoder, or `encoder`"),

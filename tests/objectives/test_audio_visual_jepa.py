@@ -180,7 +180,10 @@ def test_tokens_at_the_same_time_have_the_same_time():
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, setup, message):
-    with pytest.raises(ValueError, match=message):
+    def build():
         options = make_options(**changes)
         objectives.build(options, make_setup(**setup))
         objectives.further_masks(options, make_setup(**setup))
+
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,191 @@
+"""Pretraining on videos with sound, and its encoders in the tasks of the audio program."""
+
+import copy
+import json
+from pathlib import Path
+
+import matplotlib.figure  # noqa: F401 - imported once for all processes, which are forked
+import pytest
+import torch
+
+from app.audio import train as tasks
+from app.audio.model import build_model
+from app.vjepa import train as pretraining
+from app.vjepa.options import Options
+from tests.app.conftest import RATE
+from tests.processes import run as run_on_processes
+from tubelet import hub
+from tubelet.config import ConfigError, check
+from tubelet.runtime import checkpoint
+from tubelet.runtime.distributed import World
+from tubelet.training.trainer import Trainer
+
+ENCODER = {"name": "vit_tiny", "embed_dim": 24, "depth": 1, "num_heads": 2, "init_std": 0.1}
+MASK = {"num_blocks": 1, "spatial_scale": [0.5, 0.5]}
+
+
+@pytest.fixture
+def raw(sounding, tmp_path):
+    return {
+        "folder": str(tmp_path / "run"),
+        "data": {
+            "datasets": [str(sounding / "train.csv")],
+            "format": {"name": "sounding_videos", "sample_rate": RATE, "channels": 2},
+            "batch_size": 4,
+            "num_frames": 4,
+            "fps": 8,
+            "crop_size": 32,
+            "num_workers": 0,
+        },
+        "mask": [MASK, MASK],
+        "encoder": ENCODER,
+        "objective": {
+            "name": "audio_visual_jepa",
+            "predictor": {"depth": 1, "embed_dim": 16, "num_heads": 2},
+            "sound_encoder": ENCODER,
+            "spectrogram": {"window": 0.0625, "hop": 0.03125, "num_bands": 16, "patch_size": 4},
+            "sound_mask": [MASK, MASK],
+            "std_coeff": 1.0,
+            "cov_coeff": 1.0,
+        },
+        "optimization": {"epochs": 2, "ipe": 4, "warmup": 1, "lr": 1e-3},
+        "meta": {"dtype": "float32"},
+        "logging": {"log_every": 1, "checkpoint_every_steps": 1, "monitor_every": 4, "monitor_clips": 6},
+    }
+
+
+def run(raw, folder, **data):
+    raw = copy.deepcopy(raw) | {"folder": str(folder)}
+    raw["data"] |= data
+    pretraining.main(check(raw, Options, "test.yaml"), World())
+    return losses(folder)
+
+
+def losses(folder):
+    return [line["loss"] for line in steps(folder)]
+
+
+def steps(folder):
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def weights(folder):
+    return checkpoint.read(checkpoint.newest(Path(folder) / "checkpoints")).weights
+
+
+def assert_same_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for part in ours:
+        assert all(torch.equal(ours[part][name], value) for name, value in theirs[part].items()), part
+
+
+def test_going_on_after_a_stop_is_as_never_stopping_with_any_number_of_workers(raw, tmp_path, monkeypatch):
+    straight = run(raw, tmp_path / "straight")
+    assert len(straight) == 8
+    terms = {"loss_video", "loss_sound", "spread_video", "spread_sound", "loss_std"}
+    assert terms < steps(tmp_path / "straight")[0].keys()
+    update = Trainer.update
+
+    def stop(self, clip_grad):
+        if self.step == 5:
+            raise InterruptedError
+        return update(self, clip_grad)
+
+    monkeypatch.setattr(Trainer, "update", stop)
+    with pytest.raises(InterruptedError):
+        run(raw, tmp_path / "stopped")
+    monkeypatch.setattr(Trainer, "update", update)
+    run(raw, tmp_path / "stopped", num_workers=2)
+    assert_same_weights(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+
+
+def test_two_processes_do_what_one_does(raw, tmp_path):
+    alone = run(raw, tmp_path / "alone")
+    raw["data"]["batch_size"] //= 2
+    run_on_processes(pretraining.main, check(raw, Options, "test.yaml"), 2)
+    assert losses(raw["folder"]) == pytest.approx(alone, rel=1e-4)
+
+
+def test_several_clips_of_a_video_are_refused(raw, tmp_path):
+    with pytest.raises(ConfigError, match="data.num_clips: 2 clips of a video"):
+        run(raw, tmp_path / "run", num_clips=2)
+
+
+@pytest.fixture
+def task(raw, sounding, tmp_path):
+    """Options of classification with the frozen encoders of a pretraining."""
+    run(raw, tmp_path / "pretrained")
+    pretrain = {"folder": str(tmp_path / "pretrained")}
+    return {
+        "app": "audio",
+        "task": "classification",
+        "folder": str(tmp_path / "task"),
+        "data": {
+            "dataset_train": str(sounding / "train.csv"),
+            "dataset_val": str(sounding / "val.csv"),
+            "num_classes": 2,
+            "frames_per_clip": 4,
+            "fps": 8,
+            "num_workers": 0,
+        },
+        "sound": {"sample_rate": RATE, "channels": 2},
+        "pretrain": pretrain,
+        "sound_pretrain": dict(pretrain),
+        "train_encoder": False,
+        "fusion": {"embed_dim": 24, "depth": 1, "num_heads": 2},
+        "optimization": {"resolution": 32, "batch_size": 8, "num_epochs": 1, "warmup": 0},
+    }
+
+
+def build(task):
+    return build_model(tasks.with_normalization(check(task, tasks.Options, "test.yaml")))
+
+
+def test_frozen_encoders_are_those_of_the_pretraining_and_stay_so(task, tmp_path):
+    trained, model = weights(tmp_path / "pretrained"), build(task)
+    for encoder, part in ((model.encoder, "target_encoder"), (model.sound_encoder, "target_sound_encoder")):
+        assert all(torch.equal(encoder.state_dict()[name], value) for name, value in trained[part].items())
+        assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not model.train().sound_encoder.training
+    tasks.main(check(task, tasks.Options, "test.yaml"), World())
+    assert weights(task["folder"]).keys() == {"fusion"}
+
+
+def test_random_encoders_have_the_architecture_and_the_spectrogram_of_the_run(task):
+    pretrained = build(task).sound_encoder
+    task["sound_pretrain"] |= {"checkpoint": "random"}
+    first, again = build(task).sound_encoder, build(task).sound_encoder
+    task["sound_pretrain"]["init_seed"] = 1
+    other = build(task).sound_encoder
+    assert first.built_from == pretrained.built_from
+    name = "encoder.blocks.0.attn.qkv.weight"
+    values = [encoder.state_dict()[name] for encoder in (first, again, other, pretrained)]
+    assert torch.equal(values[0], values[1])
+    assert not any(torch.equal(values[0], value) for value in values[2:])
+
+
+def test_encoders_that_are_tuned_can_be_loaded_and_take_longer_clips(task, tmp_path):
+    task |= {"train_encoder": True}
+    task["data"] |= {"frames_per_clip": 8}
+    tasks.main(check(task, tasks.Options, "test.yaml"), World())
+    tuned, start = hub.load_sound_encoder(task["folder"]), weights(tmp_path / "pretrained")
+    name = "encoder.blocks.0.attn.qkv.weight"
+    assert not torch.equal(tuned.state_dict()[name], start["target_sound_encoder"][name])
+    assert tuned(torch.zeros(1, 2, RATE)).shape == (1, 8 * 4, 24)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("sound", {"channels": 1}, "sound.channels: 1, but the encoder of .* trained with 2; set it to 2"),
+        ("sound", {"sample_rate": 2 * RATE}, "sound.sample_rate: 16000, but .* with 8000"),
+        ("data", {"frames_per_clip": 3}, "is not divisible"),
+        ("sound_pretrain", {"checkpoint_key": "fusion"}, "'fusion' is not in it"),
+        ("sound_pretrain", {"folder": "nowhere"}, "nowhere"),
+    ],
+)
+def test_sound_of_another_kind_than_in_pretraining_is_refused(task, section, change, message):
+    task[section] |= change
+    with pytest.raises(Exception, match=message):
+        build(task)
