@@ -40,6 +40,7 @@ from tubelet.runtime.watchdog import Watchdog
 CUDA = World(device=torch.device("cuda:0"))
 REPOSITORY = Path(__file__).parents[2]
 DEMOS = sorted(path.stem for path in REPOSITORY.glob("configs/pretrain/*demo.yaml"))
+WITH_SOUND = "../audio/pretrain_demo"
 ENCODERS = sorted(path.stem for path in REPOSITORY.glob("configs/zoo/*.yaml") if path.stem != "base")
 SMALL = ["encoder.embed_dim=48", "encoder.depth=1", "data.batch_size=4"]
 SMALL_PREDICTOR = ["objective.predictor.depth=1", "objective.predictor.embed_dim=24"]
@@ -98,6 +99,7 @@ OVERRIDES = {
     "vjepa2_1_demo": ["encoder.depth=4"],
     "videomae_demo": ["objective.decoder.depth=1"],
     "levjepa_demo": [],
+    WITH_SOUND: ["objective.sound_encoder={name: vit_tiny, embed_dim: 48, depth: 1, num_heads: 4}"],
     "salt_demo": [
         "objective.teacher={checkpoint: random, patch_size: 8, tubelet_size: 4, "
         "encoder: {name: vit_tiny, embed_dim: 48, depth: 1, num_heads: 4}}"
@@ -105,7 +107,7 @@ OVERRIDES = {
 }
 
 
-@pytest.mark.parametrize("config", DEMOS)
+@pytest.mark.parametrize("config", [*DEMOS, WITH_SOUND])
 def test_pretraining(config, videos, tmp_path):
     decoder = [] if config in ("videomae_demo", "levjepa_demo") else SMALL_PREDICTOR
     in_a_process(pretrain, config, videos, tmp_path, *SMALL, *decoder, *OVERRIDES.get(config, []))
