@@ -26,8 +26,13 @@ MASK = {"num_blocks": 1, "spatial_scale": [0.5, 0.5]}
 
 @pytest.fixture
 def raw(sounding, tmp_path):
+    return options(sounding, tmp_path / "run")
+
+
+def options(sounding, folder):
+    """Options of a pretraining of 8 steps."""
     return {
-        "folder": str(tmp_path / "run"),
+        "folder": str(folder),
         "data": {
             "datasets": [str(sounding / "train.csv")],
             "format": {"name": "sounding_videos", "sample_rate": RATE, "channels": 2},
@@ -112,11 +117,18 @@ def test_several_clips_of_a_video_are_refused(raw, tmp_path):
         run(raw, tmp_path / "run", num_clips=2)
 
 
+@pytest.fixture(scope="module")
+def pretrained(sounding, tmp_path_factory):
+    """Folder of a pretraining."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    run(options(sounding, folder), folder)
+    return folder
+
+
 @pytest.fixture
-def task(raw, sounding, tmp_path):
-    """Options of classification with the frozen encoders of a pretraining."""
-    run(raw, tmp_path / "pretrained")
-    pretrain = {"folder": str(tmp_path / "pretrained")}
+def task(pretrained, sounding, tmp_path):
+    """Options of classification with the frozen encoders of the pretraining."""
+    pretrain = {"folder": str(pretrained)}
     return {
         "app": "audio",
         "task": "classification",
@@ -142,8 +154,8 @@ def build(task):
     return build_model(tasks.with_normalization(check(task, tasks.Options, "test.yaml")))
 
 
-def test_frozen_encoders_are_those_of_the_pretraining_and_stay_so(task, tmp_path):
-    trained, model = weights(tmp_path / "pretrained"), build(task)
+def test_frozen_encoders_are_those_of_the_pretraining_and_stay_so(task, pretrained):
+    trained, model = weights(pretrained), build(task)
     for encoder, part in ((model.encoder, "target_encoder"), (model.sound_encoder, "target_sound_encoder")):
         assert all(torch.equal(encoder.state_dict()[name], value) for name, value in trained[part].items())
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -153,23 +165,23 @@ def test_frozen_encoders_are_those_of_the_pretraining_and_stay_so(task, tmp_path
 
 
 def test_random_encoders_have_the_architecture_and_the_spectrogram_of_the_run(task):
-    pretrained = build(task).sound_encoder
+    trained = build(task).sound_encoder
     task["sound_pretrain"] |= {"checkpoint": "random"}
     first, again = build(task).sound_encoder, build(task).sound_encoder
     task["sound_pretrain"]["init_seed"] = 1
     other = build(task).sound_encoder
-    assert first.built_from == pretrained.built_from
+    assert first.built_from == trained.built_from
     name = "encoder.blocks.0.attn.qkv.weight"
-    values = [encoder.state_dict()[name] for encoder in (first, again, other, pretrained)]
+    values = [encoder.state_dict()[name] for encoder in (first, again, other, trained)]
     assert torch.equal(values[0], values[1])
     assert not any(torch.equal(values[0], value) for value in values[2:])
 
 
-def test_encoders_that_are_tuned_can_be_loaded_and_take_longer_clips(task, tmp_path):
+def test_encoders_that_are_tuned_can_be_loaded_and_take_longer_clips(task, pretrained):
     task |= {"train_encoder": True}
     task["data"] |= {"frames_per_clip": 8}
     tasks.main(check(task, tasks.Options, "test.yaml"), World())
-    tuned, start = hub.load_sound_encoder(task["folder"]), weights(tmp_path / "pretrained")
+    tuned, start = hub.load_sound_encoder(task["folder"]), weights(pretrained)
     name = "encoder.blocks.0.attn.qkv.weight"
     assert not torch.equal(tuned.state_dict()[name], start["target_sound_encoder"][name])
     assert tuned(torch.zeros(1, 2, RATE)).shape == (1, 8 * 4, 24)
