@@ -187,6 +187,20 @@ def test_encoders_that_are_tuned_can_be_loaded_and_take_longer_clips(task, pretr
     assert tuned(torch.zeros(1, 2, RATE)).shape == (1, 8 * 4, 24)
 
 
+def test_another_run_starts_from_both_encoders_of_the_same_architecture(raw, pretrained, tmp_path):
+    raw |= {
+        "init_from": str(pretrained),
+        "optimization": {"epochs": 1, "ipe": 1, "warmup": 0, "start_lr": 1e-9, "lr": 1e-9},
+    }
+    run(raw, tmp_path / "further")
+    ours, theirs = weights(tmp_path / "further"), weights(pretrained)
+    for part in ("target_encoder", "target_sound_encoder"):
+        torch.testing.assert_close(dict(ours[part]), dict(theirs[part]), rtol=0, atol=1e-2)
+    raw["objective"] |= {"sound_encoder": {**ENCODER, "num_heads": 3}}
+    with pytest.raises(ConfigError, match="sound_encoder.num_heads is 2 in the training of the weights, here 3"):
+        run(raw, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [

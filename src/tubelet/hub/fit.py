@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tubelet.config import ConfigError
-from tubelet.hub import architecture
+from tubelet.hub import architecture, sound
 from tubelet.hub.architecture import Fact, Facts, facts_of
 from tubelet.hub.state import BY_WEIGHTS, State, check_numbers, count, without_unused
 from tubelet.hub.weights import Weights, levels_read, out_dim
@@ -31,6 +31,9 @@ def check(weights: Weights, modules: Mapping[str, nn.Module], normalization: Map
     for name, module in modules.items():
         built_from = getattr(module, "built_from", {})
         if name not in weights.parts or not built_from:
+            continue
+        if "sound_encoder" in built_from:
+            sound.check(weights.path, built_from)
             continue
         facts: Facts = weights.facts()
         clip = built_from["clip"]
