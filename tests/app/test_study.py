@@ -575,5 +575,5 @@ def test_comparison_of_two_objectives_with_the_programs_themselves(tmp_path, mon
     assert costs["videomae"]["gflop_per_clip"] < 0.7 * costs["vjepa"]["gflop_per_clip"]
     assert costs["videomae"]["steps"] > 1.4 * costs["vjepa"]["steps"]
     assert 0.7 < costs["videomae"]["flops"] / costs["vjepa"]["flops"] <= 1
-    assert (tmp_path / "study/report/curves.png").exists()
+    assert (tmp_path / "study/report/curves_flops.png").exists()
     assert "vjepa, motion: linear" in capsys.readouterr().out

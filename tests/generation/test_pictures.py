@@ -24,7 +24,7 @@ def test_filmstrip_layout():
     strip = np.asarray(pictures.filmstrip(seen, ahead))
     for row, values in enumerate(((10, 20, 30), (40, 50, 60, 70), (80, 90, 100, 110))):
         for column, value in enumerate(values):
-            assert (strip[row * 68 + 32, 100 + column * 68 + 32] == value).all()
+            assert (strip[row * 68 + 32, 100 + column * 68 + 32, :3] == value).all()
     many = np.asarray(pictures.filmstrip(seen, {"truth": shades(*range(100, 125))}))
     shown = [int(many[68 + 32, 100 + column * 68 + 32, 0]) for column in range(9)]
     assert shown == list(range(100, 125, 3))

@@ -174,7 +174,7 @@ def test_several_data_sets_have_sections_and_figures_of_their_own(tmp_path):
     _, page, words = read_page(tmp_path)
     assert words.index("Data set demo") < words.index("Data set real") < words.index("another note")
     assert len(page.sources) == 3
-    assert figure_names(tmp_path) == ["demo_table", "real_curves", "real_table"]
+    assert figure_names(tmp_path) == ["demo_table", "real_curves_clips", "real_table"]
 
 
 def test_report_of_a_study_without_pretraining(tmp_path):

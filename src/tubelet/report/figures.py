@@ -2,10 +2,12 @@
 
 import io
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -18,6 +20,8 @@ DROPPED_BRIGHTNESS = 0.25
 
 COLORS = ("#1f6fb4", "#e0661c", "#3a9a5b", "#8c5bb0", "#7a7a7a", "#b8860b", "#c2407d", "#2aa5a0")
 EVENT_COLOR = "#b00020"
+LABEL_COLOR = "#808080"
+"""Of the titles of filmstrips: gray, as the background is transparent and the page light or dark."""
 MAX_POINTS = 600
 """Maximum number of points of a curve; more are not visible and make the page larger."""
 MAX_SMOOTH_POINTS = 200
@@ -149,7 +153,7 @@ def overlay(colors: np.ndarray, frames: np.ndarray, weight: float = 0.8) -> np.n
 
 
 def filmstrip(rows: dict[str, np.ndarray], width: int = 960, max_height: int = 132, gap: int = 4) -> Image.Image:
-    """Draw rows of frames with their titles on the left.
+    """Draw rows of frames with their titles on the left, on a transparent background.
 
     Args:
         rows: Title -> frames, uint8 [t, H, W, 3].
@@ -166,9 +170,9 @@ def filmstrip(rows: dict[str, np.ndarray], width: int = 960, max_height: int = 1
         size = (round(frames.shape[2] * scale), height)
         sampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
         pictures = [Image.fromarray(frame).resize(size, sampling) for frame in frames]
-        strip = Image.new("RGB", (label + len(pictures) * (size[0] + gap), height), "white")
+        strip = Image.new("RGBA", (label + len(pictures) * (size[0] + gap) - gap, height))
         ImageDraw.Draw(strip).text(
-            (0, height / 2), title.replace(", ", "\n"), fill="#444444", anchor="lm", font_size=13
+            (0, height / 2), title.replace(", ", "\n"), fill=LABEL_COLOR, anchor="lm", font_size=13
         )
         for i, picture in enumerate(pictures):
             strip.paste(picture, (label + i * (size[0] + gap), 0))
@@ -177,8 +181,8 @@ def filmstrip(rows: dict[str, np.ndarray], width: int = 960, max_height: int = 1
 
 
 def stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Place images below each other on white."""
-    canvas = Image.new("RGB", (max(p.width for p in pictures), sum(p.height + gap for p in pictures) - gap), "white")
+    """Place images below each other on a transparent background."""
+    canvas = Image.new("RGBA", (max(p.width for p in pictures), sum(p.height + gap for p in pictures) - gap))
     top = 0
     for picture in pictures:
         canvas.paste(picture, (0, top))
@@ -194,6 +198,14 @@ def to_png(picture: Figure | Image.Image) -> bytes:
     else:
         picture.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def to_svg(figure: Figure) -> str:
+    """Encode a figure as SVG. Equal figures give equal texts, and the letters are shapes that need no font."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "tubelet"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return re.sub(r" +$", "", buffer.getvalue(), flags=re.MULTILINE)
 
 
 def to_gif(frames: np.ndarray, frames_per_second: float, height: int = 128) -> bytes:

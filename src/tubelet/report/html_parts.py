@@ -14,11 +14,15 @@ from tubelet.report import figures
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its caption; `png` is None where it could not be made, and `caption` then says why."""
+    """A PNG with its caption; `png` is None where it could not be made, and `caption` then says why.
+
+    A `plot` is dark on white, and is inverted where the page is dark.
+    """
 
     name: str
     caption: str
     png: bytes | None
+    plot: bool = False
 
 
 def save(folder: Path, name: str, caption: str, picture: Figure | Image.Image) -> Picture:
@@ -27,17 +31,16 @@ def save(folder: Path, name: str, caption: str, picture: Figure | Image.Image) -
     path = folder / "report" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(png)
-    return Picture(name, caption, png)
+    return Picture(name, caption, png, plot=isinstance(picture, Figure))
 
 
 def figure(picture: Picture) -> str:
     if picture.png is None:
         return f'<p class="missing">{escape(picture.caption)}</p>'
     data = base64.b64encode(picture.png).decode()
-    return (
-        f'<figure><img alt="{escape(picture.name)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
-    )
+    plot = ' class="plot"' if picture.plot else ""
+    caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
+    return f'<figure><img{plot} alt="{escape(picture.name)}" src="data:image/png;base64,{data}">{caption}</figure>'
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -74,21 +77,31 @@ def document(title: str, sections: Sequence[str]) -> str:
 
 
 STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #f6f7f8; color: #222; font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; background: #fff; }
-h1 { margin: 0 0 .5rem; font-size: 1.7rem; } h2 { margin: 2.6rem 0 .8rem; font-size: 1.25rem; }
+:root {
+  color-scheme: light dark;
+  --page: #fff; --around: #f6f7f8; --text: #222; --faint: #555; --line: #e4e6e8; --rule: #444; --mark: #fff3e8;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #141414; --around: #0b0b0b; --text: #e2e2e2; --faint: #a8a8a8; --line: #303030; --rule: #999;
+    --mark: #33251a;
+  }
+  img.plot { filter: invert(.92) hue-rotate(180deg); }
+}
+body { margin: 0; background: var(--around); color: var(--text); font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 1.5rem) 4rem; background: var(--page); }
+h1 { margin: 0 0 .5rem; font-size: 1.7rem; overflow-wrap: anywhere; } h2 { margin: 2.6rem 0 .8rem; font-size: 1.25rem; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .8rem; border-bottom: 1px solid #e4e6e8; text-align: right; white-space: nowrap; }
-th[scope=row], th:first-child { text-align: left; font-weight: normal; white-space: normal; }
-thead th { border-bottom: 2px solid #444; font-weight: 600; }
-th[scope=colgroup] { text-align: center; border-bottom: 1px solid #444; }
-tr.pretrained { background: #fff3e8; } tr.baseline { color: #666; } td.best { font-weight: 700; }
-.scroll { overflow-x: auto; } .verdict { border-left: 4px solid #e0661c; padding-left: .9rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem 2rem; }
+th, td { padding: .38rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th[scope=row], th:first-child { text-align: left; font-weight: normal; white-space: normal; min-width: 8rem; }
+thead th { border-bottom: 2px solid var(--rule); font-weight: 600; }
+th[scope=colgroup] { text-align: center; border-bottom: 1px solid var(--rule); }
+tr.pretrained { background: var(--mark); } tr.baseline { color: var(--faint); } td.best { font-weight: 700; }
+.scroll { overflow-x: auto; margin: .8rem 0; } .verdict { border-left: 4px solid #e0661c; padding-left: .9rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem 2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } .grid img { width: 100%; }
-figcaption, .missing { color: #555; font-size: .88rem; max-width: 60rem; }
+figcaption, .missing { color: var(--faint); font-size: .88rem; max-width: 60rem; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
-pre { background: #f6f7f8; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
-ul { padding-left: 1.2rem; color: #444; font-size: .92rem; }
+pre { background: var(--around); padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
+ul { padding-left: 1.2rem; color: var(--faint); font-size: .92rem; }
 """

@@ -98,7 +98,7 @@ def _histogram(title: str, unit: str, column: pa.ChunkedArray, log: bool) -> Pic
     axes.set(xlabel=unit, ylabel="videos", title=title, xscale="log" if log else "linear")
     quantiles = ", ".join(f"{np.quantile(values, q):.4g}" for q in (0.05, 0.5, 0.95))
     caption = f"{title} in {unit}; 5 %, 50 % and 95 % quantile: {quantiles}."
-    return Picture(title, caption, figures.to_png(canvas))
+    return Picture(title, caption, figures.to_png(canvas), plot=True)
 
 
 def _tables(videos: pa.Table) -> list[str]:
@@ -174,7 +174,7 @@ def _thumbnail(index: Path, path: str) -> Image.Image | None:
 
 
 def _row(pictures: list[Image.Image]) -> Image.Image:
-    row = Image.new("RGB", (sum(p.width + 4 for p in pictures) - 4, THUMBNAIL_HEIGHT), "white")
+    row = Image.new("RGBA", (sum(p.width + 4 for p in pictures) - 4, THUMBNAIL_HEIGHT))
     left = 0
     for picture in pictures:
         row.paste(picture, (left, 0))

@@ -74,36 +74,45 @@ def _references(data: dict[str, Any], head: str, task: str) -> dict[str, float]:
     return {row: mean for row, mean in found.items() if mean is not None}
 
 
-def curves(data: dict[str, Any]) -> Figure | None:
-    """Draw the accuracy of all objectives over the clips seen and, where they were measured, over the operations."""
-    found = data.get("curves", {})
-    lines = found.get("lines", {})
-    if not lines:
-        return None
-    measured = all(point["flops"] is not None for points in lines.values() for point in points)
-    axis = {"clips": ("clips seen", 1.0), **({"flops": ("TFLOP", 1e12)} if measured else {})}
-    figure = Figure(figsize=(5.4 * len(axis), 3.8), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(axis), sharey=True))
-    for axes, (key, (label, unit)) in zip(panels, axis.items(), strict=True):
-        for (name, points), color in zip(lines.items(), itertools.cycle(COLORS), strict=False):
-            x = [point[key] / unit for point in points]
-            y = [point["accuracy"][0] for point in points]
-            errors = [point["accuracy"][1] or 0.0 for point in points]
-            axes.errorbar(x, y, errors, color=color, label=name, linewidth=1.6, marker="o", markersize=3.5, capsize=2)
-        for row, mean in _references(data, found["head"], found["task"]).items():
-            color, style = LINES[row]
-            title = {"random_best": "best random encoder", "supervised": "from scratch", "baseline": "best baseline"}
-            axes.axhline(mean, color=color, linestyle=style, linewidth=1.2, label=title[row])
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:,g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(label, fontsize=9)
-        axes.grid(True, color="#e6e6e6")
-        _plain(axes)
+AXES = {"clips": ("clips seen", 1.0), "flops": ("TFLOP", 1e12)}
+"""Label and unit of what a learning curve is drawn over."""
+TITLES = {"random_best": "best random encoder", "supervised": "from scratch", "baseline": "best baseline"}
+"""Legend of the line of each reference."""
+
+
+def curves(data: dict[str, Any]) -> dict[str, Figure]:
+    """Draw the accuracy of all objectives over the clips seen and, where they were measured, over the operations.
+
+    Returns:
+        Key of `AXES` -> figure; empty without curves.
+    """
+    lines = data.get("curves", {}).get("lines", {})
+    points = [point for line in lines.values() for point in line]
+    return {key: _curves(data, key) for key in AXES if points and all(point[key] is not None for point in points)}
+
+
+def _curves(data: dict[str, Any], key: str) -> Figure:
+    found, (label, unit) = data["curves"], AXES[key]
+    figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, points), color in zip(found["lines"].items(), itertools.cycle(COLORS), strict=False):
+        x = [point[key] / unit for point in points]
+        y = [point["accuracy"][0] for point in points]
+        errors = [point["accuracy"][1] or 0.0 for point in points]
+        axes.errorbar(x, y, errors, color=color, label=name, linewidth=1.6, marker="o", markersize=3.5, capsize=2)
+    for row, mean in _references(data, found["head"], found["task"]).items():
+        color, style = LINES[row]
+        axes.axhline(mean, color=color, linestyle=style, linewidth=1.2, label=TITLES[row])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     head, task = aggregate.head_title(found["head"]), layout.task_title(found["task"])
-    panels[0].set_ylabel(f"top-1 in % on {task}, {head}", fontsize=9)
-    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylabel(f"top-1 in % on {task}, {head}", fontsize=9)
+    axes.grid(True, color="#e6e6e6")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    _plain(axes)
     return figure
 
 

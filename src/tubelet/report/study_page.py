@@ -36,7 +36,7 @@ def sections(folder: Path, study: dict[str, Any]) -> list[str]:
             _descriptions(data),
             bullets(data["notes"]),
             *_optional(folder, f"{prefix}table", "", BARS_CAPTION, study_figures.bars(data)),
-            *_optional(folder, f"{prefix}curves", "Learning curves", CURVES_CAPTION, study_figures.curves(data)),
+            *_curves(folder, prefix, data),
             *_optional(folder, f"{prefix}cost", "Cost", COST_CAPTION, study_figures.costs(data)),
             *([table(rows)] if (rows := layout.cost_table(data)) else []),
             *_margins(data),
@@ -49,6 +49,14 @@ def _optional(folder: Path, name: str, title: str, caption: str, drawn: Any) -> 
     if drawn is None:
         return []
     return [*([f"<h3>{escape(title)}</h3>"] if title else []), figure(save(folder, name, caption, drawn))]
+
+
+def _curves(folder: Path, prefix: str, data: dict[str, Any]) -> list[str]:
+    drawn = study_figures.curves(data)
+    if not drawn:
+        return []
+    pictures = [figure(save(folder, f"{prefix}curves_{axis}", "", picture)) for axis, picture in drawn.items()]
+    return ["<h3>Learning curves</h3>", f'<div class="grid">{"".join(pictures)}</div>', f"<p>{CURVES_CAPTION}</p>"]
 
 
 def results_table(data: dict[str, Any]) -> str:
