@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,9 @@ from app.study.options import Options as Study
 from app.zoo.__main__ import Options as Zoo
 from tests.docs import pages
 from tests.docs.pages import DOCS, PAGES, ROOT, commands
+from tools.gallery import __main__ as gallery
 from tubelet import config
+from tubelet.report import __main__ as report
 from tubelet.runtime import launch
 from tubelet.slurm import command_line
 
@@ -28,6 +31,36 @@ def test_programs(page, command, checkout, monkeypatch):
     module, *arguments = shlex.split(command)[2:]
     launch.run(PROGRAMS[module.split(".")[0]], arguments)
     assert len(started) == 1
+
+
+@pytest.mark.parametrize(("page", "command"), commands(r"tubelet \w+ --"))
+def test_commands_of_tubelet(page, command, checkout, monkeypatch):
+    """They have valid configurations, too: of a file of the pages, or a shipped one by its name."""
+    _, name, *arguments = shlex.split(command)
+    kind = {"train": "app", "eval": "evals"}[name]
+    started = []
+    monkeypatch.setattr(launch, "_start", lambda program, arguments: started.append(program))
+    launch.run(PROGRAMS[kind], arguments)
+    assert len(started) == (0 if "--help-config" in arguments else 1)
+
+
+@pytest.mark.parametrize(("page", "command"), commands(r"tubelet report "))
+def test_reports(page, command, capsys, monkeypatch):
+    monkeypatch.setattr(report, "_write", lambda folders, out: (folders, out))
+    monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
+    report.main()
+    assert "runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("page", "command"), commands(r"python -m tools\.gallery \w"))
+def test_pictures(page, command, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(gallery, "save", lambda picture, path: drawn.append(path))
+    monkeypatch.setattr(
+        gallery, "PICTURES", {k: replace(v, draw=lambda source: None) for k, v in gallery.PICTURES.items()}
+    )
+    gallery.main(shlex.split(command)[3:])
+    assert all((ROOT / path).is_file() for path in drawn)
 
 
 @pytest.mark.parametrize(

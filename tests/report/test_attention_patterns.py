@@ -40,5 +40,5 @@ def test_receptive_fields_equal_the_masks_of_the_patterns(panel):
 
 
 def test_picture_is_small(tmp_path):
-    attention_patterns.draw(str(tmp_path / "patterns.png"))
-    assert 10_000 < (tmp_path / "patterns.png").stat().st_size < 150_000
+    attention_patterns.draw(str(tmp_path / "patterns.svg"))
+    assert 10_000 < (tmp_path / "patterns.svg").stat().st_size < 150_000

@@ -1,6 +1,7 @@
 """Draws the pictures of docs/gallery.md: `python -m tools.gallery NAME [SOURCE] [--out FILE]`.
 
-Drawings are SVG, frames are PNG with at most 256 colors. SOURCE is the folder of a run or a study, or a page with a table.
+Drawings are SVG, frames are PNG with at most 256 colors. SOURCE is the folder of a run or a study, or a page with a
+table.
 """
 
 import argparse

@@ -22,25 +22,19 @@ from tubelet.report.run_config import clip_options, read_config
 CLIPS = 2
 """Clips of a picture of masks, and of each motion in a picture of features."""
 CLIPS_FOR_COMPONENTS = 320
-TILE, GAP, LABEL, TITLE = 48, 3, 100, 24
-"""Pixels of a frame, between frames, of the titles on the left and above."""
+TILE, GAP, LABEL, TITLE, FONT = 48, 3, 116, 30, 22
+"""Pixels of a frame, between frames, of the titles on the left and above, and of their letters."""
 
 
 def masks(folder: Path) -> Image.Image:
     """Draw two clips of a run under its masks, side by side."""
     read = clips.read(folder, _config(folder))
-    strips = [
-        clips.draw_masks(
-            clips.Clips(read.frames[i : i + 1], tuple(roles[i : i + 1] for roles in read.roles), read.grid)
-        )
-        for i in range(CLIPS)
-    ]
-    # The second one without its titles.
-    right = strips[1].crop((LABEL, 0, strips[1].width, strips[1].height))
-    picture = Image.new("RGBA", (strips[0].width + 4 * GAP + right.width, right.height))
-    picture.paste(strips[0], (0, 0))
-    picture.paste(right, (strips[0].width + 4 * GAP, 0))
-    return picture
+    slots = read.slots()
+    columns = {}
+    for clip in range(CLIPS):
+        frames = read.slot_frames(clip)
+        columns[f"clip {clip + 1}"] = np.stack([frames, *(figures.shade(frames, r[clip][slots]) for r in read.roles)])
+    return _mosaic(columns, ["frames", *(f"mask {number + 1}" for number in range(len(read.roles)))])
 
 
 def prediction(folder: Path) -> Image.Image:
@@ -138,12 +132,12 @@ def _mosaic(columns: dict[str, np.ndarray], titles: list[str]) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for column, (title, clips_of_column) in enumerate(columns.items()):
         left = LABEL + column * width_of_column
-        draw.text((left, 2), title, fill=figures.LABEL_COLOR, font_size=16)
+        draw.text((left, 2), title, fill=figures.LABEL_COLOR, font_size=FONT)
         for row in range(rows):
             for slot in range(slots):
                 tile = Image.fromarray(clips_of_column[row, slot]).resize((TILE, TILE), Image.Resampling.NEAREST)
                 picture.paste(tile, (left + slot * step, TITLE + row * step))
     for row, title in enumerate(titles):
         if title not in titles[:row]:
-            draw.text((0, TITLE + row * step + TILE // 2), title, fill=figures.LABEL_COLOR, anchor="lm", font_size=16)
+            draw.text((0, TITLE + row * step + TILE // 2), title, fill=figures.LABEL_COLOR, anchor="lm", font_size=FONT)
     return picture

@@ -5,6 +5,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tubelet.models.sparse import SparseTransformer
 from tubelet.models.timesformer import TimeSformer
 from tubelet.models.vivit import ViViT
 from tubelet.models.windowed import WindowedTransformer
+from tubelet.report.figures import to_svg
 
 GRID = (6, 8, 8)
 TOKEN = (2, 3, 4)  # time slot, row, column
@@ -146,12 +148,12 @@ def receptive_field(encoder: nn.Module, part: Part, token: tuple[int, int, int] 
 
 
 def draw(path: str) -> None:
-    """Draw all panels: the time slots from left to right, the token with a black border."""
+    """Draw all panels below each other: the time slots from left to right, the token with a black border."""
     all_panels = panels()
-    figure = Figure(figsize=(11, 0.95 * len(all_panels) / 2 + 0.1), layout="constrained")
-    for axes, panel in zip(figure.subplots(-(-len(all_panels) // 2), 2).flat, all_panels, strict=True):
+    figure = Figure(figsize=(5.6, 1.02 * len(all_panels)), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(all_panels), 1), all_panels, strict=True):
         _draw_panel(axes, panel)
-    figure.savefig(path, dpi=100)
+    Path(path).write_text(to_svg(figure), encoding="utf-8")
 
 
 def _draw_panel(axes, panel: Panel) -> None:
@@ -162,22 +164,23 @@ def _draw_panel(axes, panel: Panel) -> None:
     image = np.full((h, t * (w + 1) - 1, 3), 255, dtype=np.uint8)
     for slot, of_slot in enumerate(colors[kinds.numpy()]):
         image[:, slot * (w + 1) : slot * (w + 1) + w] = of_slot
-    axes.imshow(image)
+    # Squares that are enlarged here: viewers of SVG would blur the few pixels.
+    axes.imshow(image.repeat(8, 0).repeat(8, 1), extent=(-0.5, image.shape[1] - 0.5, h - 0.5, -0.5))
     slot, row, column = TOKEN
     axes.add_patch(Rectangle((slot * (w + 1) + column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", lw=1.5))
     axes.set_axis_off()
-    axes.set_title(panel.title, fontsize=8, loc="left", pad=3)
+    axes.set_title(panel.title, fontsize=8.5, loc="left", pad=3)
     labels = [part.label for part in panel.parts] + (["both"] if (kinds == 3).any() else [])
     for number, label in enumerate(labels):
         axes.text(
-            1 - 0.2 * (len(labels) - 1 - number), 1.06, label, color=COLORS[number + 1], fontsize=7, ha="right",
+            1 - 0.17 * (len(labels) - 1 - number), 1.06, label, color=COLORS[number + 1], fontsize=7, ha="right",
             transform=axes.transAxes,
         )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tubelet.report.attention_patterns", description=__doc__)
-    parser.add_argument("--out", default="docs/attention_patterns.png", help="PNG file (default: %(default)s)")
+    parser.add_argument("--out", default="docs/attention_patterns.svg", help="SVG file (default: %(default)s)")
     out = parser.parse_args().out
     draw(out)
     print(f"wrote {out}")
