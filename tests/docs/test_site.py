@@ -14,7 +14,6 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NEEDED = ("zensical", "latex2mathml")
 
 pytestmark = [
@@ -57,17 +56,6 @@ def site(checkout):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
