@@ -169,11 +169,11 @@ def _draw_panel(axes, panel: Panel) -> None:
     slot, row, column = TOKEN
     axes.add_patch(Rectangle((slot * (w + 1) + column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", lw=1.5))
     axes.set_axis_off()
-    axes.set_title(panel.title, fontsize=8.5, loc="left", pad=3)
+    axes.set_title(panel.title, fontsize=8, loc="left", pad=3)
     labels = [part.label for part in panel.parts] + (["both"] if (kinds == 3).any() else [])
     for number, label in enumerate(labels):
         axes.text(
-            1 - 0.17 * (len(labels) - 1 - number), 1.06, label, color=COLORS[number + 1], fontsize=7, ha="right",
+            1 - 0.19 * (len(labels) - 1 - number), 1.06, label, color=COLORS[number + 1], fontsize=6.5, ha="right",
             transform=axes.transAxes,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 from tubelet.config import ConfigError
 from tubelet.report import figures
 from tubelet.report.curves import Curves, figures_of, loss_curves
-from tubelet.report.html_parts import document, figure, save, table
+from tubelet.report.html_parts import details, document, figure, save, table
 from tubelet.report.run_config import objective_curves, read_config
 from tubelet.runtime.files import read_json, write_atomic, write_json
 from tubelet.runtime.run_folder import read_log
@@ -48,6 +48,8 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     """
     runs = read(folders)
     differing, measured = differences(runs), results(runs)
+    partial = {key: row for key, row in differing.items() if MISSING in row}
+    changed = {key: row for key, row in differing.items() if key not in partial}
     names = [run.name for run in runs]
     out.mkdir(parents=True, exist_ok=True)
     drawn = list(pictures(runs, out))
@@ -55,7 +57,9 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         "<h2>Results</h2>",
         _table(names, measured),
         "<h2>Differences of the configurations</h2>",
-        _table(names, differing) if differing else "<p>None but the folder.</p>",
+        *([] if differing else ["<p>None but the folder.</p>"]),
+        *([_table(names, changed)] if changed else []),
+        *([details("Options of parts that not all runs have", _table(names, partial))] if partial else []),
         *(["<h2>Training</h2>", '<div class="grid">' + "".join(drawn) + "</div>"] if drawn else []),
     ]
     write_json(out / f"{NAME}.json", {"runs": names, "results": measured, "differences": differing})
@@ -118,7 +122,7 @@ def pictures(runs: Sequence[Run], out: Path) -> Iterator[str]:
     for name, curves in metrics.items():
         drawn = figures.draw_lines(curves, {run.name: figures.series(run.log, name) for run in runs})
         if drawn is not None:
-            yield figure(save(out, f"{NAME}-{name}", f"{name}: {curves.title}.", drawn))
+            yield figure(save(out, f"{NAME}-{name}", f"{name} in log.jsonl", drawn))
 
 
 def _curves(run: Run) -> list[Curves]:

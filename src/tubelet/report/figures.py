@@ -172,7 +172,7 @@ def filmstrip(rows: dict[str, np.ndarray], width: int = 960, max_height: int = 1
         pictures = [Image.fromarray(frame).resize(size, sampling) for frame in frames]
         strip = Image.new("RGBA", (label + len(pictures) * (size[0] + gap) - gap, height))
         ImageDraw.Draw(strip).text(
-            (0, height / 2), title.replace(", ", "\n"), fill=LABEL_COLOR, anchor="lm", font_size=13
+            (0, height / 2), title.replace(", ", "\n"), fill=LABEL_COLOR, anchor="lm", font_size=15
         )
         for i, picture in enumerate(pictures):
             strip.paste(picture, (label + i * (size[0] + gap), 0))

@@ -11,6 +11,9 @@ from PIL import Image
 
 from tubelet.report import figures
 
+WIDE = 1000
+"""Pixels; wider plots are not scaled down to the width of a phone, but scroll."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -38,7 +41,8 @@ def figure(picture: Picture) -> str:
     if picture.png is None:
         return f'<p class="missing">{escape(picture.caption)}</p>'
     data = base64.b64encode(picture.png).decode()
-    plot = ' class="plot"' if picture.plot else ""
+    wide = " wide" if int.from_bytes(picture.png[16:20], "big") > WIDE else ""  # the width in the header of a PNG
+    plot = f' class="plot{wide}"' if picture.plot else ""
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     return f'<figure><img{plot} alt="{escape(picture.name)}" src="data:image/png;base64,{data}">{caption}</figure>'
 
@@ -93,13 +97,16 @@ main { max-width: 68rem; margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 1.5rem) 
 h1 { margin: 0 0 .5rem; font-size: 1.7rem; overflow-wrap: anywhere; } h2 { margin: 2.6rem 0 .8rem; font-size: 1.25rem; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th[scope=row], th:first-child { text-align: left; font-weight: normal; white-space: normal; min-width: 8rem; }
+th[scope=row], th:first-child {
+  text-align: left; font-weight: normal; white-space: normal; min-width: 8rem; overflow-wrap: anywhere;
+}
 thead th { border-bottom: 2px solid var(--rule); font-weight: 600; }
 th[scope=colgroup] { text-align: center; border-bottom: 1px solid var(--rule); }
 tr.pretrained { background: var(--mark); } tr.baseline { color: var(--faint); } td.best { font-weight: 700; }
 .scroll { overflow-x: auto; margin: .8rem 0; } .verdict { border-left: 4px solid #e0661c; padding-left: .9rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem 2rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } .grid img { width: 100%; }
+figure { margin: 1rem 0; overflow-x: auto; }
+img { max-width: 100%; height: auto; } .grid img { width: 100%; } img.wide { min-width: 45rem; }
 figcaption, .missing { color: var(--faint); font-size: .88rem; max-width: 60rem; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
 pre { background: var(--around); padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
