@@ -18,7 +18,7 @@ def addresses(run_folder, tmp_path_factory):
     for name in ("config.yaml", "log.jsonl"):
         (other / name).write_bytes((run_folder / name).read_bytes())
     study = tmp_path_factory.mktemp("study")
-    results = {**DATA, "verdict": ["It helps."], "notes": ["A note."], "random_scales": {}}
+    results = {**DATA, "verdict": ["It helps."], "notes": ["A note."], "random_scales": {}, "cost": {}}
     (study / "study.json").write_text(json.dumps({"title": "Study", "datasets": {"clips": results}}))
     pages = [report.write(run_folder), report.compare([run_folder, other], other), report.write(study)]
     return [page.resolve().as_uri() for page in pages]

@@ -31,7 +31,6 @@ def test_picture_of_packing_has_the_numbers_of_the_page():
     assert len(rows) == 6
     assert widths[:6] == [float(row["clips/s, original"]) for row in rows]
     assert widths[6:] == [float(row["clips/s, packed"]) for row in rows]
-    assert all(abs(p / o - float(row["ratio"])) < 1 for o, p, row in zip(widths[:6], widths[6:], rows, strict=True))
 
 
 def test_equal_figures_give_equal_texts():
