@@ -1,4 +1,4 @@
-"""Markdown extension: `64.9 ± 0.1` and `12.5 %` stay on one line, as in the cells of a table. Not in code."""
+"""Markdown extension: `64.9 ± 0.1` and `12.5 %` stay on one line, as in the cells of a table. Not in blocks of code."""
 
 import re
 from typing import Any
