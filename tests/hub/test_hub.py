@@ -264,6 +264,7 @@ def test_transformers_folder_written_by_transformers(tmp_path):
         ({**ROPE, "use_silu": True}, "SwiGLU"),
         ({**ROPE, "encoder_args": {"qk_scale": 0.3}}, "qk_scale"),
         ({**ROPE, "encoder_args": {"block_causal": True}}, "block_causal attention"),
+        ({**ROPE, "encoder_args": {"subtract_mean_frame": True}}, "subtract_mean_frame"),
     ],
 )
 def test_export_refuses_what_transformers_does_not_have(tmp_path, section, reason):

@@ -339,3 +339,28 @@ def test_image_tokenizer_embeds_single_frames():
     assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 32, 24)
     with pytest.raises(ValueError, match="image_tokenizer: an encoder of images has one"):
         VisionTransformer(num_frames=1, image_tokenizer=True)
+
+
+def test_subtract_mean_frame_removes_what_does_not_move():
+    encoder, plain = small(subtract_mean_frame=True), small()
+    video = clips()
+    background = torch.randn(2, 3, 1, 32, 32, generator=torch.Generator().manual_seed(3))
+    for keep in (None, masks()):
+        torch.testing.assert_close(encoder(video + background, keep), encoder(video, keep))
+        torch.testing.assert_close(encoder(video, keep), plain(video - video.mean(2, keepdim=True), keep))
+    assert (plain(video + background) - plain(video)).abs().max() > 0.1
+    # the mean frame of a crop is the crop of the mean frame
+    torch.testing.assert_close(encoder(video[..., 8:24, 8:24]), encoder((video + background)[..., 8:24, 8:24]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"num_frames": 1}, "remove it for images"),
+        ({"image_tokenizer": True}, "remove it for images"),
+        ({"block_causal": True}, "depends on later frames"),
+    ],
+)
+def test_subtract_mean_frame_is_refused(arguments, reason):
+    with pytest.raises(ValueError, match=f"subtract_mean_frame: .*{reason}"):
+        small(subtract_mean_frame=True, **arguments)

@@ -240,6 +240,7 @@ def _check_exportable(encoder: nn.Module, path: Path) -> None:
         "several levels (levels, objective vjepa2_1)": len(encoder.levels) > 1,
         "image_tokenizer": encoder.image_tokenizer,
         "rope_extent": encoder.positions.rope_extent is not None,
+        "subtract_mean_frame": encoder.subtract_mean_frame,
         "qk_scale": block.attn.scale != block.attn.head_dim**-0.5,
     }
     if any(lacking.values()):

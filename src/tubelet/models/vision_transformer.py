@@ -58,6 +58,8 @@ class VisionTransformer(Encoder):
             the number of evenly spaced blocks, or these blocks (from 0). The last one is always among them.
         image_tokenizer: Embed single frames with an own patch embedding, one frame deep (V-JEPA 2.1). Training on clips
             alone does not use it.
+        subtract_mean_frame: Subtract from each frame the mean of the frames of its clip, which removes what does not
+            move: for videos from a fixed camera.
 
     Raises:
         ValueError: If sizes, heads or layers are incompatible.
@@ -100,6 +102,7 @@ class VisionTransformer(Encoder):
         levels: int | Sequence[int] = 1,
         image_tokenizer: bool = False,
         rope_extent: PositiveInt | None = None,
+        subtract_mean_frame: bool = False,
     ):
         super().__init__()
         self.embed_dim = embed_dim
@@ -111,12 +114,17 @@ class VisionTransformer(Encoder):
         self.levels = level_blocks(levels, depth)
         self.out_layers = out_layers
         self.block_causal = block_causal
+        self.subtract_mean_frame = subtract_mean_frame
         self.use_activation_checkpointing = use_activation_checkpointing
         if out_layers is not None and not all(0 <= layer < depth for layer in out_layers):
             raise ValueError(f"out_layers {list(out_layers)}: with depth {depth} the layers are 0 to {depth - 1}")
 
         if image_tokenizer and not self.is_video:
             raise ValueError("image_tokenizer: an encoder of images has one anyway; remove it, or set num_frames")
+        if subtract_mean_frame and (image_tokenizer or not self.is_video):
+            raise ValueError("subtract_mean_frame: nothing is left of a single frame; remove it for images")
+        if subtract_mean_frame and block_causal:
+            raise ValueError("subtract_mean_frame: the mean depends on later frames; remove it, or block_causal")
 
         self.grid = self.grid_size(num_frames, *as_pair(img_size))
         self.num_patches = self.grid.num_tokens
@@ -184,6 +192,8 @@ class VisionTransformer(Encoder):
         if not self.is_video and x.ndim == 5:
             x = x.squeeze(2)
         is_image = self.image_tokenizer and x.shape[2] == 1
+        if self.subtract_mean_frame:
+            x = x - x.mean(2, keepdim=True)
         embed = self.patch_embed_img if is_image else self.patch_embed
         x = self.positions.add(embed(x, keep), keep, grid)
         rope = self.positions.rope(keep, grid)
