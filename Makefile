@@ -30,7 +30,7 @@ install: $(INSTALLED)
 $(INSTALLED): requirements.txt pyproject.toml setup.py
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed"; exit 1; }
 	@if command -v uv >/dev/null; then \
-	  uv venv --quiet --allow-existing $(VENV) && uv pip install --compile-bytecode --python $(PYTHON) -r requirements.txt; \
+	  uv venv --quiet --allow-existing $(VENV) && uv pip install --python $(PYTHON) -r requirements.txt; \
 	else \
 	  python3 -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }; \
 	  $(PYTHON) -m pip install --progress-bar on -r requirements.txt; \

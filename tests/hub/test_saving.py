@@ -40,6 +40,20 @@ def test_the_first_encoder_is_the_default(tmp_path):
     same_encoder(hub.load_encoder(tmp_path, "teacher"), saved["target_encoder"])
 
 
+def test_the_last_one_remains_whatever_its_step(tmp_path):
+    saved, other = parts(), parts(depth=1)
+    hub.save(tmp_path, other, step=4)
+    path = hub.save(tmp_path, saved, step=2)
+    assert checkpoint.find(tmp_path / "checkpoints") == [path]
+    same_encoder(hub.load_encoder(tmp_path), saved["target_encoder"])
+
+
+def test_checkpoints_of_a_run_are_not_removed(tmp_path):
+    (tmp_path / "config.yaml").write_text("folder: x\n")
+    with pytest.raises(ConfigError, match="is the folder of a run"):
+        hub.save(tmp_path, parts())
+
+
 def test_parts_that_do_not_belong_together(tmp_path):
     saved = parts()
     with pytest.raises(ConfigError, match="other: its options of encoder are "):

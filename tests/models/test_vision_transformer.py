@@ -364,3 +364,9 @@ def test_subtract_mean_frame_removes_what_does_not_move():
 def test_subtract_mean_frame_is_refused(arguments, reason):
     with pytest.raises(ValueError, match=f"subtract_mean_frame: .*{reason}"):
         small(subtract_mean_frame=True, **arguments)
+
+
+def test_frames_before_the_channels_are_named():
+    encoder = build_encoder({"name": "vit_tiny", "depth": 1}, ClipShape(4, 32, patch_size=16))
+    with pytest.raises(ValueError, match=r"expected \[B, 3, T, H, W\], not \[1, 4, 3, 32, 32\]"):
+        encoder(torch.zeros(1, 4, 3, 32, 32))

@@ -109,7 +109,7 @@ def save(
     """Write modules that were trained without the Trainer, so that `load_encoder` and probes read them from `folder`.
 
     Args:
-        folder: Run folder. Its other checkpoints are removed.
+        folder: Folder of these weights only. Its other checkpoints are removed.
         parts: Modules of `build_encoder` and `build_predictor`, by names such as `target_encoder`, `encoder` and
             `predictor`. The encoder to evaluate comes first; all encoders have the same options.
         step: Steps of the training.
@@ -120,7 +120,8 @@ def save(
         The folder of the checkpoint.
 
     Raises:
-        ConfigError: A module was built in another way, or the modules do not belong together.
+        ConfigError: A module was built in another way, the modules do not belong together, or `folder` is that of a run
+            of the Trainer.
 
     >>> save("runs/mine", {"target_encoder": target_encoder, "encoder": encoder, "predictor": predictor})
     """

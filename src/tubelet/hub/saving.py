@@ -13,6 +13,8 @@ from tubelet.runtime.checkpoint import CheckpointState
 
 def save(folder: Path, parts: Mapping[str, nn.Module], step: int, normalization: Mapping[str, Sequence[float]]) -> Path:
     """See `hub.save`."""
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} is the folder of a run, whose checkpoints would be removed; save in another one")
     built_from = {name: _built_from(name, part) for name, part in parts.items()}
     encoders = [name for name, origin in built_from.items() if "encoder" in origin]
     if not encoders:
@@ -29,7 +31,12 @@ def save(folder: Path, parts: Mapping[str, nn.Module], step: int, normalization:
         config["objective"] = {"predictor": config.pop("predictor")}  # as in the configuration of a run
     weights = {name: part.state_dict() for name, part in parts.items()}
     metadata = {"step": step, "config": config, "encoders": encoders}
-    return checkpoint.save(folder / "checkpoints", step, CheckpointState(weights, {}, metadata), keep=1)
+    others = checkpoint.find(folder / "checkpoints")
+    path = checkpoint.save(folder / "checkpoints", step, CheckpointState(weights, {}, metadata), keep=len(others) + 1)
+    for other in others:
+        if other != path:  # also of later steps, of a longer training before
+            checkpoint.remove(other)
+    return path
 
 
 def _built_from(name: str, part: nn.Module) -> dict[str, Any]:

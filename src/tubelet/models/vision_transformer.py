@@ -229,6 +229,10 @@ class VisionTransformer(Encoder):
         return pattern_attention((Lookback(),), grid, keep, device, self.embed_dim // self.num_heads)
 
     def _grid_of(self, x: torch.Tensor) -> Grid:
+        channels = self.patch_embed.proj.in_channels
+        if x.ndim in (4, 5) and x.shape[1] != channels:
+            shape = f"[B, {channels}, T, H, W]" if x.ndim == 5 else f"[B, {channels}, H, W]"
+            raise ValueError(f"expected {shape}, not {list(x.shape)}; the channels come before the frames")
         if self.is_video and x.ndim != 5:
             raise ValueError(
                 f"this encoder takes clips [B, C, T, H, W], not {list(x.shape)}; repeat an image over the frames"

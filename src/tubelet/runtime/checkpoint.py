@@ -88,7 +88,7 @@ def write(
     except BaseException:
         if is_main:
             with contextlib.suppress(OSError):  # the first error is the one to report
-                _remove(unfinished)
+                remove(unfinished)
         raise
     return path
 
@@ -96,7 +96,7 @@ def write(
 def _prepare(folder: Path, unfinished: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("step-*.tmp"):  # of a process that was killed
-        _remove(leftover)
+        remove(leftover)
     unfinished.mkdir()
 
 
@@ -105,10 +105,10 @@ def _commit(unfinished: Path, path: Path, keep: int, keep_steps: Collection[int]
     if path.exists():
         os.replace(path, replaced)
     os.replace(unfinished, path)
-    _remove(replaced)
+    remove(replaced)
     _link_latest(path)
     for old in [other for other in find(path.parent) if step_of(other) not in keep_steps][:-keep]:
-        _remove(old)
+        remove(old)
     checkpoint_format.flush(path.parent)
 
 
@@ -120,7 +120,7 @@ def _link_latest(path: Path) -> None:
     path.with_name(_LATEST_V1).unlink(missing_ok=True)  # it names an older one; `locate` takes either name
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Delete a checkpoint. A kill leaves nothing that could be taken for a checkpoint."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
