@@ -10,10 +10,12 @@ import tubelet.runtime.start_up  # noqa: F401, isort: skip, first, for Ctrl-C du
 import datetime
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from app.comparison.options import Options
 from app.comparison.table import Measured, best_retrieval, measurements, tables
+from app.study.plan.checks import check_configurations
 from tubelet import config
 from tubelet.runtime import command_line
 from tubelet.runtime.files import write_atomic, write_json
@@ -27,6 +29,7 @@ def run(options: Options) -> None:
     """Run the jobs that are not done yet, write the tables and print them."""
     folder = Path(options.folder)
     jobs = plan(options)
+    check_configurations(jobs)
     print(f"{len(jobs)} jobs, {options.processes} at a time with {options.threads} thread(s) each; logs in {folder}")
     pool = Pool(options.processes, options.threads, PROGRAMS, keep_going=True)
     seconds = pool.run(jobs)
@@ -95,16 +98,19 @@ def _scenes_job(options: Options, name: str) -> Job:
 
 def _pretrain_job(options: Options, name: str) -> Job:
     p = options.pretrain[name]
-    return _training(options, name, name, p.fname, options.fill(p.overrides), Path(options.folder) / name, p.seconds)
+    folder = Path(options.folder) / name
+    job = _training(options, name, name, p.fname, options.fill(p.overrides), folder, p.seconds)
+    return replace(job, source=f"pretrain.{name}")
 
 
 def _run_job(options: Options, task: str, row: str, seed: int) -> Job:
     t, r = options.tasks[task], options.tasks[task].rows[row]
     overrides = [*options.fill([*t.overrides, *r.overrides], seed=seed), f"meta.seed={seed}"]
     folder = run_folder(options, task, row, seed)
-    return _training(
-        options, job_name(task, row, seed), f"{task}, {row}", t.fname, overrides, folder, t.seconds * r.slower
-    )
+    name, stage = job_name(task, row, seed), f"{task}, {row}"
+    job = _training(options, name, stage, t.fname, overrides, folder, t.seconds * r.slower)
+    rows = f"tasks.{task}.rows.{row}"
+    return replace(job, source=f"tasks.{task}.overrides, {rows}" if t.overrides else rows)
 
 
 def _training(

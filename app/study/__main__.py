@@ -22,7 +22,7 @@ from tubelet.config.registry import find
 from tubelet.report import layout, study_file
 from tubelet.runtime import command_line
 from tubelet.runtime.files import write_atomic, write_json
-from tubelet.runtime.jobs import JobFailed, Pool
+from tubelet.runtime.jobs import JobFailed, Pool, finished
 
 
 def run(options: Options) -> None:
@@ -58,10 +58,18 @@ def run(options: Options) -> None:
 
 
 def prepare(pool: Pool, studies: dict[str, Options]) -> dict[str, Costs]:
-    """Generate clips and measure training steps. Returns the costs of the data sets with equal compute."""
+    """Generate clips and measure training steps. Returns the costs of the data sets with equal compute.
+
+    Raises:
+        ConfigError: The options of a program are invalid.
+    """
     equal = {name: study for name, study in studies.items() if study.compute is not None}
     if equal:
-        pool.run(preparation(studies))
+        jobs = preparation(studies)
+        if len(finished(jobs)) < len(jobs):  # all that follows, with as many steps as its YAML files say
+            none = {"compute": None, "curves": None}
+            check_configurations(plan({name: study.model_copy(update=none) for name, study in studies.items()}, {}))
+        pool.run(jobs)
     return {name: read_costs(study) for name, study in equal.items()}
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from app.study.options import Options as Study
 from app.study.plan import PROGRAMS
 from app.study.plan import plan as study_plan
+from app.study.plan.checks import check_configurations
 from app.study.plan.pretraining import clips_job
 from app.study.results import summarise
 from tubelet import config
@@ -80,6 +81,7 @@ def run(options: Options) -> None:
     base = baselines_study(options)
     task = base.main_task
     jobs = plan(options, files, studies)
+    check_configurations(jobs)
     print(f"{len(files)} encoders, {len(jobs)} jobs, {options.processes} at a time; logs in {folder}")
     Pool(options.processes, options.threads, PROGRAMS).run(jobs)
     rows = {name: row(options, name, study, task) for name, study in studies.items()}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.comparison.__main__ import job_name, plan, run_folder
+from app.comparison.__main__ import job_name, plan, run, run_folder
 from app.comparison.options import Options
 from app.comparison.table import attributes, best_retrieval, measurements, tables
 from app.main import PROGRAMS
@@ -14,6 +14,7 @@ from tubelet.data.scenes import generate
 from tubelet.data.scenes.language import QUESTION_TYPES, caption
 from tubelet.data.scenes.scene import Scene
 from tubelet.runtime.files import write_json
+from tubelet.runtime.jobs import Pool
 from tubelet.runtime.launch import load
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,6 +52,23 @@ def test_only_the_jobs_that_the_selection_needs_are_run(comparison):
     assert [job.name for job in plan(selected)] == ["scenes", "captions-random-0"]
     with pytest.raises(ConfigError, match=r"only.rows: randm is unknown; there are .*random"):
         config.load("configs/study/language.yaml", ["only={rows: [randm]}"], Options)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.pretrain.overrides=['optimization.epoch=1']", r"pretrain.pretrain: configs/language/pretrain_demo"),
+        (
+            "tasks.answers.overrides=['optimization.epoch=1']",
+            r"tasks.answers.overrides, tasks.answers.rows.[a-z ]+: configs/language/vqa_demo.yaml",
+        ),
+    ],
+)
+def test_no_job_runs_before_all_options_are_valid(comparison, monkeypatch, override, message):
+    monkeypatch.setattr(Pool, "run", lambda self, jobs: pytest.fail("jobs were run"))
+    options = config.load("configs/study/language.yaml", [f"folder={comparison.folder}", override], Options)
+    with pytest.raises(ConfigError, match=rf"(?s)^{message}.*optimization.epoch: unknown key. Did you mean"):
+        run(options)
 
 
 def test_tables_have_the_results_of_all_runs(comparison):

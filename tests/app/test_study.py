@@ -16,7 +16,7 @@ from app.study.plan.compute import Cost
 from app.study.results import collect, summarise
 from tubelet import config
 from tubelet.config import ConfigError
-from tubelet.runtime.jobs import JobFailed
+from tubelet.runtime.jobs import JobFailed, Pool
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
@@ -551,6 +551,24 @@ def test_errors_of_later_programs_are_found_before_anything_runs(tmp_path, monke
     jobs = plan(study.studies(), {})
     with pytest.raises(ConfigError, match=message):
         check_configurations(jobs)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.overrides=['optimization.epoch=1']", "pretrain.overrides, objectives.videomae: configs/pretrain"),
+        ("objectives.videomae.overrides=['optimization.epoch=1']", "pretrain.overrides, objectives.videomae: configs"),
+        ("supervised.per_task={motion: ['optimization.epoch=1']}", "supervised.per_task.motion, supervised.overrides"),
+        ("probe.per_head={linear: {optimization: {epoch: 1}}}", r"probe.overrides, probe \(configs/evals/demo.yaml\)"),
+    ],
+)
+@pytest.mark.parametrize("compute", [None, {"reference": "vjepa"}])
+def test_no_job_runs_before_all_options_are_valid(tmp_path, monkeypatch, compute, override, message):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(Pool, "run", lambda self, jobs: pytest.fail("jobs were run"))
+    study = config.load(small_study(tmp_path, compute=compute, curves=None), [override], Options)
+    with pytest.raises(ConfigError, match=rf"(?s)^{message}.*optimization.epoch: "):
+        run(study)
 
 
 def test_configurations_of_the_repository_are_complete(monkeypatch, tmp_path):

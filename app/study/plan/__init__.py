@@ -48,9 +48,15 @@ def plan(studies: dict[str, Options], costs: dict[str, Costs]) -> list[Job]:
 
 
 def _of_data_set(name: str, jobs: list[Job], studies: dict[str, Options]) -> list[Job]:
-    """Put the name of the data set before the names of its jobs, where there are several."""
+    """Put the name of the data set before the names and sources of its jobs, where there are several."""
     if len(studies) == 1:
         return jobs
     return [
-        replace(job, name=f"{name}:{job.name}", after=tuple(f"{name}:{other}" for other in job.after)) for job in jobs
+        replace(
+            job,
+            name=f"{name}:{job.name}",
+            after=tuple(f"{name}:{other}" for other in job.after),
+            source=f"{name}: {job.source}",
+        )
+        for job in jobs
     ]

@@ -1,9 +1,10 @@
-"""Errors in the YAML files of a study are found before hours of pretraining."""
+"""Errors in the options of programs are found before hours of pretraining."""
 
 from collections.abc import Sequence
 
 import app.main
 import evals.main
+from tubelet.config import ConfigError
 from tubelet.runtime import launch
 from tubelet.runtime.jobs import Job, finished
 
@@ -11,18 +12,18 @@ PACKAGES = {"app.main": app.main.PROGRAMS, "evals.main": evals.main.PROGRAMS}
 
 
 def check_configurations(jobs: Sequence[Job]) -> None:
-    """Check the configuration of one unfinished job of each stage and data set.
-
-    Pretrainings are left out: they come first, and one of them may need the folder of another.
+    """Check the options of all unfinished jobs that train or measure an encoder. No data is read.
 
     Raises:
-        ConfigError: See `launch.load`.
+        ConfigError: The options of a job are invalid, see `launch.load`; the message begins with their `source`.
     """
     done = finished(jobs)
-    waiting = [job for job in jobs if job.name not in done and job.stage not in ("pretrain", "cost")]
-    first = {(job.name.partition(":")[0] if ":" in job.name else "", job.stage): job for job in reversed(waiting)}
-    for job in first.values():
+    for job in jobs:
         program, *arguments = job.command
-        if program in PACKAGES:
-            overrides = [argument for argument in arguments if "=" in argument]
+        if job.name in done or program not in PACKAGES:
+            continue
+        overrides = [argument for argument in arguments if "=" in argument]
+        try:
             launch.load(PACKAGES[program], arguments[arguments.index("--fname") + 1], overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{job.source}: {error}") from None

@@ -81,9 +81,10 @@ def yaml_job(
     fname = folder.with_name(f"{folder.name}.yaml")
     changes = {"folder": str(folder), **changes}
     overrides: list[str] = []
-    settings = changes
+    settings, source = changes, "probe" if stage == "curve" else stage
     if program is not None:
         overrides = [study.fill(change, fold) for change in program.overrides]
+        source = f"{source}.overrides, {source} ({program.fname})" if overrides else f"{source} ({program.fname})"
         settings = {**config.merge(read(program.fname), changes), "overrides": overrides}
         changes = {"base": os.path.relpath(shipped.find(program.fname), fname.parent), **changes}
     fname.parent.mkdir(parents=True, exist_ok=True)
@@ -98,4 +99,5 @@ def yaml_job(
         seconds=getattr(study.seconds, stage),
         after=after,
         temporary=temporary,
+        source=source,
     )

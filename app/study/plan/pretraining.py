@@ -55,6 +55,7 @@ def _job(study: Options, run: Run, costs: Costs, after: tuple[str, ...]) -> Job:
         section, _, name = key.partition(".")
         settings = config.merge(settings, {section: {name: value}})
     folder = run.folder(study)
+    source = f"objectives.{run.objective}"
     return Job(
         name=run.name,
         stage="pretrain",
@@ -64,4 +65,5 @@ def _job(study: Options, run: Run, costs: Costs, after: tuple[str, ...]) -> Job:
         seconds=seconds,
         after=after,
         keep=True,
+        source=f"pretrain.overrides, {source}" if study.pretrain.overrides else source,
     )

@@ -150,8 +150,11 @@ def _training(
     data: dict[str, Any],
 ) -> Job:
     changes = {**changes, "data": {**labelled(study, fold, task), **data}, "meta": {"seed": seed}}
-    program = program.model_copy(update={"overrides": program.overrides + program.per_task.get(task, [])})
+    more = program.per_task.get(task, [])
+    program = program.model_copy(update={"overrides": program.overrides + more})
     job = yaml_job(study, stage, name, program, fold=fold, changes=changes, folder=folder, after=after)
+    if more:
+        job = replace(job, source=f"{stage}.per_task.{task}, {job.source}")
     return replace(job, seconds=job.seconds / 3) if study.tasks[task].labels else job  # fewer labels, fewer steps
 
 

@@ -43,6 +43,7 @@ class Job:
         keep: Whether results of other settings are an error, instead of being deleted and computed again.
         slots: Number of processes that it starts itself; it takes as many of the pool's.
         temporary: Folders in `folder` that are removed when it is done, e.g. extracted features.
+        source: Keys of the user's file that the options of the program come from, for messages.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Job:
     keep: bool = False
     slots: int = 1
     temporary: tuple[str, ...] = ()
+    source: str = ""
 
     def shell(self, threads: int) -> str:
         """Return the command as a line for the shell."""
