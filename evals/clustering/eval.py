@@ -1,6 +1,5 @@
 """Clusters of stored features, and their agreement with labels. `python -m evals.main --fname <yaml>`."""
 
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,6 @@ from tubelet.features.store import Items, open_items
 from tubelet.probing import neighbors
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import replacing, write_atomic, write_json
-
-logger = logging.getLogger(__name__)
 
 
 class Options(ItemsConfig):
@@ -66,7 +63,6 @@ def main(options: Options, world: World) -> None:
         pq.write_table(pa.table(columns), temporary)
     write_json(folder / "results.json", measured)
     _write_page(options, folder / "clusters.html", items, found, measured)
-    logger.info("wrote %s and %s", folder / "clusters.parquet", folder / "clusters.html")
 
 
 def _write_page(options: Options, path: Path, items: Items, found: Clusters, measured: dict[str, Any]) -> None:

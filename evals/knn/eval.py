@@ -68,7 +68,6 @@ def main(options: Options, world: World) -> None:
     results.write_predictions(folder / "predictions.csv", validated, best, queries.paths)
     results.draw_confusion(folder / "confusion.png", validated, best, options.num_classes)
     write_json(folder / "results.json", measured)
-    logger.info("top-1 %.1f %%; wrote %s", measured["top1"], folder / "results.json")
 
 
 def _classify(

@@ -1,6 +1,5 @@
 """The nearest videos in stored features, as a table and a page. `python -m evals.main --fname <yaml>`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +16,6 @@ from tubelet.features.store import Items, open_items
 from tubelet.probing import neighbors
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import replacing, write_atomic, write_json
-
-logger = logging.getLogger(__name__)
 
 
 class Options(ItemsConfig):
@@ -69,7 +66,6 @@ def main(options: Options, world: World) -> None:
         measured |= neighbors.retrieval_scores(asked, found, *labels, options.recall, groups)
     write_json(folder / "results.json", measured)
     _write_page(options, folder / "retrieval.html", queries, gallery, chosen, similarity, indices, measured)
-    logger.info("wrote %s and %s", folder / "neighbors.parquet", folder / "retrieval.html")
 
 
 def _write_table(

@@ -7,6 +7,7 @@ program starts, so that `--help` is fast.
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -22,9 +23,12 @@ from typing import Any
 from tubelet.config import Config, ConfigError, check, nearest, read, shipped
 from tubelet.runtime import command_line, run_lock, start_up
 from tubelet.runtime.devices import parse as parse_devices
+from tubelet.runtime.ending import Ending
 from tubelet.runtime.log import setup_logging
 from tubelet.runtime.parent import end_with_parent
 from tubelet.runtime.signals import STOP_SIGNALS
+
+logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 600.0
 """How long local processes may take to save after the first of them has exited because of a stop signal."""
@@ -57,7 +61,7 @@ class Program:
     def run(self, world: Any) -> None:
         """Run it in this process, which leaves its process group afterwards. `world`: see `distributed.World`.
 
-        Rank 0 holds the lock of the folder meanwhile, see `run_lock`.
+        Rank 0 holds the lock of the folder meanwhile, see `run_lock`, and logs what has been done at the end.
         """
         from tubelet.runtime import distributed
 
@@ -66,7 +70,11 @@ class Program:
             with contextlib.ExitStack() as stack:
                 locks = run_lock.holding(run_lock.locks_of(self.options))
                 world.broadcast_from_rank0(lambda: stack.enter_context(locks))
+                folder = getattr(self.options, "folder", None)
+                ending = Ending(folder) if world.is_main and folder is not None else None
                 importlib.import_module(self.module).main(self.options, world)
+                if ending is not None and (line := ending.line()) is not None:
+                    logger.info("%s", line)
         finally:
             distributed.shutdown()
 
