@@ -10,8 +10,8 @@ import tubelet.runtime.start_up  # noqa: F401, isort: skip, first, for Ctrl-C du
 import datetime
 import re
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from app.comparison.options import Options
 from app.comparison.table import Measured, best_retrieval, measurements, tables
@@ -98,34 +98,46 @@ def _scenes_job(options: Options, name: str) -> Job:
 
 def _pretrain_job(options: Options, name: str) -> Job:
     p = options.pretrain[name]
-    folder = Path(options.folder) / name
-    job = _training(options, name, name, p.fname, options.fill(p.overrides), folder, p.seconds)
-    return replace(job, source=f"pretrain.{name}")
+    return _training(
+        options,
+        name=name,
+        stage=name,
+        fname=p.fname,
+        overrides=options.fill(p.overrides),
+        folder=Path(options.folder) / name,
+        seconds=p.seconds,
+        source=f"pretrain.{name}",
+    )
 
 
 def _run_job(options: Options, task: str, row: str, seed: int) -> Job:
     t, r = options.tasks[task], options.tasks[task].rows[row]
     overrides = [*options.fill([*t.overrides, *r.overrides], seed=seed), f"meta.seed={seed}"]
-    folder = run_folder(options, task, row, seed)
-    name, stage = job_name(task, row, seed), f"{task}, {row}"
-    job = _training(options, name, stage, t.fname, overrides, folder, t.seconds * r.slower)
-    rows = f"tasks.{task}.rows.{row}"
-    return replace(job, source=f"tasks.{task}.overrides, {rows}" if t.overrides else rows)
+    source = f"tasks.{task}.rows.{row}"
+    return _training(
+        options,
+        name=job_name(task, row, seed),
+        stage=f"{task}, {row}",
+        fname=t.fname,
+        overrides=overrides,
+        folder=run_folder(options, task, row, seed),
+        seconds=t.seconds * r.slower,
+        source=f"tasks.{task}.overrides, {source}" if t.overrides else source,
+    )
 
 
-def _training(
-    options: Options, name: str, stage: str, fname: str, overrides: list[str], folder: Path, seconds: float
-) -> Job:
-    """Return the job of a program that trains, after the data and the pretraining that its overrides name."""
+def _training(options: Options, *, fname: str, overrides: list[str], folder: Path, **kwargs: Any) -> Job:
+    """Return the job of a program that trains, after the data and the pretraining that its overrides name.
+
+    `kwargs` are further attributes of the job.
+    """
     made = [name for name in (*options.scenes, *options.pretrain) if _is_named(f"{options.folder}/{name}", overrides)]
     return Job(
-        name=name,
-        stage=stage,
         command=("app.main", "--fname", fname, "--devices", "cpu", *overrides, f"folder={folder}"),
         folder=folder,
         settings=config.read(fname, overrides),
-        seconds=seconds,
         after=tuple(made),
+        **kwargs,
     )
 
 
