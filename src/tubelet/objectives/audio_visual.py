@@ -171,10 +171,7 @@ class VideoSoundAlignment(SoundingObjective):
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
         """Compute the `loss` of both directions, and its `temperature`."""
-        return {
-            "loss": self.contrastive(*self.embed(batch)),
-            "temperature": (-self.contrastive.log_scale[0]).exp().detach(),
-        }
+        return {"loss": self.contrastive(*self.embed(batch)), "temperature": self.contrastive.temperature}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the embeddings [B, E] of the videos and of the sounds."""

@@ -43,7 +43,7 @@ class VideoTextAlignment(VideoEncoding):
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
         loss = self.contrastive(self.embed_videos(batch), self.embed_texts(batch.tensor("target")))
-        return {"loss": loss, "temperature": (-self.contrastive.log_scale[0]).exp().detach()}
+        return {"loss": loss, "temperature": self.contrastive.temperature}
 
     def embed_videos(self, batch: Batch) -> Tensor:
         """Return the embedding [B, E] of each video."""

@@ -23,6 +23,11 @@ class ContrastiveLoss(nn.Module):
         # [1] and not a scalar, which FSDP2 cannot shard
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
 
+    @property
+    def temperature(self) -> Tensor:
+        """The learned temperature, a detached scalar."""
+        return (-self.log_scale[0]).exp().detach()
+
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the mean of both directions' losses over the pairs of all processes.
 
