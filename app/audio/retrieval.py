@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from app.audio.data import validation_batches
 from app.audio.options import Options
 from tubelet.config import UserError
-from tubelet.data.loader import make_eval_loader
 from tubelet.data.sounding_videos import Dataset
 from tubelet.data.types import BadFile
 from tubelet.objectives.audio_visual import VideoSoundAlignment
@@ -30,20 +30,9 @@ def measure_retrieval(
     Raises:
         UserError: There are fewer than two videos with sound.
     """
-    loader = make_eval_loader(
-        videos,
-        batch_size=options.evaluation.batch_size,
-        num_workers=options.data.num_workers,
-        rank=world.rank,
-        world_size=world.world_size,
-        timeout=options.data.worker_timeout,
-    )
     model.eval()
     embedded = {}
-    for batch in loader:
-        bad += batch.bad
-        if not len(batch):
-            continue
+    for batch in validation_batches(options, videos, bad, world):
         with autocast(world.device, options.dtype):
             pairs = zip(*(x.float().cpu() for x in model.embed(batch.to(world.device))), strict=True)
         embedded |= dict(zip(batch.indices.tolist(), pairs, strict=True))

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.audio.data import training_videos, validation_videos
+from app.audio.data import training_videos, validation_batches, validation_videos
 from app.audio.model import build_model
 from app.audio.options import Options
 from app.audio.retrieval import measure_retrieval
 from tubelet.config.addresses import public
-from tubelet.data.loader import make_eval_loader
 from tubelet.data.rows import Mapped
 from tubelet.data.sounding_videos import Dataset
 from tubelet.data.streams import SampleStream
@@ -101,19 +100,8 @@ def predictions(
     options: Options, model: AudioVisual, videos: Dataset, num_shifts: int, bad: list[BadFile], world: World
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield probabilities, labels and sample numbers of this process's part; append unusable files to `bad`."""
-    loader = make_eval_loader(
-        videos,
-        batch_size=options.evaluation.batch_size,
-        num_workers=options.data.num_workers,
-        rank=world.rank,
-        world_size=world.world_size,
-        timeout=options.data.worker_timeout,
-    )
     model.eval()
-    for batch in loader:
-        bad += batch.bad
-        if not len(batch):
-            continue
+    for batch in validation_batches(options, videos, bad, world):
         on_device = batch.to(world.device)
         for number in range(num_shifts):
             shown = on_device

@@ -98,3 +98,22 @@ def sounding(tmp_path_factory):
         (folder / f"{name}.csv").write_text("".join(lines))
     encode(np.full((12, 32, 32, 3), 60, np.uint8), folder / "val8.mp4", FPS)
     return folder
+
+
+def classification(sounding, folder):
+    """Options of a classification of these videos without encoders and optimization."""
+    return {
+        "app": "audio",
+        "task": "classification",
+        "folder": str(folder),
+        "data": {
+            "dataset_train": str(sounding / "train.csv"),
+            "dataset_val": str(sounding / "val.csv"),
+            "num_classes": 2,
+            "frames_per_clip": 4,
+            "fps": 8,
+            "num_workers": 0,
+        },
+        "sound": {"sample_rate": RATE, "channels": 2},
+        "fusion": {"embed_dim": 24, "depth": 1, "num_heads": 2},
+    }

@@ -11,10 +11,11 @@ import torch
 
 from app.audio import train as program
 from app.audio.model import build_model
-from tests.app.conftest import FPS, RATE
+from tests.app.conftest import FPS, RATE, classification
 from tests.processes import run as run_on_processes
 from tubelet import hub
 from tubelet.config import ConfigError, check
+from tubelet.data.loader import make_eval_loader
 from tubelet.objectives.audio_visual import Synchronisation
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
@@ -23,23 +24,10 @@ from tubelet.training.trainer import Trainer
 
 @pytest.fixture
 def raw(sounding, tmp_path):
-    return {
-        "app": "audio",
-        "task": "classification",
-        "folder": str(tmp_path / "run"),
-        "data": {
-            "dataset_train": str(sounding / "train.csv"),
-            "dataset_val": str(sounding / "val.csv"),
-            "num_classes": 2,
-            "frames_per_clip": 4,
-            "fps": 8,
-            "num_workers": 0,
-        },
-        "sound": {"sample_rate": RATE, "channels": 2},
+    return classification(sounding, tmp_path / "run") | {
         "spectrogram": {"window": 0.0625, "hop": 0.03125, "num_bands": 16, "patch_size": 4},
         "encoder": {"name": "vit_tiny", "embed_dim": 24, "depth": 1, "num_heads": 2, "drop_rate": 0.1},
         "sound_encoder": {"name": "vit_tiny", "embed_dim": 24, "depth": 1, "num_heads": 2},
-        "fusion": {"embed_dim": 24, "depth": 1, "num_heads": 2},
         "optimization": {"resolution": 32, "batch_size": 4, "num_epochs": 3, "lr": 3e-3, "warmup": 1},
         "logging": {"log_every": 1, "checkpoint_every_steps": 1},
     }
@@ -189,7 +177,7 @@ def test_the_shifted_sound_is_that_of_later_seconds(raw):
     options = check(synchronisation(raw), program.Options, "test.yaml")
     model = build_model(program.with_normalization(options))
     assert isinstance(model, Synchronisation)
-    (batch,) = program.make_eval_loader(program.validation_videos(options), batch_size=16, indices=range(6))
+    (batch,) = make_eval_loader(program.validation_videos(options), batch_size=16, indices=range(6))
     clip = int(0.5 * RATE)
     for number, shift in enumerate((-0.25, 0.0, 0.25)):
         shifted = model.shifted(batch, [number] * 6)

@@ -12,7 +12,7 @@ from app.audio import train as tasks
 from app.audio.model import build_model
 from app.vjepa import train as pretraining
 from app.vjepa.options import Options
-from tests.app.conftest import RATE
+from tests.app.conftest import RATE, classification
 from tests.processes import run as run_on_processes
 from tubelet import hub
 from tubelet.config import ConfigError, check
@@ -129,23 +129,10 @@ def pretrained(sounding, tmp_path_factory):
 def task(pretrained, sounding, tmp_path):
     """Options of classification with the frozen encoders of the pretraining."""
     pretrain = {"folder": str(pretrained)}
-    return {
-        "app": "audio",
-        "task": "classification",
-        "folder": str(tmp_path / "task"),
-        "data": {
-            "dataset_train": str(sounding / "train.csv"),
-            "dataset_val": str(sounding / "val.csv"),
-            "num_classes": 2,
-            "frames_per_clip": 4,
-            "fps": 8,
-            "num_workers": 0,
-        },
-        "sound": {"sample_rate": RATE, "channels": 2},
+    return classification(sounding, tmp_path / "task") | {
         "pretrain": pretrain,
         "sound_pretrain": dict(pretrain),
         "train_encoder": False,
-        "fusion": {"embed_dim": 24, "depth": 1, "num_heads": 2},
         "optimization": {"resolution": 32, "batch_size": 8, "num_epochs": 1, "warmup": 0},
     }
 
