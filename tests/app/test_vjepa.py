@@ -116,14 +116,16 @@ def test_kill_9_and_start_again_is_bit_for_bit_the_same(small, straight_run, tmp
 
 
 @pytest.mark.slow
-def test_a_data_worker_that_is_killed_while_it_reads_changes_nothing(small, tmp_path, monkeypatch, caplog):
+@pytest.mark.timeout(100)  # the death is noticed long before `data.worker_timeout`
+@pytest.mark.parametrize("clip", [0, 9])  # of a worker; 0: the main process has none of its batches yet
+def test_a_data_worker_that_is_killed_while_it_reads_changes_nothing(small, tmp_path, monkeypatch, caplog, clip):
     path = small(data={"num_workers": 2})
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     main(config.load(path, [f"folder={undisturbed}"], Options), World())
     read, calls, marker = TrainTransform.__call__, itertools.count(), tmp_path / "killed"
 
     def read_and_be_killed(self, frames, rng):
-        if torch.utils.data.get_worker_info() is not None and next(calls) == 9 and not marker.exists():
+        if torch.utils.data.get_worker_info() is not None and next(calls) == clip and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return read(self, frames, rng)

@@ -31,6 +31,8 @@ MAX_RESTARTS = 3
 """Restarts of the workers in a row without a batch or the video that is the reason."""
 AHEAD = 3
 """Steps by which each worker may be ahead of the last batch: those it has finished (`prefetch_factor`), and one."""
+CHECK_SECONDS = 5
+"""Seconds without a batch after which the main process looks whether a worker has ended."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -191,7 +193,7 @@ class Loader:
                 raise _explain_memory(error) from None
             batches = self._batches(self.steps[done:], monitor)
             try:
-                for batch in batches:
+                while (batch := self._next(batches)) is not None:
                     if isinstance(batch, UserError):
                         # The error's traceback keeps this frame alive, and with it the workers.
                         monitor.kill_workers()
@@ -216,6 +218,22 @@ class Loader:
                 logger.warning("restarting the data workers%s: %s", what, reason)
                 self.source.dataset.unreadable |= dict.fromkeys(bad, reason)
 
+    def _next(self, batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
+        """Return the next batch; None after the last one.
+
+        Raises:
+            RuntimeError: A worker has ended, or there was no batch within `timeout` seconds.
+        """
+        waited = 0
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                # torch raises this every `CHECK_SECONDS` unless a worker has ended; its iterator can be asked again.
+                waited += CHECK_SECONDS
+                if waited >= self.timeout or not str(error).startswith("DataLoader timed out"):
+                    raise
+
     def _batches(self, steps: range, monitor: WorkerMonitor) -> Iterator[Batch | UserError]:
         handler = signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", "") == signal_handling.__name__:  # set by another DataLoader before
@@ -228,7 +246,7 @@ class Loader:
             # Also in a process that was spawned itself: spawned workers would import everything anew each epoch.
             multiprocessing_context="fork" if self.num_workers else None,
             pin_memory=self.pin_memory,
-            timeout=self.timeout if self.num_workers else 0,
+            timeout=min(CHECK_SECONDS, self.timeout) if self.num_workers else 0,
             worker_init_fn=functools.partial(_start_worker, monitor, os.getpid()),
             # Without a generator it draws from torch's global one, and a resumed run would differ.
             generator=torch.Generator(),
