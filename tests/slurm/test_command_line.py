@@ -305,6 +305,15 @@ def test_status_of_jobs(watched):
     assert below[-1] == "  ValueError: a clip"
 
 
+def test_progress_is_shown_with_the_newest_job_of_a_run(watched):
+    jobs = json.loads((watched / "jobs.json").read_text())
+    first = {**jobs[0], "job": "11"}  # stopped, and submitted again as job 12
+    (watched / "jobs.json").write_text(json.dumps([first, *jobs]))
+    _, stopped, runs, *_ = status.table(watched).splitlines()
+    assert "/1000" not in stopped
+    assert "400/1000" in runs
+
+
 def test_cancel_does_not_cancel_jobs_of_other_folders(watched, tmp_path):
     assert status.cancel(watched) == "cancelled: 12"
     assert (tmp_path / "cancelled").read_text() == "12\n"

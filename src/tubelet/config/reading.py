@@ -180,7 +180,7 @@ def _list_index(override: str, key: str, node: list) -> int:
 def _explain(error: Any, schema: type[Config], raw: Any, at: str) -> str:
     location = [part for part in error["loc"] if not _is_union_tag(part)]
     key = _as_written([str(part) for part in location], getattr(raw, "written", {}))
-    key = ".".join(filter(None, [at, key])) or "(whole file)"
+    key = ".".join(filter(None, [at, key]))
     if error["type"] == "extra_forbidden":
         parent = _schema_at(schema, location[:-1], raw)
         return f"  {key}: unknown key. {nearest(str(location[-1]), parent.model_fields if parent else ())}"
@@ -188,7 +188,7 @@ def _explain(error: Any, schema: type[Config], raw: Any, at: str) -> str:
         return f"  {key}: required, but not given"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if error["type"] == "value_error":
-        return f"  {key}: {message}"
+        return f"  {key}: {message}" if key else f"  {message}"  # without a key, the message names those that conflict
     return f"  {key}: {message}, got {error['input']!r}"
 
 

@@ -17,9 +17,13 @@ COLUMNS = ("job", "name", "state", "nodes", "restarts", "step", "loss", "clips/s
 
 
 def table(root: Path) -> str:
-    """One line for each job, and below the end of the first error of each failed job."""
+    """One line for each job, and below the end of the first error of each failed job.
+
+    A run that was submitted again has one log: its progress is shown with its newest job.
+    """
     jobs = _jobs(root)
-    rows = [COLUMNS, *(_row(root, job) for job in jobs)]
+    newest = {job.folder: job.job for job in jobs}
+    rows = [COLUMNS, *(_row(root, job, newest[job.folder] == job.job) for job in jobs)]
     return "\n".join([text_table(rows), *filter(None, (_failure(root, job) for job in jobs))])
 
 
@@ -46,20 +50,17 @@ def is_queued(root: Path, job: Submitted) -> bool:
     return bool(live) and live["JobState"] in cluster.IN_QUEUE and Path(live["StdOut"]).parent == logs(root)
 
 
-def _row(root: Path, job: Submitted) -> tuple[str, ...]:
+def _row(root: Path, job: Submitted, newest: bool) -> tuple[str, ...]:
     state, nodes = cluster.state(job.job)
     attempts = _attempts(root, job)
-    step, loss, speed, left = _progress(Path(job.folder), running=state == "RUNNING")
+    progress = _progress(Path(job.folder), running=state == "RUNNING") if newest else ("-",) * 4
     return (
         job.job,
         job.name,
         state,
         nodes or (read_json(attempts[-1].start_file)["nodes"] if attempts else "-"),
         str(attempts[-1].number) if attempts else "-",
-        step,
-        loss,
-        speed,
-        left,
+        *progress,
         _last_error(root, job),
     )
 
