@@ -2,8 +2,8 @@
 
     python -m benchmarks attention
 
-Writes attention.png. The packages timesformer-pytorch and performer-pytorch are optional; their rows are skipped if
-they are not installed. timesformer-pytorch is compared with softmax and additive attention, performer-pytorch with
+Writes attention_speed.svg. The packages timesformer-pytorch and performer-pytorch are optional; their rows are skipped
+if they are not installed. timesformer-pytorch is compared with softmax and additive attention, performer-pytorch with
 Performer. On a CPU FlexAttention supports the forward pass only and needs a C++ compiler.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from tubelet.models.fast_timesformer import FastTimeSformer
 from tubelet.models.fastback import BidirectionalTemporalAttention
 from tubelet.models.sparse import SparseTransformer
 from tubelet.models.windowed import WindowedTransformer
+from tubelet.report.figures import to_svg
 
 WIDTH, HEADS, PATCH = 128, 4, 16
 # Number of frames and frame size in pixels: from 64 to 65,536 tokens.
@@ -53,7 +55,7 @@ class Curve:
     backward_bytes: list[int] = field(default_factory=list)
 
 
-def run(repeats: int = 5, clips: Sequence[tuple[int, int]] = CLIPS, plot: str = "attention.png") -> list[Row]:
+def run(repeats: int = 5, clips: Sequence[tuple[int, int]] = CLIPS, plot: str = "attention_speed.svg") -> list[Row]:
     """Measure and plot the curves, then compare with other implementations."""
     curves = measure(clips, repeats)
     draw(curves, plot)
@@ -176,7 +178,7 @@ def draw(curves: dict[str, Curve], path: str) -> None:
         axes.set_title("forward (solid), forward and backward (dashed)")
         axes.grid(which="both", alpha=0.2)
         axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    Path(path).write_text(to_svg(figure), encoding="utf-8")
 
 
 def against_regular(repeats: int) -> list[Row]:

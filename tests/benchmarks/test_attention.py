@@ -12,8 +12,8 @@ def test_layers_are_measured_and_plotted(tmp_path):
         assert curve.tokens == [8, 32]
         assert min(curve.forward + curve.backward) > 0
         assert curve.backward_bytes > curve.forward_bytes
-    draw(curves, str(tmp_path / "attention.png"))
-    assert (tmp_path / "attention.png").stat().st_size > 10_000
+    draw(curves, str(tmp_path / "attention_speed.svg"))
+    assert (tmp_path / "attention_speed.svg").stat().st_size > 10_000
 
 
 def test_divided_attention_is_over_time_then_over_space():

@@ -99,13 +99,14 @@ class AudioVisualJEPA(VJEPA):
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
         """Compute `loss`, its terms over both modalities as `VJEPA`, the loss and the spread of each modality."""
-        clips, sound = to_float(batch.clips, self.mean, self.std), batch.views["sound"]
+        clips = to_float(batch.clips, self.mean, self.std)
+        spectrogram = self.sound_encoder.log_mel(batch.views["sound"])  # once for both encoders
         count = len(batch.masks_context) // 2
         seen, heard = list(batch.masks_context[:count]), list(batch.masks_context[count:])
         unseen, unheard = batch.masks_target[:count], batch.masks_target[count:]
         of_clip = hidden_features(self.target_encoder, clips, unseen)
-        of_sound = hidden_features(self.target_sound_encoder, sound, unheard)
-        clip_context, sound_context = self.encoder(clips, seen), self.sound_encoder(sound, heard)
+        of_sound = hidden_features(self.target_sound_encoder.encoder, spectrogram, unheard)
+        clip_context, sound_context = self.encoder(clips, seen), self.sound_encoder.encoder(spectrogram, heard)
 
         joint = batch.with_masks(self._numbered(seen, heard), self._numbered(unseen, unheard))
         contexts, targets = _joined(clip_context, sound_context), _joined(of_clip, of_sound)
