@@ -25,6 +25,9 @@ class DataConfig(fine_tuning.DataConfig):
     """Of a list of MSR-VTT with several splits, the one to train on; null: all of the list."""
     split_val: str | None = None
     """The same for validation."""
+    texts_per_video: int = Field(1, ge=1)
+    """Captions or questions that share a clip in training, so that an encoder that is trained along encodes it once for
+    all of them. `optimization.batch_size` counts clips. A video with fewer texts has some of them repeated."""
     cache_features: Annotated[bool | str, RESUME_IGNORED] = False
     """Of a frozen encoder: extract the features once, without augmentation, into `<folder>/features` (true) or the
     given folder, and train on them."""
@@ -158,6 +161,8 @@ class Options(fine_tuning.FineTuningOptions):
                 "optimization.accumulation_steps: the other pairs of a part would be its only negatives, not those of "
                 "the step; set it to 1"
             )
+        if self.task == "retrieval" and self.data.texts_per_video > 1:
+            raise ValueError("data.texts_per_video: retrieval compares a video with one text; set it to 1")
         if self.task != "retrieval" and self.evaluation.zero_shot is not None:
             raise ValueError(f"evaluation.zero_shot needs task: retrieval, not {self.task}")
         if taken := {"train", "val"} & self.evaluation.lists.keys():

@@ -52,7 +52,10 @@ def training_videos(
     transform = EvalTransform(resolution) if augmentation is None else TrainTransform(augmentation, resolution)
     clips = _clips(options, random=augmentation is not None)
     seed = options.meta.seed
-    return TextVideos(clips, transform, samples, text, features.tokens, seed=seed, on_error="replace")
+    together = options.data.texts_per_video
+    return TextVideos(
+        clips, transform, samples, text, features.tokens, texts_per_video=together, seed=seed, on_error="replace"
+    )
 
 
 def read_features(options: Options, model: VideoEncoding, records: Sequence[Record], world: World) -> Features:

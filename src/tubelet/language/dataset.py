@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tubelet.data import DataConfig
@@ -48,15 +49,16 @@ class VideoFiles(Dataset):
 
 class TextVideos(VideoFiles):
     """Clips of videos with the token numbers of their texts, `prompt`, `prompt_used` and `target`, see `TextEncoder`,
-    and the number of their `answer`.
+    and the number of their `answer`. These targets of a clip are [texts_per_video, …].
 
     A video that cannot be read is replaced together with its texts.
 
     Args:
         data: How clips are made.
         transform: See `tubelet.data.transforms`.
-        samples: The samples; several may have the same video.
+        samples: Videos with a text each; several may have the same video.
         text: Encodes the texts.
+        texts_per_video: Texts of a video that share a clip. Where their number is no multiple of it, some are repeated.
         tokens: Path -> features of its clip [N, D] under a frozen encoder, which are then the view `tokens`; None to
             read the clips.
         kwargs: Further arguments of `Dataset`.
@@ -69,13 +71,16 @@ class TextVideos(VideoFiles):
         samples: Sequence[TextSample],
         text: TextEncoder,
         tokens: Mapping[str, Tensor] | None = None,
+        *,
+        texts_per_video: int = 1,
         **kwargs: Any,
     ):
         self.tokens = tokens
         self._prompt, self._prompt_used = text.prompts([sample.prompt for sample in samples])
         self._target = text.targets([sample.target for sample in samples])
-        self._answer = [sample.answer for sample in samples]
-        super().__init__(data, transform, [sample.path for sample in samples], **kwargs)
+        self._answer = torch.tensor([sample.answer for sample in samples])
+        self._texts = _groups([sample.path for sample in samples], texts_per_video)
+        super().__init__(data, transform, [samples[texts[0]].path for texts in self._texts], **kwargs)
 
     def read_views(self, path: str, rng: np.random.Generator) -> tuple[Views, np.ndarray]:
         if self.tokens is None:
@@ -83,9 +88,24 @@ class TextVideos(VideoFiles):
         return {"tokens": self.tokens[path][None]}, np.zeros((1, 0), np.int64)
 
     def targets(self, index: int) -> dict[str, Any]:
+        texts = self._texts[index]
         return {
-            "prompt": self._prompt[index],
-            "prompt_used": self._prompt_used[index],
-            "target": self._target[index],
-            "answer": self._answer[index],
+            "prompt": self._prompt[texts],
+            "prompt_used": self._prompt_used[texts],
+            "target": self._target[texts],
+            "answer": self._answer[texts],
         }
+
+
+def _groups(paths: Sequence[str], size: int) -> list[list[int]]:
+    """Return numbers of equal paths in groups of `size`; the last group of a path is filled with its first numbers."""
+    if size == 1:
+        return [[number] for number in range(len(paths))]
+    of_path: dict[str, list[int]] = {}
+    for number, path in enumerate(paths):
+        of_path.setdefault(path, []).append(number)
+    return [
+        [numbers[i % len(numbers)] for i in range(first, first + size)]
+        for numbers in of_path.values()
+        for first in range(0, len(numbers), size)
+    ]

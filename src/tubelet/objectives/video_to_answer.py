@@ -38,11 +38,11 @@ class VideoToAnswer(VideoEncoding):
         language_model.freeze_output()
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(self.logits(batch).float(), batch.tensor("answer"))}
+        return {"loss": nn.functional.cross_entropy(self.logits(batch).float(), self.texts(batch, "answer"))}
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logits [B, A] of the answers."""
-        question = batch.tensor("prompt"), batch.tensor("prompt_used")
+        """Return the logits [B * n, A] of the answers to the n questions about each video."""
+        question = self.texts(batch, "prompt"), self.texts(batch, "prompt_used")
         return self.head(self.language_model.features_after(self.prefix(batch), *question))
 
     @torch.no_grad()

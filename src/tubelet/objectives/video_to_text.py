@@ -113,8 +113,12 @@ class VideoEncoding(EncoderObjective):
         self.bridge, self.blind = bridge, blind
 
     def prefix(self, batch: Batch) -> Tensor:
-        """Return the vectors [B, Q, D'] of each video."""
-        return self.bridge(self.tokens(batch))
+        """Return the vectors [B * n, Q, D'] of each video, once for each of its n texts."""
+        return self.bridge(self.tokens(batch)).repeat_interleave(batch.tensor("target").shape[1], dim=0)
+
+    def texts(self, batch: Batch, name: str) -> Tensor:
+        """Return a target [B * n, …] of `TextVideos` for each text."""
+        return batch.tensor(name).flatten(0, 1)
 
     def tokens(self, batch: Batch) -> Tensor:
         """Return the tokens [B, N, D] of the encoder, those of zeros [B, 1, D] where it is blind."""
@@ -148,4 +152,4 @@ class VideoToText(VideoEncoding):
 
     def text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return prompt, which of its tokens are no padding, and target."""
-        return batch.tensor("prompt"), batch.tensor("prompt_used"), batch.tensor("target")
+        return self.texts(batch, "prompt"), self.texts(batch, "prompt_used"), self.texts(batch, "target")
