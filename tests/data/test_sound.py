@@ -5,11 +5,13 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 
-from tubelet.data import DataConfig, Draw
+from tubelet.data import DataConfig, Draw, storage
+from tubelet.data.frame_cache import cached_sound
 from tubelet.data.loader import make_eval_loader
 from tubelet.data.resampling import resample, span_needed
-from tubelet.data.sound import SoundError, read_sound
+from tubelet.data.sound import SoundError, Span, read_sound
 from tubelet.data.sounding_videos import Dataset, FormatOptions
 from tubelet.data.transforms import EvalTransform
 
@@ -71,18 +73,35 @@ def test_a_span_is_that_part_of_the_whole_sound(kind, tmp_path):
     path = tmp_path / f"sound{suffix}"
     sound = tones(6, rate)
     write(path, sound, rate, codec=codec, format=format, options=options)
-    whole = read_sound(str(path), 0.0, 6 * RATE, RATE, 2)
+    whole = read_sound(str(path), Span(0.0, 6 * RATE, RATE), 2)
     original = read_sound_of(sound, rate)
     assert abs(delay_of(whole[0], original[0])) <= (16 if suffix in (".mkv", ".avi", ".ts") else 1)
     # A container that rounds time stamps leaves open where between two of them a span begins.
     shift = 1 if suffix in (".mkv", ".avi", ".ts") else 0
     for start in (0.3, 1.0, 2.71828, 4.9):
         first = round(start * RATE)
-        part = read_sound(str(path), start, RATE, RATE, 2)
+        part = read_sound(str(path), Span(start, RATE, RATE), 2)
         differences = [
             np.abs(part - whole[:, first + s : first + s + RATE]).max() for s in range(-16 * shift, 16 * shift + 1)
         ]
         assert min(differences) < (2e-3 if shift else 5e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cached_track_is_decoded_once_and_has_the_sound_of_the_file(kind, tmp_path, monkeypatch):
+    suffix, codec, format, rate, options = KINDS[kind]
+    path = tmp_path / f"sound{suffix}"
+    write(path, tones(3, rate), rate, codec=codec, format=format, options=options)
+    whole = read_sound(str(path), Span(-0.5, 4 * RATE, RATE), 2)
+    status = storage.status(str(path), storage.DEFAULT_STORAGE)
+    for _ in range(2):
+        track = cached_sound(str(path), 2, str(tmp_path / "cache"), str(path), status)
+        np.testing.assert_array_equal(track.read(Span(-0.5, 4 * RATE, RATE)), whole)
+        part = track.read(Span(1.25, RATE, RATE))
+        np.testing.assert_allclose(part, whole[:, round(1.75 * RATE) : round(2.75 * RATE)], atol=1e-5)
+        monkeypatch.setattr(av, "open", None)
+    with pytest.raises(SoundError, match=rf"sound{suffix}: no sound from 9 to 10 seconds"):
+        track.read(Span(9.0, RATE, RATE))
 
 
 def read_sound_of(sound, rate):
@@ -111,12 +130,12 @@ def test_what_is_outside_of_the_track_is_silence_and_no_sound_at_all_an_error(tm
     path = str(tmp_path / "late.mkv")
     sound = np.full((1, 2 * RATE), 0.5, np.float32)
     write(path, sound, RATE, codec="pcm_s16le", format="s16", delay=1.0)
-    read = read_sound(path, -0.5, 5 * RATE, RATE)[0]
+    read = read_sound(path, Span(-0.5, 5 * RATE, RATE))[0]
     heard = np.zeros(5 * RATE)
     heard[round(1.5 * RATE) : round(3.5 * RATE)] = 0.5
     np.testing.assert_allclose(read, heard, atol=1e-3)
     with pytest.raises(SoundError, match=r"late.mkv: no sound from 0 to 0.5 seconds of its track"):
-        read_sound(path, 0.0, RATE // 2, RATE)
+        read_sound(path, Span(0.0, RATE // 2, RATE))
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(1, 2), (2, 1), (2, 2), (6, 2)])
@@ -124,7 +143,7 @@ def test_channels_are_mixed(given, wanted, tmp_path):
     path = str(tmp_path / "channels.mkv")
     levels = np.linspace(0.1, 0.6, given, dtype=np.float32)
     write(path, np.repeat(levels[:, None], RATE, 1), RATE, codec="pcm_s16le", format="s16")
-    read = read_sound(path, 0.25, RATE // 2, RATE, wanted)
+    read = read_sound(path, Span(0.25, RATE // 2, RATE), wanted)
     assert read.shape == (wanted, RATE // 2)
     if given == 2:
         expected = levels if wanted == 2 else [levels.mean()]
@@ -141,10 +160,10 @@ def test_files_without_usable_sound_say_so(tmp_path):
                 packet.stream = stream
                 copy.mux(packet)
     with pytest.raises(SoundError, match="no sound track"):
-        read_sound(str(tmp_path / "pictures.mp4"), 0.0, 100, RATE)
+        read_sound(str(tmp_path / "pictures.mp4"), Span(0.0, 100, RATE))
     broken.write_bytes(b"no video")
     with pytest.raises(SoundError, match="cannot decode its sound"):
-        read_sound(str(broken), 0.0, 100, RATE)
+        read_sound(str(broken), Span(0.0, 100, RATE))
 
 
 CLICKS = (0.5, 1.375, 2.5)
@@ -176,6 +195,7 @@ def sounding(folder, **kwargs):
         crop_size=32,
         tubelet_size=1,
         num_workers=0,
+        cache=kwargs.pop("cache", None),
     )
     return Dataset(data, EvalTransform(32), seed=3, **kwargs)
 
@@ -219,6 +239,18 @@ def test_a_part_of_a_video_has_its_part_of_the_sound(flashes, tmp_path):
     first = 1.25 + int(sample.frames[0, 0]) / FPS
     loud = np.flatnonzero(sample.views["sound"][0].abs().amax(0) > 0.2)[0] / RATE
     assert first + loud == pytest.approx(1.375, abs=0.003)
+
+
+def test_samples_are_the_same_with_a_cache(flashes, tmp_path):
+    plain, cached = sounding(flashes), sounding(flashes, cache=str(tmp_path))
+    for draw in [Draw(0, epoch, index, 0) for epoch in range(2) for index in range(3)]:
+        expected, found = plain[draw], cached[draw]
+        assert expected.path == found.path
+        assert torch.equal(expected.views["clip"], found.views["clip"])
+        # Matroska rounds time stamps to a millisecond: what is decoded from the middle may be shifted by less.
+        if not found.path.endswith(".mkv"):
+            torch.testing.assert_close(found.views["sound"], expected.views["sound"], atol=1e-4, rtol=0)
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 @pytest.mark.parametrize("missing", ["silence", "exclude"])

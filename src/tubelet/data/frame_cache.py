@@ -1,7 +1,10 @@
-"""Decoded videos on disk, for small data sets of short videos, where decoding would take longer than training."""
+"""Decoded videos and their sound on disk, for small data sets of short videos, where decoding would take longer than
+training.
+"""
 
 import hashlib
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from safetensors.numpy import save
 from tubelet.data import storage
 from tubelet.data.decoders import PathOrFile, open_video, read_frames
 from tubelet.data.options import Decoder
+from tubelet.data.sound import SoundTrack, decode_sound
 from tubelet.runtime.files import write_atomic
 
 VERSION = 3
@@ -40,11 +44,8 @@ class CachedVideo:
         status: storage.Status | None = None,
     ):
         options = Decoder.model_validate(decoder)
-        size, version = status or storage.status(path, storage.DEFAULT_STORAGE)
-        name = storage.public(path) if storage.is_remote(path) else os.path.abspath(path)
-        identity = f"{name}|{size}|{version}|{VERSION}|{options.model_dump()}"
-        name = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
-        cached = os.path.join(folder, f"{name}.safetensors")
+        status = status or storage.status(path, storage.DEFAULT_STORAGE)
+        cached = _file_of(path, status, folder, f"{VERSION}|{options.model_dump()}")
         if not os.path.exists(cached):
             _decode(path, path if source is None else source, options, cached)
         file = safe_open(cached, framework="np")
@@ -55,6 +56,38 @@ class CachedVideo:
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
         first, last = int(indices[0]), int(indices[-1])
         return self._frames[first : last + 1][indices - first]
+
+
+def cached_sound(path: str, channels: int, folder: str, source: PathOrFile, status: storage.Status) -> SoundTrack:
+    """Return the sound track of a video, which is decoded once into a file and read from there afterwards.
+
+    Args:
+        path: The video.
+        channels: See `read_sound`.
+        folder: Folder of the cached files.
+        source: Where to read the video.
+        status: Size and version of the video.
+
+    Raises:
+        SoundError: There is no sound track, or it cannot be decoded; also where only another span of it cannot.
+    """
+    cached = _file_of(path, status, folder, f"{VERSION}|sound|{channels}")
+    if not os.path.exists(cached):
+        track = decode_sound(source, channels)
+        os.makedirs(folder, exist_ok=True)
+        tensors = {f"{i:06} {first}": np.ascontiguousarray(run) for i, (first, run) in enumerate(track.runs)}
+        write_atomic(Path(cached), save(tensors, metadata={"start": str(track.video_start), "rate": str(track.rate)}))
+    file = safe_open(cached, framework="np")
+    metadata = file.metadata()
+    runs = [(int(name.split()[1]), file.get_tensor(name)) for name in sorted(file.keys())]
+    return SoundTrack(path, Fraction(metadata["start"]), int(metadata["rate"]), runs)
+
+
+def _file_of(path: str, status: storage.Status, folder: str, how: str) -> str:
+    """Return the path of the cached file of a version of a video that is decoded in some way."""
+    name = storage.public(path) if storage.is_remote(path) else os.path.abspath(path)
+    identity = f"{name}|{status.size}|{status.version}|{how}".encode(errors="surrogateescape")
+    return os.path.join(folder, f"{hashlib.sha256(identity).hexdigest()[:32]}.safetensors")
 
 
 def _decode(path: str, source: PathOrFile, decoder: Decoder, cached: str) -> None:

@@ -122,7 +122,7 @@ class DataConfig(Config):
     max_bad_fraction: Annotated[MaxBadFraction, RESUME_IGNORED] = 0.05
     """Training stops when more than this fraction of the videos drawn so far are unreadable; 1: never."""
     cache: Annotated[str | None, RESUME_IGNORED] = None
-    """Folder for decoded videos (uint8), shared by workers and runs; for small data sets of short videos."""
+    """Folder for decoded videos (uint8) and sound, shared by workers and runs; for small data sets of short videos."""
     storage: Annotated[StorageConfig, RESUME_IGNORED] = StorageConfig()
     """How remote files are read."""
 

@@ -13,9 +13,10 @@ from tubelet.config.registry import PartOptions
 from tubelet.data import video_dataset
 from tubelet.data.clip_sampling import clip_length, sample_frames
 from tubelet.data.decoders import read_frames
+from tubelet.data.frame_cache import cached_sound
 from tubelet.data.options import DataConfig
-from tubelet.data.segments import VideoPart, part_of
-from tubelet.data.sound import SoundError, read_sound
+from tubelet.data.segments import VideoPart, part_of, split_segment
+from tubelet.data.sound import SoundError, Span, read_sound
 from tubelet.data.types import BadFile, Sample, VideoError
 from tubelet.data.video_dataset import Transform, Views
 from tubelet.grid import SoundShape
@@ -110,9 +111,12 @@ class Dataset(video_dataset.Dataset):
 
     def read_sound(self, path: str, start: float) -> np.ndarray:
         """Return the sound [channels, samples] from `start` seconds after the first frame of the file."""
-        source, _ = self.locate(path)
+        source, status = self.locate(path)
+        span = Span(start, self.num_samples, self.sound.sample_rate)
         try:
-            return read_sound(source, start, self.num_samples, self.sound.sample_rate, self.sound.channels)
+            if self.data.cache is None:
+                return read_sound(source, span, self.sound.channels)
+            return cached_sound(split_segment(path)[0], self.sound.channels, self.data.cache, source, status).read(span)
         except SoundError as error:
             if self.sound.missing == "exclude":
                 raise

@@ -36,7 +36,7 @@ class ClipsConfig(Config):
     worker_timeout: Annotated[int, RESUME_IGNORED] = Field(300, ge=0)
     """Seconds without a batch from a worker before the video that it is reading counts as unreadable; 0: no limit."""
     cache: Annotated[str | None, RESUME_IGNORED] = None
-    """Folder for decoded videos, shared by workers and runs, for small sets of short videos."""
+    """Folder for decoded videos and sound, shared by workers and runs, for small sets of short videos."""
     normalize_mean: Annotated[Triple | None, RESUME_NULL_MATCHES] = None
     """Mean of the colors in 0..1; see `normalize_std`."""
     normalize_std: Annotated[Triple | None, RESUME_NULL_MATCHES] = None
