@@ -1,15 +1,13 @@
 """The videos of a run, with their sound."""
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from app.audio.options import Options
 from tubelet.config import check, naming
-from tubelet.data import Batch, DataConfig
-from tubelet.data.loader import make_eval_loader
+from tubelet.data import DataConfig
+from tubelet.data.loader import Loader, make_eval_loader
 from tubelet.data.sounding_videos import Dataset
 from tubelet.data.transforms import EvalTransform, TrainTransform
-from tubelet.data.types import BadFile
 from tubelet.objectives.audio_visual import largest
 from tubelet.probing.clips import clip_options
 from tubelet.probing.split import check_labels
@@ -29,20 +27,15 @@ def validation_videos(options: Options) -> Dataset:
     return _videos(options, "dataset_val", EvalTransform(options.optimization.resolution), on_error="exclude")
 
 
-def validation_batches(options: Options, videos: Dataset, bad: list[BadFile], world: World) -> Iterator[Batch]:
-    """Yield the batches of this process's part of the validation videos; append unusable files to `bad`."""
-    loader = make_eval_loader(
+def validation_batches(options: Options, videos: Dataset, world: World) -> Loader:
+    """Return the batches of this process's part of the validation videos."""
+    return make_eval_loader(
         videos,
         batch_size=options.evaluation.batch_size,
         num_workers=options.data.num_workers,
-        rank=world.rank,
-        world_size=world.world_size,
+        world=world,
         timeout=options.data.worker_timeout,
     )
-    for batch in loader:
-        bad += batch.bad
-        if len(batch):
-            yield batch
 
 
 def _videos(

@@ -14,65 +14,52 @@ from app.audio.retrieval import measure_retrieval
 from tubelet.config.addresses import public
 from tubelet.data.rows import Mapped
 from tubelet.data.sounding_videos import Dataset
-from tubelet.data.streams import SampleStream
 from tubelet.data.types import BadFile
 from tubelet.objectives.audio_visual import AudioVisual, Synchronisation, VideoSoundAlignment
-from tubelet.probing import heads, results
-from tubelet.probing.encoder import with_normalization
-from tubelet.probing.fine_tuning import fit, make_trainer
+from tubelet.probing import fine_tuning, heads, results
 from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.files import write_json
-from tubelet.runtime.run_folder import check_same_configuration
-from tubelet.training.schedules import Schedule
+from tubelet.runtime.watchdog import Watchdog
 
 
 def main(options: Options, world: World) -> None:
     """Train to the last epoch, or continue the run in the folder; then measure it on the validation videos."""
-    options = world.broadcast_from_rank0(lambda: with_normalization(options))
-    folder = Path(options.folder)
-    world.broadcast_from_rank0(lambda: check_same_configuration(folder, options))
+    options = fine_tuning.resolve(options, world)
     videos, validation = training_videos(options), validation_videos(options)
     model = build_model(options).to(world.device)
-    global_batch = options.optimization.batch_size * world.world_size
-    stream = SampleStream(videos.sizes, None, global_batch, options.meta.seed)
-    o, steps = options.optimization, stream.steps_per_pass
-    schedule, trained = Schedule(o, o.num_epochs * steps, steps), None if model.frozen else model.encoder
-    trainer = make_trainer(model, options, schedule, global_batch, world, encoder=trained)
-    data = options.data
-    bad_files = fit(trainer, data, videos, stream, data.num_workers, data.max_bad_fraction)
+    bad_files = fine_tuning.train(model, options, videos, options.data, world)
     facts = {
         "num_train": len(videos),
         "bad_train": bad_files.reasons(),
         "modalities": options.modalities,
         "seed": options.meta.seed,
     }
-    if isinstance(model, VideoSoundAlignment):
-        evaluate_retrieval(options, model, validation, facts, world)
-    else:
-        evaluate(options, model, validation, facts, world)
+    with Watchdog(world, options.distributed.timeout) as watchdog:
+        if isinstance(model, VideoSoundAlignment):
+            evaluate_retrieval(options, model, validation, facts, watchdog)
+        else:
+            evaluate(options, model, validation, facts, watchdog)
 
 
 def evaluate_retrieval(
-    options: Options, model: VideoSoundAlignment, videos: Dataset, facts: dict[str, Any], world: World
+    options: Options, model: VideoSoundAlignment, videos: Dataset, facts: dict[str, Any], watchdog: Watchdog
 ) -> None:
     """Rank the sounds for each validation video and the videos for each sound, and write the results."""
-    bad: list[BadFile] = []
-    measured = measure_retrieval(options, model, videos, bad, world)
-    excluded = {file.path: file.reason for part in world.all_gather_object(bad) for file in part}
-    if world.is_main:
+    measured, excluded = measure_retrieval(options, model, videos, watchdog)
+    if watchdog.world.is_main:
         write_json(Path(options.folder) / "results.json", {**measured, "excluded": excluded, **facts})
 
 
-def evaluate(options: Options, model: AudioVisual, videos: Dataset, facts: dict[str, Any], world: World) -> None:
+def evaluate(options: Options, model: AudioVisual, videos: Dataset, facts: dict[str, Any], watchdog: Watchdog) -> None:
     """Classify the validation videos, each with each shift for synchronisation; write the predictions and the results.
 
     Files without sound count: with silence in its place their predictions are among the others, excluded ones are not.
     """
-    folder, bad = Path(options.folder), []
+    folder, world, bad = Path(options.folder), watchdog.world, []
     shifts = options.synchronisation.shifts() if isinstance(model, Synchronisation) else [0.0]
     num_classes = len(shifts) if isinstance(model, Synchronisation) else options.data.num_classes
     assert num_classes is not None
-    predicted = predictions(options, model, videos, len(shifts), bad, world)
+    predicted = predictions(options, model, videos, len(shifts), bad, watchdog)
     validated = results.validate(predicted, num_classes, world, options.data.dataset_val)
     bad = [file for part in world.all_gather_object(bad) for file in part]
     if not world.is_main:
@@ -97,17 +84,22 @@ def evaluate(options: Options, model: AudioVisual, videos: Dataset, facts: dict[
 
 @torch.no_grad()
 def predictions(
-    options: Options, model: AudioVisual, videos: Dataset, num_shifts: int, bad: list[BadFile], world: World
+    options: Options, model: AudioVisual, videos: Dataset, num_shifts: int, bad: list[BadFile], watchdog: Watchdog
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield probabilities, labels and sample numbers of this process's part; append unusable files to `bad`."""
     model.eval()
-    for batch in validation_batches(options, videos, bad, world):
-        on_device = batch.to(world.device)
+    batches, device = validation_batches(options, videos, watchdog.world), watchdog.world.device
+    for step, batch in enumerate(batches):
+        watchdog.note(f"batch {step + 1} of {len(batches)} of the evaluation")
+        bad += batch.bad
+        if not len(batch):
+            continue
+        on_device = batch.to(device)
         for number in range(num_shifts):
             shown = on_device
             if isinstance(model, Synchronisation):
                 shown = model.shifted(on_device, [number] * len(batch))
-            with autocast(world.device, options.dtype):
+            with autocast(device, options.dtype):
                 logits = model.logits(shown)
             yield heads.probabilities(logits[None, :, None]), shown.labels, batch.indices * num_shifts + number
     model.train()

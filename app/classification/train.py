@@ -18,11 +18,10 @@ from tubelet.data import evenly_spaced, to_float
 from tubelet.data.bad_files import BadFiles
 from tubelet.probing import fine_tuning, heads, results
 from tubelet.probing.clips import LabelledClips
-from tubelet.probing.encoder import with_normalization
 from tubelet.probing.fit import HeadsDiverged
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import read_json, write_json
-from tubelet.runtime.run_folder import check_same_configuration, read_log
+from tubelet.runtime.run_folder import read_log
 from tubelet.runtime.watchdog import Watchdog
 from tubelet.training.callbacks import BadFileCheck, Callback, Evaluation
 from tubelet.training.schedules import Schedule
@@ -33,9 +32,8 @@ logger = logging.getLogger(__name__)
 
 def main(options: Options, world: World) -> None:
     """Train to the last epoch, or continue the run in the folder; then validate and write what a probe writes."""
-    options = world.broadcast_from_rank0(lambda: with_normalization(options))
+    options = fine_tuning.resolve(options, world)
     folder = Path(options.folder)
-    world.broadcast_from_rank0(lambda: check_same_configuration(folder, options))
     videos = Videos(options, world)
     if finished := world.broadcast_from_rank0(lambda: read_json(folder / "results.json")):
         videos.check_same_lists(finished)
@@ -57,9 +55,7 @@ def make_trainer(options: Options, videos: Videos, world: World) -> Trainer:
     """Build the classifier and its trainer."""
     classifier = build_classifier(options)
     schedule = Schedule(options.optimization, videos.last_step, videos.steps_per_epoch)
-    return fine_tuning.make_trainer(
-        classifier, options, schedule, videos.global_batch, world, encoder=classifier.encoder, data_state=videos
-    )
+    return fine_tuning.make_trainer(classifier, options, schedule, world, data_state=videos)
 
 
 def callbacks(trainer: Trainer, videos: Videos) -> list[Callback]:

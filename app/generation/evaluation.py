@@ -166,8 +166,7 @@ def _batches(clips: HeldOutClips, options: Options, world: World) -> Iterator[Ba
         clips,
         batch_size=data.batch_size,
         num_workers=data.num_workers,
-        rank=world.rank,
-        world_size=world.world_size,
+        world=world,
         timeout=data.worker_timeout,
     )
     yield from progress(loader, desc="test", total=len(loader), unit="batch", off=not world.is_main)

@@ -1,7 +1,6 @@
 """Prediction of future frames: `python -m app.main --fname configs/generation/<name>.yaml`."""
 
 import logging
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,8 +9,6 @@ from app.generation.evaluation import HeldOutClips, HeldOutError, check_evaluati
 from app.generation.options import Options
 from tubelet.config import ConfigError, naming
 from tubelet.config.registry import find
-from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import make_train_loader
 from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.generation.feature_decoder import build_feature_decoder
@@ -21,7 +18,8 @@ from tubelet.objectives.frame_prediction import FramePrediction
 from tubelet.objectives.latent_prediction import LatentPrediction
 from tubelet.runtime.distributed import World
 from tubelet.runtime.seeds import seed_for
-from tubelet.training.callbacks import BadFileCheck, Callback, Evaluation
+from tubelet.training.callbacks import Callback, Evaluation
+from tubelet.training.fit import fit
 from tubelet.training.objective import Objective
 from tubelet.training.schedules import Schedule
 from tubelet.training.trainer import Trainer
@@ -31,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def main(options: Options, world: World) -> None:
     """Train to the last step, or continue the run in the folder; then measure and draw predictions."""
-    data, seed, folder = options.data, options.meta.seed, Path(options.folder)
+    data, seed = options.data, options.meta.seed
     augment = options.data_aug
     transform = EvalTransform(data.crop_size) if augment is None else TrainTransform(augment, data.crop_size)
     clips = data.clips(data.train, data.num_frames + data.num_target_frames, at_random=True)
@@ -43,31 +41,21 @@ def main(options: Options, world: World) -> None:
     check_evaluation(options, world)
 
     trainer = make_trainer(options, world)
-    trainer.resume()
     model = trainer.objective.model
-
-    batches = make_train_loader(
-        dataset,
-        stream,
-        masks=None,
-        seed=seed,
-        first_step=trainer.step,
-        last_step=trainer.last_step,
-        rank=world.rank,
-        world_size=world.world_size,
-        num_workers=data.num_workers,
-        pin_memory=data.pin_mem and world.device.type == "cuda",
-        timeout=data.worker_timeout,
-    )
-    callbacks: list[Callback] = [BadFileCheck(BadFiles(folder / "bad_files.txt", data.max_bad_fraction, world))]
-    if world.is_main and options.logging.monitor_clips > 0:
-        try:
-            error = HeldOutError(options, world.device)
-            callbacks.append(Evaluation("test_mse", lambda: error.measure(model)))
-        except ConfigError as unreadable:
-            logger.warning("logging.monitor_clips: the error is not measured during training; %s", unreadable)
-    trainer.fit(batches, callbacks)
+    fit(trainer, dataset, stream, data, monitor(options, model, world), pin_memory=data.pin_mem)
     evaluate(model, held_out, options, world)
+
+
+def monitor(options: Options, model: nn.Module, world: World) -> list[Callback]:
+    """Return the measurement of the error on a few test clips during training, unless it is off or fails."""
+    if not world.is_main or options.logging.monitor_clips == 0:
+        return []
+    try:
+        error = HeldOutError(options, world.device)
+    except ConfigError as unreadable:
+        logger.warning("logging.monitor_clips: the error is not measured during training; %s", unreadable)
+        return []
+    return [Evaluation("test_mse", lambda: error.measure(model))]
 
 
 def make_trainer(options: Options, world: World) -> Trainer:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from app.language.data import Record
+from app.language.options import DataConfig as TextDataConfig
 from app.language.options import Options
 from tubelet.config import ConfigError, check
 from tubelet.data import Batch, DataConfig, Draw, to_float
@@ -23,6 +24,7 @@ from tubelet.language.tokenizer import TextEncoder
 from tubelet.objectives.video_to_text import VideoEncoding
 from tubelet.probing.clips import clip_options
 from tubelet.probing.encoder import fingerprint
+from tubelet.probing.map_samples import map_samples
 from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.watchdog import Watchdog
 
@@ -85,6 +87,11 @@ def read_features(options: Options, model: VideoEncoding, records: Sequence[Reco
     return Features(tokens, excluded)
 
 
+def loading(options: Options, features: Features) -> TextDataConfig:
+    """Return section `data` as it is used to load samples: features from memory need no worker processes."""
+    return options.data if features.tokens is None else options.data.model_copy(update={"num_workers": 0})
+
+
 @dataclass(frozen=True)
 class Run:
     """What all evaluations of a run have in common."""
@@ -96,48 +103,21 @@ class Run:
     watchdog: Watchdog
 
 
-@torch.no_grad()
 def map_records(
     compute: Callable[[Batch], Sequence[T]], model: VideoEncoding, records: Sequence[Record], run: Run
 ) -> tuple[dict[int, T], dict[str, str]]:
-    """Return the result for each record, by index, and the reason for each video that could not be read.
-
-    Each process computes a part of them; all get all.
-
-    Args:
-        compute: Maps a batch on the device to one result for each sample.
-        model: What `compute` uses; it is in evaluation mode there.
-        records: The records.
-        run: The run.
-    """
-    options, world, tokens = run.options, run.world, run.features.tokens
+    """Return the result of each record and the reason for each unreadable video; see `map_samples`."""
+    options, tokens = run.options, run.features.tokens
     samples = [TextSample(record.path, record.prompt, record.references[0]) for record in records]
     transform = EvalTransform(options.optimization.resolution)
-    videos = TextVideos(_clips(options), transform, samples, run.text, tokens, on_error="exclude")
-    loader = make_eval_loader(
-        videos,
+    batches = make_eval_loader(
+        TextVideos(_clips(options), transform, samples, run.text, tokens, on_error="exclude"),
         batch_size=options.evaluation.batch_size,
-        num_workers=0 if tokens is not None else options.data.num_workers,
-        rank=world.rank,
-        world_size=world.world_size,
+        world=run.world,
+        num_workers=loading(options, run.features).num_workers,
         timeout=options.data.worker_timeout,
     )
-    found: dict[int, T] = {}
-    excluded: dict[str, str] = {}
-    model.eval()
-    for number, batch in enumerate(loader):
-        run.watchdog.note(f"batch {number + 1} of {len(loader)} of the evaluation")
-        excluded |= {bad.path: bad.reason for bad in batch.bad}
-        if len(batch):
-            with autocast(world.device, options.dtype):
-                results = compute(batch.to(world.device))
-            found |= dict(zip(batch.indices.tolist(), results, strict=True))
-    model.train()
-    parts = world.all_gather_object((found, excluded))
-    return (
-        {index: result for part, _ in parts for index, result in part.items()},
-        {path: reason for _, part in parts for path, reason in part.items()},
-    )
+    return map_samples(compute, model, batches, options.dtype, run.watchdog)
 
 
 def picture(options: Options, path: str) -> str:

@@ -13,10 +13,11 @@ from evals.predictor_calibration.pretraining import FeaturePrediction
 from tubelet.config import ConfigError
 from tubelet.config.registry import find
 from tubelet.data import evenly_spaced
-from tubelet.data.loader import make_eval_loader
+from tubelet.data.loader import ONE_PROCESS, make_eval_loader
 from tubelet.data.transforms import EvalTransform
 from tubelet.generation.calibration import SCORES, Calibration, forecast_scores, random_directions
 from tubelet.masks import build_collator
+from tubelet.runtime.distributed import World
 from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import Purpose, numpy_generator, torch_generator
 from tubelet.runtime.watchdog import Watchdog
@@ -87,7 +88,7 @@ class Measurement:
         of_truth, of_draw = ({name: Calibration(self.options.draws) for name in names} for _ in range(2))
         scores: Scores = {}
         count = 0
-        for number, clip in self._read(self.measured, "clips", self.world.rank, self.world.world_size):
+        for number, clip in self._read(self.measured, "clips", self.world):
             self._measure(number, clip, climatologies, of_truth, of_draw, scores)
             count += 1
         self.watchdog.note("waiting for the other processes")
@@ -183,7 +184,7 @@ class Measurement:
                 measured[name] = forecasts[name] | {"skill": _skill(forecasts[name], forecasts[baseline])}
         return {"samplers": samplers, "forecasts": measured}
 
-    def _read(self, indices: list[int], what: str, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, Tensor]]:
+    def _read(self, indices: list[int], what: str, world: World = ONE_PROCESS) -> Iterator[tuple[int, Tensor]]:
         """Yield this process's readable clips, uint8 [1, C, T, H, W] on the device, and their numbers."""
         data = self.options.data
         loader = make_eval_loader(
@@ -191,8 +192,7 @@ class Measurement:
             batch_size=1,
             indices=indices,
             num_workers=min(data.num_workers, len(indices)),
-            rank=rank,
-            world_size=world_size,
+            world=world,
             timeout=data.worker_timeout,
         )
         bar = progress(loader, desc=what, total=len(loader), unit="clip", off=not self.world.is_main)
@@ -200,7 +200,7 @@ class Measurement:
             self.watchdog.note(f"{what}: clip {number + 1} of {len(loader)}")
             self.unreadable |= {file.path: file.reason for file in batch.bad}
             if len(batch):
-                yield rank + number * world_size, batch.clips.to(self.world.device)
+                yield world.rank + number * world.world_size, batch.clips.to(self.world.device)
 
 
 def _skill(scores: dict[str, float], baseline: dict[str, float]) -> dict[str, float]:

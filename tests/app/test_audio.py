@@ -17,6 +17,7 @@ from tubelet import hub
 from tubelet.config import ConfigError, check
 from tubelet.data.loader import make_eval_loader
 from tubelet.objectives.audio_visual import Synchronisation
+from tubelet.probing.encoder import with_normalization
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
 from tubelet.training.trainer import Trainer
@@ -175,7 +176,7 @@ def test_synchronisation_reports_each_shift_and_leaves_out_what_has_no_sound(raw
 
 def test_the_shifted_sound_is_that_of_later_seconds(raw):
     options = check(synchronisation(raw), program.Options, "test.yaml")
-    model = build_model(program.with_normalization(options))
+    model = build_model(with_normalization(options))
     assert isinstance(model, Synchronisation)
     (batch,) = make_eval_loader(program.validation_videos(options), batch_size=16, indices=range(6))
     clip = int(0.5 * RATE)

@@ -14,6 +14,7 @@ from tubelet.data.loader import Loader, make_eval_loader, make_train_loader
 from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.data.video_dataset import Dataset
+from tubelet.runtime.distributed import World
 
 
 class Masks:
@@ -51,8 +52,7 @@ def train(
             seed=7,
             first_step=first,
             last_step=last,
-            rank=rank,
-            world_size=world_size,
+            world=World(rank, world_size),
             num_workers=workers,
             mask_batch_size=mask_batch_size,
             mask_lengths=mask_lengths,
@@ -215,7 +215,7 @@ def test_evaluation_sees_each_sample_once_in_order(videos, workers):
     assert [len(batch) for batch in batches] == [4, 2]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(6))
     assert batches[0].clips.shape == (4 * 2 * 3, 3, 4, 32, 32)
-    parts = [list(make_eval_loader(dataset, batch_size=4, rank=rank, world_size=4)) for rank in range(4)]
+    parts = [list(make_eval_loader(dataset, batch_size=4, world=World(rank, 4))) for rank in range(4)]
     seen = [index for part in parts for batch in part for index in batch.indices.tolist()]
     assert sorted(seen) == list(range(6))
     chosen = make_eval_loader(dataset, indices=[4, 1, 5], batch_size=2, num_workers=workers)

@@ -23,6 +23,7 @@ from tubelet.data.options import MaskLengths
 from tubelet.data.streams import SampleStream
 from tubelet.data.types import Batch, Draw, Sample
 from tubelet.data.worker_monitor import WorkerMonitor
+from tubelet.runtime.distributed import World
 from tubelet.runtime.parent import leave_signals_to
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ AHEAD = 3
 CHECK_SECONDS = 5
 """Seconds without a batch after which the main process looks whether a worker has ended."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+ONE_PROCESS = World()
 
 
 class SampleSource(Protocol):
@@ -57,15 +59,14 @@ class BatchSource(Protocol):
 def make_train_loader(
     dataset: SampleSource,
     stream: SampleStream,
-    masks: MaskSampler | None,
+    masks: MaskSampler | None = None,
     *,
     seed: int,
     first_step: int,
     last_step: int,
     mask_batch_size: int | None = None,
     mask_lengths: MaskLengths = "shared",
-    rank: int = 0,
-    world_size: int = 1,
+    world: World = ONE_PROCESS,
     num_workers: int = 0,
     pin_memory: bool = False,
     timeout: int = 0,
@@ -83,22 +84,21 @@ def make_train_loader(
         last_step: Number of steps of the whole run.
         mask_batch_size: Samples whose masks are drawn together; None: the global batch. See `DataConfig`.
         mask_lengths: How many tokens the masks keep, see `DataConfig`.
-        rank: Rank of this process.
-        world_size: Number of processes.
+        world: The processes; each loads an equal part of a batch.
         num_workers: Worker processes; 0: batches are made in this process.
         pin_memory: Copy batches to pinned memory.
         timeout: Seconds to wait for a batch until the video that blocks a worker is marked unreadable; 0: no limit.
     """
-    if stream.batch_size % world_size:
-        raise ValueError(f"a global batch of {stream.batch_size} cannot be divided among {world_size} processes")
-    local_size = stream.batch_size // world_size
+    if stream.batch_size % world.world_size:
+        raise ValueError(f"a global batch of {stream.batch_size} cannot be divided among {world.world_size} processes")
+    local_size = stream.batch_size // world.world_size
     mask_batch_size = mask_batch_size or stream.batch_size
     if stream.batch_size % mask_batch_size or mask_batch_size % local_size:
         raise ValueError(
             f"mask_batch_size {mask_batch_size} must divide the global batch of {stream.batch_size} and be a multiple "
             f"of the {local_size} samples of a process"
         )
-    local = slice(rank * local_size, (rank + 1) * local_size)
+    local = slice(world.rank * local_size, (world.rank + 1) * local_size)
     source = _TrainBatches(dataset, stream, masks, seed, local, mask_batch_size, mask_lengths)
     return Loader(source, range(first_step, last_step), num_workers, pin_memory, timeout)
 
@@ -108,23 +108,23 @@ def make_eval_loader(
     *,
     batch_size: int,
     indices: Sequence[int] | None = None,
+    world: World = ONE_PROCESS,
     num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
     pin_memory: bool = False,
     timeout: int = 0,
 ) -> "Loader":
-    """Return a loader that reads each sample once, in order, without padding; `rank` gets every `world_size`-th sample.
+    """Return a loader that reads each sample once, in order, without padding; a process gets every `world_size`-th.
 
     Excluded samples are missing from their batch, whose `bad` has the reasons; a batch may be empty.
 
     Args:
         dataset: The samples.
         indices: The samples to read; None: all.
-        batch_size, num_workers, rank, world_size, pin_memory, timeout: See `make_train_loader`.
+        batch_size: Samples of a batch of a process.
+        world, num_workers, pin_memory, timeout: See `make_train_loader`.
     """
     indices = range(len(dataset)) if indices is None else indices
-    source = _EvalBatches(dataset, indices[rank::world_size], batch_size)
+    source = _EvalBatches(dataset, indices[world.rank :: world.world_size], batch_size)
     return Loader(source, range(len(source)), num_workers, pin_memory, timeout)
 
 

@@ -48,8 +48,7 @@ def extract_tokens(
         indices=missing,
         batch_size=batch_size,
         num_workers=num_workers,
-        rank=world.rank,
-        world_size=world.world_size,
+        world=world,
         timeout=timeout,
     )
     bad: list[BadFile] = []

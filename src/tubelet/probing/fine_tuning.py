@@ -1,23 +1,25 @@
 """What programs have in common that train a task on an encoder, which is new or pretrained, frozen or trained along."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from tubelet.config import RESUME_IGNORED, ConfigError
 from tubelet.data import AugConfig
 from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import SampleSource, make_train_loader
 from tubelet.data.streams import SampleStream
+from tubelet.data.video_dataset import Dataset
 from tubelet.grid import ClipShape
 from tubelet.models import EncoderOptions, build_encoder, check_returns_tokens
 from tubelet.models.interfaces import Encoder
-from tubelet.probing.encoder import load
+from tubelet.probing.encoder import load, with_normalization
 from tubelet.probing.options import ClipsConfig, PretrainConfig
 from tubelet.runtime.distributed import World
+from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.training import options as training
 from tubelet.training import schedules
-from tubelet.training.callbacks import BadFileCheck
+from tubelet.training.fit import LoadingOptions, fit
 from tubelet.training.objective import Objective
 from tubelet.training.options import TrainingOptions
 from tubelet.training.schedules import NotNegative, Positive, Schedule
@@ -84,6 +86,20 @@ class FineTuningOptions(TrainingOptions):
             check_returns_tokens(self.encoder, "encoder")
 
 
+Options = TypeVar("Options", bound=FineTuningOptions)
+
+
+def resolve(options: Options, world: World) -> Options:
+    """Return the options with the encoder's normalization, see `with_normalization`.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration.
+    """
+    options = world.broadcast_from_rank0(lambda: with_normalization(options))
+    world.broadcast_from_rank0(lambda: check_same_configuration(Path(options.folder), options))
+    return options
+
+
 def initial_encoder(options: FineTuningOptions) -> Encoder:
     """Load the encoder that `pretrain` names, or build that of `encoder`. Raises ConfigError where it does not fit."""
     data, side = options.data, options.optimization.resolution
@@ -100,18 +116,17 @@ def make_trainer(
     objective: Objective,
     options: FineTuningOptions,
     schedule: Schedule,
-    global_batch: int,
     world: World,
     *,
-    encoder: Encoder | None,
     data_state: Stateful | None = None,
 ) -> Trainer:
-    """Return the trainer of a program. `encoder` is the one that is trained, which `hub` can read from the run, if any.
+    """Return the trainer of a program, from whose checkpoints `hub` can read the encoder that is trained, if any.
 
     Raises:
         ConfigError: The encoder has no layers for `optimization.layer_decay`.
     """
     # What hub needs to build the encoder, and the normalization of its clips.
+    encoder: Any = objective.encoders().get("encoder")
     built_from = {} if encoder is None else encoder.built_from
     try:
         return Trainer(
@@ -119,7 +134,7 @@ def make_trainer(
             options,
             schedule,
             world,
-            global_batch=global_batch,
+            global_batch=options.optimization.batch_size * world.world_size,
             batch_size_key="optimization.batch_size",
             config={**built_from, "data_aug": options.data.normalization()},
             data_state=data_state,
@@ -128,37 +143,30 @@ def make_trainer(
         raise ConfigError(f"optimization.layer_decay: {error}") from None
 
 
-def fit(
-    trainer: Trainer, data: DataConfig, videos: SampleSource, stream: SampleStream, num_workers: int, max_bad: float
+def train(
+    objective: Objective,
+    options: FineTuningOptions,
+    dataset: Dataset,
+    loading: LoadingOptions,
+    world: World,
+    *,
+    data_state: Stateful | None = None,
 ) -> BadFiles:
-    """Train, or continue the run in the folder, to the last step.
+    """Train for `optimization.num_epochs` passes over the samples, or continue the run in the folder.
 
     Args:
-        trainer: The trainer.
-        data: Section `data` of the options.
-        videos: The samples.
-        stream: The draws of each step.
-        num_workers: Processes that read videos.
-        max_bad: Largest fraction of draws that may meet an unreadable video.
+        objective: What is learned.
+        options: Options of the program.
+        dataset: The training samples.
+        loading: How they are loaded: section `data` of the options.
+        world: The processes of the run.
+        data_state: State of the samples that checkpoints hold, if any.
 
     Returns:
         The unreadable files.
     """
-    world = trainer.world
-    trainer.resume()
-    batches = make_train_loader(
-        videos,
-        stream,
-        masks=None,
-        seed=trainer.seed,
-        first_step=trainer.step,
-        last_step=trainer.last_step,
-        rank=world.rank,
-        world_size=world.world_size,
-        num_workers=num_workers,
-        pin_memory=world.device.type == "cuda",
-        timeout=data.worker_timeout,
-    )
-    bad_files = BadFiles(trainer.folder / "bad_files.txt", max_bad, world)
-    trainer.fit(batches, [BadFileCheck(bad_files)])
-    return bad_files
+    o = options.optimization
+    stream = SampleStream(dataset.sizes, None, o.batch_size * world.world_size, options.meta.seed)
+    schedule = Schedule(o, o.num_epochs * stream.steps_per_pass, stream.steps_per_pass)
+    trainer = make_trainer(objective, options, schedule, world, data_state=data_state)
+    return fit(trainer, dataset, stream, loading)

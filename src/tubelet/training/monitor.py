@@ -128,8 +128,7 @@ class FeatureMonitor:
             indices=indices.tolist(),
             batch_size=1,  # so that a few clips keep all workers busy
             num_workers=min(self.num_workers, len(indices)),
-            rank=self.world.rank,
-            world_size=self.world.world_size,
+            world=self.world,
             timeout=self.timeout,
         )
         clips: list[Tensor] = []
