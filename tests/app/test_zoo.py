@@ -15,7 +15,7 @@ from app.zoo.__main__ import Options as Zoo
 from app.zoo.__main__ import baselines_study, encoder_files, encoder_study, plan, table
 from tubelet import config
 from tubelet.config import ConfigError
-from tubelet.config.registry import product
+from tubelet.config.factories import product
 from tubelet.models import ENCODERS
 from tubelet.runtime.jobs import Pool
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from tubelet import config
 from tubelet.config import Config, ConfigError
-from tubelet.config.registry import Factory, Module, find, product
+from tubelet.config.factories import Factory, product
+from tubelet.config.registry import Module, find
 from tubelet.grid import ClipShape
 from tubelet.masks import MASKS, build_collator
 from tubelet.models import ENCODERS, PREDICTORS, EncoderOptions, build_encoder, build_predictor
@@ -289,7 +290,7 @@ def test_options_survive_being_written(tmp_path):
 def test_options_of_a_partial_keep_what_it_binds():
     factory = functools.partial(ENCODERS.find("vit_tiny"), depth=2, use_rope=True)
     assert product(factory) is product(ENCODERS.find("vit_tiny"))
-    from tubelet.config.registry import options_class
+    from tubelet.config.factories import options_class
 
     options = options_class(ENCODERS, factory)(name="own")
     assert (options.depth, options.use_rope, options.embed_dim) == (2, True, 192)

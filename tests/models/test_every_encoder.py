@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from app.vjepa.options import Options
 from tubelet.config import ConfigError, check
-from tubelet.config.registry import product
+from tubelet.config.factories import product
 from tubelet.grid import ClipShape
 from tubelet.models import ENCODERS, build_encoder
 from tubelet.runtime.parallelize import compile_blocks

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tubelet.config import Config
+from tubelet.config.factories import Factory
 from tubelet.config.reference import Option, as_yaml, nested, own_options
-from tubelet.config.registry import Factory, Module
+from tubelet.config.registry import Module
 from tubelet.data.options import DataFormat
 from tubelet.masks import MASKS
 from tubelet.models import ENCODERS, PREDICTORS

@@ -1,15 +1,7 @@
-"""Reference of the options of a program, with the documentation that stands beside them in the code.
+"""Reference of the options of a program, with the documentation that stands beside them in the code."""
 
-The text of an option is the string below it in its class, or its entry in the section `Args:` of the docstring. Options
-of factories are documented where the argument of the constructor is.
-"""
-
-import ast
 import builtins
-import functools
 import inspect
-import re
-import sys
 import textwrap
 import types
 import typing
@@ -20,13 +12,12 @@ from typing import Annotated, Any, Literal, Union
 import yaml
 from pydantic.fields import FieldInfo
 
+from tubelet.config import documentation
 from tubelet.config.base import Config
-from tubelet.config.registry import Factory, FactoryOptions, Module, PartField, options_class, product
+from tubelet.config.factories import Factory, FactoryOptions, options_class
+from tubelet.config.registry import Module, PartField
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}  # attributes of pydantic's constraints
-
-
-_COMMON = {"name": "Name of the part.", "app": "Program of `app`.", "eval_name": "Program of `evals`."}
 
 
 @dataclass(frozen=True)
@@ -83,13 +74,13 @@ def as_text(rows: list[Option], width: int = 100) -> str:
 
 def own_options(schema: type[Config], raw: Mapping[str, Any] | None = None, at: str = "") -> Iterator[Option]:
     """Yield the options of a class itself; arguments as those of `options`."""
-    texts, raw = documentation(schema), raw or {}
+    texts, raw = documentation.of_options(schema), raw or {}
     for name, field in schema.model_fields.items():
         given = raw.get(name)
         part, section, path = nested(field)
         default = None if field.is_required() else _default(field)
         chosen = schema_of(part, given if given is not None else default) if part and not path else section
-        text = texts.get(name) or (_summary(chosen) if chosen else "")
+        text = texts.get(name) or (documentation.summary(chosen) if chosen else "")
         kind = "section" if section and not path else _type(field.annotation, field.metadata)
         required = field.is_required()
         if name == "name" and issubclass(schema, FactoryOptions):  # given where the part is selected
@@ -202,88 +193,3 @@ def as_yaml(value: Any) -> str:
     """Return a value in one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-# ---------------------------------------------------------------- documentation
-
-
-@functools.cache
-def documentation(schema: type[Config]) -> dict[str, str]:
-    """Return the text of each option of a class that has one."""
-    if issubclass(schema, FactoryOptions):
-        return _of_factory(schema)
-    texts: dict[str, str] = {}
-    for cls in schema.__mro__:
-        if issubclass(cls, Config):
-            texts = {**arguments_section(cls.__dict__.get("__doc__")), **_attribute_docstrings(cls), **texts}
-    for name, text in _COMMON.items():
-        texts.setdefault(name, text)
-    return {name: text for name, text in texts.items() if name in schema.model_fields}
-
-
-def _of_factory(schema: type[FactoryOptions]) -> dict[str, str]:
-    function: Any = schema.factory
-    while isinstance(function, functools.partial):
-        function = function.func
-    texts: dict[str, str] = {}
-    built = product(function)
-    sources = list(dict.fromkeys([function, *(built.__mro__ if built else ())]))
-    for source in sources:
-        if source.__module__.partition(".")[0] in ("torch", "builtins"):
-            continue
-        docstring = source.__doc__ or ""
-        texts = {**arguments_section(docstring), **texts}
-        if same := re.search(r"arguments are those of `(\w+)`", docstring):
-            sources.append(getattr(sys.modules[source.__module__], same[1]))
-    renamed = {schema.part.rename.get(argument, argument): text for argument, text in texts.items()}
-    return {"name": f"Name among the {schema.part.kind}.", **renamed}
-
-
-def arguments_section(docstring: str | None) -> dict[str, str]:
-    """Return the entries of the section `Args:` or `Attributes:` of a Google-style docstring."""
-    texts: dict[str, str] = {}
-    names: list[str] = []
-    inside = False
-    for line in inspect.cleandoc(docstring or "").split("\n"):
-        if line and not line.startswith(" "):
-            inside = line in ("Args:", "Attributes:")
-            names = []
-        elif inside and (entry := re.match(r" {4}(\w[\w, *`]*?)(?: \([^)]*\))?: (.*)", line)):
-            names = [name.strip(" *`") for name in entry[1].split(",")]
-            texts.update(dict.fromkeys(names, entry[2]))
-        elif inside and names and line.strip():
-            texts.update({name: f"{texts[name]} {line.strip()}" for name in names})
-    return texts
-
-
-def _summary(schema: type[Config]) -> str:
-    """Return the first paragraph of a class's docstring."""
-    docstring = schema.__dict__.get("__doc__") or ""
-    return " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
-
-
-def _attribute_docstrings(cls: type) -> dict[str, str]:
-    """Return the strings below the attributes of a class."""
-    node: Any = _module_tree(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        classes = [child for child in node.body if isinstance(child, ast.ClassDef) and child.name == name]
-        if not classes:  # made at run time
-            return {}
-        node = classes[-1]
-    texts = {}
-    for statement, below in zip(node.body, node.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and _is_string(below):
-            texts[statement.target.id] = " ".join(inspect.cleandoc(below.value.value).split())
-    return texts
-
-
-def _is_string(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-@functools.cache
-def _module_tree(module: str) -> ast.Module:
-    try:
-        return ast.parse(inspect.getsource(sys.modules[module]))
-    except OSError:  # no file, such as in an interactive session
-        return ast.Module([], [])

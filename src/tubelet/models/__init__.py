@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from tubelet.config import Config, ConfigError
 from tubelet.config.aliases import SHARED
-from tubelet.config.registry import Factory, PartOptions
+from tubelet.config.factories import Factory
+from tubelet.config.registry import PartOptions
 from tubelet.grid import ClipShape
 from tubelet.models.interfaces import Encoder, Predictor
 

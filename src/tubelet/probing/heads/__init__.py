@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor, nn
 
 from tubelet.config import Config, ConfigError
-from tubelet.config.registry import Factory, FactoryOptions, product
+from tubelet.config.factories import Factory, FactoryOptions, product
 from tubelet.models.interfaces import Encoder
 from tubelet.runtime.seeds import seed_for
 
