@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tubelet import hub, objectives
 from tubelet.config import Config, ConfigError, check
-from tubelet.config.aliases import to_canonical
 from tubelet.config.registry import Module
+from tubelet.config.translation import to_canonical
 from tubelet.data import AugConfig, to_float
 from tubelet.data import DataConfig as ClipsConfig
 from tubelet.masks import MaskOptions, build_collator

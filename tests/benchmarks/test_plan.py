@@ -21,7 +21,7 @@ from app.vjepa.options import Options
 from benchmarks import costs, plan
 from tests import processes
 from tubelet import objectives
-from tubelet.config.aliases import to_canonical
+from tubelet.config.translation import to_canonical
 from tubelet.data import Batch
 from tubelet.layers import attention
 from tubelet.objectives import vjepa

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from tubelet import config
-from tubelet.config import ConfigError, aliases
-from tubelet.config.aliases import SHARED, TABLES, to_canonical
+from tubelet.config import ConfigError, translation
+from tubelet.config.aliases import SHARED, TABLES
+from tubelet.config.translation import to_canonical
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {
@@ -274,7 +275,7 @@ def test_a_pretraining_model_section_serves_supervised_training(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "study."])
 def test_floors_of_a_study_are_its_baselines(tmp_path, caplog, prefix):
-    aliases._warn_once.cache_clear()
+    translation._warn_once.cache_clear()
     old = {"floors": {"num_frames": 4}, "seconds": {"floors": 7}}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"study": old} if prefix else old))
@@ -315,6 +316,7 @@ def test_a_program_that_was_renamed_is_found_under_its_old_name(tmp_path):
         ("model: {pred_dept: 3}", r"model\.pred_dept: unknown key\. Did you mean 'pred_depth'"),
         ("model: vit_tiny", r"model: expected a mapping, got 'vit_tiny'"),
         ("model: {encoder_args: 3}", r"model\.encoder_args: expected a mapping, got 3"),
+        ("objective: 3\nmodel: {pred_depth: 3}", r"objective: expected a mapping, got 3"),
         ("loss: {los_exp: 3}", r"loss\.los_exp: unknown key\. Did you mean 'loss_exp'"),
     ],
 )
@@ -325,8 +327,22 @@ def test_old_sections_that_cannot_be_translated(tmp_path, text, message):
     assert "x.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "old", ["model: {use_silu: false}", "model: {pred_depth: 3}", "optimization: {ema: [0.9, 1.0]}"]
+)
+def test_old_keys_keep_the_name_of_a_part_that_stands_alone(tmp_path, old):
+    path = write(tmp_path, "x.yaml", f"app: vjepa\nobjective: lejepa\n{old}\n")
+    assert config.read(path)["objective"]["name"] == "lejepa"
+
+
+def test_options_of_the_base_that_are_removed_beside_a_name(tmp_path):
+    write(tmp_path, "base.yaml", "app: vjepa\nmodel: {model_name: vit_small, encoder_args: {depth: 3}}\n")
+    path = write(tmp_path, "x.yaml", "base: base.yaml\nencoder: vit_tiny\nmodel: {encoder_args: null}\n")
+    assert config.read(path)["encoder"] == {"name": "vit_tiny"}
+
+
 def test_names_of_0_1_warn_once_and_those_of_v_jepa_do_not(tmp_path, caplog):
-    aliases._warn_once.cache_clear()
+    translation._warn_once.cache_clear()
     path = write(tmp_path, "old.yaml", BASE["old"])
     with caplog.at_level(logging.WARNING):
         config.read(path)

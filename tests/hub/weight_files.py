@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from tubelet.config.aliases import to_canonical
+from tubelet.config.translation import to_canonical
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder, build_predictor
 from tubelet.runtime import checkpoint

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from tubelet.config.aliases import to_canonical
+from tubelet.config.translation import to_canonical
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder
 from tubelet.runtime import checkpoint

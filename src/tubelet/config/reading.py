@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from tubelet.config import addresses, aliases, shipped
-from tubelet.config.aliases import merge
+from tubelet.config import addresses, shipped
 from tubelet.config.base import Config, ConfigError, nearest
+from tubelet.config.merging import merge
 from tubelet.config.registry import PartField
+from tubelet.config.translation import Translation, merge_layer, name_masks, program_of
 from tubelet.config.yaml_files import parse_yaml, read_yaml
 
 __all__ = ["check", "check_part", "dump", "load", "merge", "read"]
@@ -45,20 +46,20 @@ def read(fname: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     parsed = [_parse(override) for override in overrides]
     program = None
     for layer in (*(layer for _, layer in layers), {key: value for _, key, value in parsed}):
-        program = aliases.program_of(layer) or program
-    translation = aliases.Translation(program)
+        program = program_of(layer) or program
+    translation = Translation(program)
     raw: dict[str, Any] = {}
     for file, layer in layers:
-        raw = aliases.merge_layer(raw, _naming(file, translation.layer, layer))
+        raw = merge_layer(raw, _naming(file, translation.layer, layer))
     for override, path, value in parsed:
         if (translated := _naming(f"'{override}'", translation.override, path, value)) is not None:
-            raw = aliases.merge_layer(raw, translated)
+            raw = merge_layer(raw, translated)
         else:
             _override(raw, override, path, value)
             translation.forget(path)
             if path == "data.mask_type":
-                raw = aliases.merge_layer(raw, {"data": {"mask_type": value}})
-    result = Raw(aliases.finish(raw, translation.written))
+                raw = merge_layer(raw, {"data": {"mask_type": value}})
+    result = Raw(name_masks(raw, translation.written))
     result.written = translation.written
     return result
 
@@ -115,8 +116,8 @@ def _check_no_credentials(node: Any, key: str = "") -> None:
 
 
 def _canonical(mapping: Mapping[str, Any]) -> Raw:
-    translation = aliases.Translation(aliases.program_of(mapping), quiet=True)
-    raw = Raw(aliases.finish(aliases.merge_layer({}, translation.layer(mapping)), translation.written))
+    translation = Translation(program_of(mapping), quiet=True)
+    raw = Raw(name_masks(merge_layer({}, translation.layer(mapping)), translation.written))
     raw.written = translation.written
     return raw
 

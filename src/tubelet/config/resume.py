@@ -6,8 +6,8 @@ from typing import Any
 
 import pydantic
 
-from tubelet.config.aliases import to_canonical
 from tubelet.config.base import RESUME_IGNORED, RESUME_NULL_MATCHES, Config, ConfigError, Marker
+from tubelet.config.translation import to_canonical
 
 Path = tuple[str, ...]
 
@@ -44,10 +44,10 @@ def differences(earlier: Mapping[str, Any], options: Config) -> list[str]:
     """
     raw = to_canonical(earlier)
     new = compared(options)
-    known, removed = _without_unknown(raw, type(options))
     ignored = set(marked(options, RESUME_IGNORED))
     try:
-        old = compared(type(options).model_validate(known)) | _leaves_but(removed, ignored)
+        parsed, removed = _parse(raw, type(options))
+        old = compared(parsed) | _leaves_but(removed, ignored)
     except (pydantic.ValidationError, ConfigError):
         # The file is of a version whose options are others: all that it says has to be the same.
         old = _leaves_but(raw, ignored)
@@ -59,17 +59,22 @@ def differences(earlier: Mapping[str, Any], options: Config) -> list[str]:
     ]
 
 
-def _without_unknown(raw: Mapping[str, Any], schema: type[Config]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Split off the keys that are no options of this version, so that options which are new can get their defaults."""
-    unknown: list[tuple[int | str, ...]] = []
+def _parse(raw: Mapping[str, Any], schema: type[Config]) -> tuple[Config, dict[str, Any]]:
+    """Return a run's options, and the keys of its configuration that are no options of this version, by dotted path."""
     try:
-        schema.model_validate(raw)
+        return schema.model_validate(raw), {}
     except pydantic.ValidationError as error:
         unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
-    except ConfigError:
-        pass
+        if not unknown:
+            raise
+    known, removed = _without(raw, unknown)
+    return schema.model_validate(known), removed
+
+
+def _without(raw: Mapping[str, Any], keys: list[tuple[int | str, ...]]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Split off keys, at the locations of pydantic, which also hold names of types; return the rest and the keys."""
     known, removed = copy.deepcopy(dict(raw)), {}
-    for location in unknown:
+    for location in keys:
         node: Any = known
         parent: Any = None
         path: list[Any] = []

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from tubelet.config import Config, ConfigError, check, merge, nearest
-from tubelet.config.aliases import SHARED, Translation, to_canonical
+from tubelet.config.aliases import SHARED
+from tubelet.config.translation import Translation, to_canonical
 from tubelet.data import NORMALIZATION
 from tubelet.grid import ClipShape
 from tubelet.hub import architecture

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.config import ConfigError, check
-from tubelet.config.aliases import to_canonical
 from tubelet.config.registry import find
+from tubelet.config.translation import to_canonical
 from tubelet.config.yaml_files import read_yaml
 from tubelet.data import AugConfig, DataConfig
 from tubelet.grid import Grid
