@@ -6,7 +6,7 @@ from torch import nn
 from tubelet.layers import MLP, Attention, Block, CrossAttention, CrossAttentionBlock, PatchEmbed, PatchEmbed3D, SwiGLU
 from tubelet.layers.attention import attention
 from tubelet.layers.init import init_weights, rescale_blocks
-from tubelet.layers.positions import rope_tables, rotate
+from tubelet.layers.rope import rope_tables, rotate
 
 
 def attention_loop(q, k, v, scale):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tubelet.grid import Grid
-from tubelet.layers.positions import Positions, rope_tables, rotate, sincos_2d, sincos_3d
+from tubelet.layers.positions import Positions, sincos_2d, sincos_3d
+from tubelet.layers.rope import rope_tables, rotate
 
 
 def sincos_loop(dims, coordinates):

@@ -7,9 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.rotation import rotated
 from tubelet.grid import ClipShape, Grid
+from tubelet.layers.coordinates import locate
 from tubelet.layers.groups import Groups
 from tubelet.layers.mixing import MECHANISMS, orthogonal_features
-from tubelet.layers.positions import RopeTables, axial_rope, locate, rope_tables, rotate
+from tubelet.layers.rope import RopeTables, axial_rope, rope_tables, rotate
 from tubelet.models import build_encoder
 from tubelet.models import fast_timesformer as zoo
 from tubelet.models.fast_timesformer import (

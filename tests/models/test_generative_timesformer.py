@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tubelet.grid import ClipShape
-from tubelet.layers.positions import axial_rope, locate
+from tubelet.layers.coordinates import locate
+from tubelet.layers.rope import axial_rope
 from tubelet.models import build_encoder
 from tubelet.models import generative_timesformer as zoo
 from tubelet.models.generative_timesformer import GenerativeTimeSformer, TimeSformer

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from transformers import VJEPA2Config, VJEPA2Model
 
 from tubelet import hub
-from tubelet.models.predictor import TimeEmbedding, VisionTransformerPredictor, ddim_step, noise_alphas
+from tubelet.layers.diffusion import TimeEmbedding, ddim_step, noise_alphas
+from tubelet.models.predictor import VisionTransformerPredictor
 
 SMALL = {
     "img_size": 32,

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tubelet.config import Config
-from tubelet.models.predictor import NoiseSchedule, TimeEmbedding, ddim_step, noise_alphas
+from tubelet.layers.diffusion import NoiseSchedule, TimeEmbedding, ddim_step, noise_alphas
 from tubelet.runtime.seeds import torch_generator
 
 MULTIPLE = 8

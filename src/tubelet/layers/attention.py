@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tubelet.layers.checks import head_width
-from tubelet.layers.positions import RopeTables, rotate
+from tubelet.layers.rope import RopeTables, rotate
 
 AttentionFn = Callable[..., torch.Tensor]
 """A drop-in replacement for F.scaled_dot_product_attention.

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tubelet.layers.attention import Attention, AttentionFn, CrossAttention
 from tubelet.layers.mlp import MLP, SwiGLU
-from tubelet.layers.positions import RopeTables
+from tubelet.layers.rope import RopeTables
 
 
 class BlockLayers(nn.Module):

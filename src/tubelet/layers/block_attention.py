@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tubelet.grid import Grid
+from tubelet.layers.coordinates import locate
 from tubelet.layers.patterns import Pattern
-from tubelet.layers.positions import locate
 
 
 @torch.compiler.disable

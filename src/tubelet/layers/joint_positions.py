@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.grid import Grid
-from tubelet.layers.positions import locate, sincos_1d
+from tubelet.layers.coordinates import locate
+from tubelet.layers.positions import sincos_1d
 
 
 class JointPositions(nn.Module):
@@ -43,7 +44,7 @@ class JointPositions(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.video_embed = nn.Parameter(torch.zeros(embed_dim))
         self.sound_embed = nn.Parameter(torch.zeros(embed_dim))
-        self.num_video, self.num_sound = video.num_tokens, sound.num_tokens
+        self.num_video = video.num_tokens
 
     def add(self, x: Tensor, indices: Tensor) -> Tensor:
         """Add the embeddings of the tokens `indices` [B, K] to `x` [B, K, D]."""

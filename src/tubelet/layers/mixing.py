@@ -14,7 +14,7 @@ from torch import nn
 from tubelet.layers.attention import attention
 from tubelet.layers.checks import head_width
 from tubelet.layers.groups import Groups
-from tubelet.layers.positions import RopeTables, rotate
+from tubelet.layers.rope import RopeTables, rotate
 
 # Queries per chunk of Performer on the CPU: their random features fit in the cache, which is twice as fast as computing
 # many thousands at once.

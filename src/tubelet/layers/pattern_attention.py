@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tubelet.grid import Grid
 from tubelet.layers.attention import AttentionFn
+from tubelet.layers.coordinates import locate
 from tubelet.layers.patterns import Lookahead, Lookback, Pattern, Window
-from tubelet.layers.positions import locate
 
 
 def pattern_attention(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelet.grid import Grid
-from tubelet.layers.positions import Coordinates
+from tubelet.layers.coordinates import Coordinates
 
 
 class Pattern(ABC):

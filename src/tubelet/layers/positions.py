@@ -1,11 +1,6 @@
-"""Positions of tokens in a grid (t, h, w): sin-cos and learned position embeddings, rotary position tables.
-
-Tokens are in time-major order: index = (t * h + y) * w + x.
-"""
+"""Sin-cos and learned position embeddings of tokens in a grid (t, h, w), which are in time-major order."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +9,8 @@ from torch import nn
 
 from tubelet.grid import Grid
 from tubelet.layers.checks import head_width
-
-RopePairing = Literal["interleaved", "vjepa2"]
-
-
-class Coordinates(NamedTuple):
-    """Temporal index, row and column of tokens: integer tensors of equal shape."""
-
-    t: torch.Tensor
-    y: torch.Tensor
-    x: torch.Tensor
-
-
-def locate(index: torch.Tensor, grid: Grid) -> Coordinates:
-    """Convert time-major token indices to grid coordinates."""
-    _, h, w = grid
-    return Coordinates(index // (h * w), index // w % h, index % w)
+from tubelet.layers.coordinates import grid_coordinates
+from tubelet.layers.rope import RopePairing, RopeTables, rope_tables
 
 
 def sincos_2d(embed_dim: int, grid: Grid) -> torch.Tensor:
@@ -49,7 +30,7 @@ def sincos_2d(embed_dim: int, grid: Grid) -> torch.Tensor:
     """
     if embed_dim % 4:
         raise ValueError(f"2D sin-cos positions need a width that is a multiple of 4, not {embed_dim}")
-    _, y, x = _grid_coordinates(grid)
+    _, y, x = grid_coordinates(grid)
     return torch.cat([sincos_1d(embed_dim // 2, y), sincos_1d(embed_dim // 2, x)], dim=1).float()
 
 
@@ -76,7 +57,7 @@ def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool = False) -> torch.
         )
     else:
         time_dim, space_dim = embed_dim // 2, embed_dim // 4
-    t, y, x = _grid_coordinates(grid)
+    t, y, x = grid_coordinates(grid)
     parts = [sincos_1d(time_dim, t), sincos_1d(space_dim, y), sincos_1d(space_dim, x)]
     return torch.cat(parts, dim=1)[:, :embed_dim].float()
 
@@ -148,7 +129,7 @@ class Positions(nn.Module):
         pos_embed = self.pos_embed if grid is None or grid == self.grid else self._interpolate(grid)
         return x + (pos_embed if indices is None else pos_embed[0, indices])
 
-    def rope(self, indices: torch.Tensor | None = None, grid: Grid | None = None) -> "RopeTables | None":
+    def rope(self, indices: torch.Tensor | None = None, grid: Grid | None = None) -> RopeTables | None:
         """Return the rotary tables of all tokens or of `indices` [B, K]; None for sin-cos positions."""
         if not self.use_rope:
             return None
@@ -195,117 +176,6 @@ def interpolate_positions(table: torch.Tensor, old: Grid, new: Grid) -> torch.Te
     """Interpolate position embeddings [t*h*w, D] trilinearly from the grid `old` to the grid `new`."""
     volume = rearrange(table, "(t h w) D -> 1 D t h w", t=old[0], h=old[1])
     return rearrange(F.interpolate(volume, size=new, mode="trilinear"), "1 D t h w -> (t h w) D")
-
-
-class RopeTables(NamedTuple):
-    """Coefficients of a linear map of channel pairs (a, b), written as complex numbers z = a + ib.
-
-    The map is z * rotation + conj(z) * reflection. Both tables hold real and imaginary parts,
-    [1 or B, N, 1, 1, pairs, 2]. A pure rotation has no reflection term.
-    """
-
-    rotation: torch.Tensor
-    reflection: torch.Tensor | None = None
-
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "RopeTables":
-        """Apply a function to both tables."""
-        return RopeTables(function(self.rotation), None if self.reflection is None else function(self.reflection))
-
-
-def rope_tables(
-    head_dim: int, grid: Grid, pairing: RopePairing = "interleaved", extent: int | None = None
-) -> RopeTables:
-    """Return `axial_rope` tables of all tokens of the grid, with a third of the channels for each axis.
-
-    Args:
-        head_dim: Channels per attention head.
-        grid: Token grid (t, h, w).
-        pairing: See `axial_rope`.
-        extent: Spread rows and columns evenly over the positions 0 to extent - 1 of a grid of that side, whatever the
-            size of the frames, as V-JEPA 2.1 does with 16. None: the positions are the numbers of rows and columns.
-
-    Raises:
-        ValueError: If `head_dim` is odd or less than 6, two channels per axis.
-    """
-    if head_dim < 6 or head_dim % 2:
-        raise ValueError(f"rotary positions need an even number of channels per head, at least 6, not {head_dim}")
-    t, y, x = (axis[None] for axis in _grid_coordinates(grid))
-    if extent is not None:
-        y, x = (axis * ((extent - 1) / max(1, size - 1)) for axis, size in ((y, grid.h), (x, grid.w)))
-    return axial_rope(head_dim, [t, y, x], pairing)
-
-
-def axial_rope(head_dim: int, coordinates: Sequence[torch.Tensor], pairing: RopePairing = "interleaved") -> RopeTables:
-    """Return rotary tables as in RoFormer (Su et al. 2021), equation 34, with equally many channels per axis.
-
-    Channels 2i and 2i+1 form a pair. Channels that remain after an even split among the axes are not rotated.
-
-    Args:
-        head_dim: Channels per attention head.
-        coordinates: For each axis the coordinates of the tokens [1 or B, N].
-        pairing: `interleaved` gives both channels of a pair the same frequency, so that the pair is rotated. `vjepa2`
-            concatenates the list of frequencies with itself instead, which is not a rotation, but is what the released
-            weights of V-JEPA 2 were trained with.
-    """
-    dim = head_dim // len(coordinates) // 2 * 2
-    omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device=coordinates[0].device) / (dim // 2))
-    angles = [axis[..., None] * omega for axis in coordinates]
-    unrotated = (head_dim - len(coordinates) * dim) // 2
-    if pairing == "interleaved":
-        return RopeTables(_as_real(_phasors(angles, unrotated)))
-    channel_angles = [torch.cat([angle, angle], dim=-1) for angle in angles]
-    # A pair (a, b) becomes a cos - b sin of the first channel's angle, and a sin + b cos of the second's.
-    first, second = (_phasors([angle[..., i::2] for angle in channel_angles], unrotated) for i in (0, 1))
-    return RopeTables(_as_real((first + second) / 2), _as_real((first - second).conj() / 2))
-
-
-def rotate(x: torch.Tensor, rope: RopeTables) -> torch.Tensor:
-    """Apply rotary tables to stacked queries and keys x [B, N, 2, heads, head_dim].
-
-    Computed in fp32 at least; the result has the dtype of `x`.
-    """
-    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-    rope = rope.map(lambda table: table.to(pairs.dtype))  # the model may have been cast to low precision
-    # Complex numbers are fastest in eager mode; torch.compile fuses the real version into a single kernel.
-    rotated = (_rotate_real if torch.compiler.is_compiling() else _rotate_complex)(pairs, rope)
-    return rotated.flatten(-2).type_as(x)
-
-
-def _rotate_complex(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
-    z = torch.view_as_complex(pairs)
-    rotated = z * torch.view_as_complex(rope.rotation)
-    if rope.reflection is not None:
-        rotated = torch.addcmul(rotated, z.conj(), torch.view_as_complex(rope.reflection))
-    return torch.view_as_real(rotated)
-
-
-def _rotate_real(pairs: torch.Tensor, rope: RopeTables) -> torch.Tensor:
-    def product(a: torch.Tensor, b: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        real, imaginary = factor.unbind(-1)
-        return torch.stack([a * real - b * imaginary, a * imaginary + b * real], dim=-1)
-
-    a, b = pairs.unbind(-1)
-    rotated = product(a, b, rope.rotation)
-    return rotated if rope.reflection is None else rotated + product(a, -b, rope.reflection)
-
-
-def _phasors(angles: list[torch.Tensor], unrotated: int) -> torch.Tensor:
-    """Return exp(i * angle) for the angles of all axes, each [1 or B, N, pairs], followed by `unrotated` ones.
-
-    Shape: [1 or B, N, 1, 1, all pairs].
-    """
-    angle = F.pad(torch.cat(angles, dim=-1), (0, unrotated))[..., None, None, :]
-    return torch.polar(torch.ones_like(angle), angle)
-
-
-def _as_real(z: torch.Tensor) -> torch.Tensor:
-    """Return real and imaginary parts in a new last dimension, float32."""
-    return torch.view_as_real(z.resolve_conj()).float()
-
-
-def _grid_coordinates(grid: Grid) -> Coordinates:
-    """Return the coordinates of all tokens of the grid, each [N]."""
-    return locate(torch.arange(math.prod(grid), device="cpu"), grid)
 
 
 def _axis(size: int) -> torch.Tensor:

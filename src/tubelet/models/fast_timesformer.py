@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from tubelet.grid import Grid, as_pair
 from tubelet.layers import MLP
+from tubelet.layers.coordinates import locate
 from tubelet.layers.groups import Groups, tube_grid
 from tubelet.layers.init import init_weights
 from tubelet.layers.mixing import MECHANISMS, FastAttention, PerformerAttention, RegularAttention
 from tubelet.layers.patch_embed import ClipEmbed
-from tubelet.layers.positions import RopeTables, axial_rope, locate
+from tubelet.layers.rope import RopeTables, axial_rope
 from tubelet.models.video_encoder import VideoEncoder
 
 __all__ = ["FastAttention", "FastTimeSformer", "PerformerAttention", "RegularAttention"]

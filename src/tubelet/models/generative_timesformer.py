@@ -15,11 +15,13 @@ from torch import nn
 
 from tubelet.grid import Grid, as_pair
 from tubelet.layers.checks import head_width
+from tubelet.layers.coordinates import locate
 from tubelet.layers.groups import Groups
 from tubelet.layers.init import init_weights
 from tubelet.layers.mixing import RegularAttention
 from tubelet.layers.patch_embed import ClipEmbed
-from tubelet.layers.positions import RopeTables, axial_rope, locate, sincos_3d
+from tubelet.layers.positions import sincos_3d
+from tubelet.layers.rope import RopeTables, axial_rope
 from tubelet.models.fast_timesformer import SpaceTimeBlock
 from tubelet.models.interfaces import Encoder
 

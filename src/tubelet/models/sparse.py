@@ -14,7 +14,8 @@ from tubelet.layers.attention import AttentionFn
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.pattern_attention import pattern_attention
 from tubelet.layers.patterns import Pattern, parse_pattern
-from tubelet.layers.positions import Positions, RopePairing
+from tubelet.layers.positions import Positions
+from tubelet.layers.rope import RopePairing
 from tubelet.models.video_encoder import VideoEncoder
 
 

@@ -16,7 +16,8 @@ from tubelet.layers.block import run_block
 from tubelet.layers.init import init_weights, rescale_blocks
 from tubelet.layers.pattern_attention import pattern_attention
 from tubelet.layers.patterns import Lookback
-from tubelet.layers.positions import Positions, RopePairing
+from tubelet.layers.positions import Positions
+from tubelet.layers.rope import RopePairing
 from tubelet.layers.segments import attend_in_segments, join
 from tubelet.models.interfaces import Encoder
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tubelet.grid import Grid
 from tubelet.layers.attention import AttentionFn
 from tubelet.layers.patterns import Pattern, Window
-from tubelet.layers.positions import RopePairing
+from tubelet.layers.rope import RopePairing
 from tubelet.models.sparse import SparseTransformer
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tubelet.config import Pair
 from tubelet.data import Batch
 from tubelet.grid import Grid
-from tubelet.layers.positions import locate
+from tubelet.layers.coordinates import locate
 from tubelet.objectives.losses.hidden_features import prediction_error, take_tokens
 from tubelet.training.objective import ObjectiveOptions
 from tubelet.training.schedules import linear
