@@ -5,9 +5,10 @@ from typing import Any, Literal
 from app.audio.options import Options
 from tubelet.config import check, naming
 from tubelet.data import DataConfig
-from tubelet.data.loader import Loader, make_eval_loader
+from tubelet.data.loader import make_eval_loader
 from tubelet.data.sounding_videos import Dataset
 from tubelet.data.transforms import EvalTransform, TrainTransform
+from tubelet.data.workers import Loader
 from tubelet.objectives.audio_visual import largest
 from tubelet.probing.clips import clip_options
 from tubelet.probing.split import check_labels

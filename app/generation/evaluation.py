@@ -17,7 +17,8 @@ from app.generation.options import Options
 from tubelet.config import ConfigError, naming
 from tubelet.config.registry import find
 from tubelet.data import Batch, Draw, Sample, evenly_spaced
-from tubelet.data.loader import collate, make_eval_loader
+from tubelet.data.collate import collate
+from tubelet.data.loader import make_eval_loader
 from tubelet.data.transforms import EvalTransform
 from tubelet.generation.forecasts import BASELINES, Rollout, copy_last, roll_out
 from tubelet.generation.metrics import FrameMetrics

@@ -11,9 +11,10 @@ from tubelet.config import ConfigError
 from tubelet.config.registry import find
 from tubelet.data import NORMALIZATION, Batch
 from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import SampleSource, make_train_loader
+from tubelet.data.loader import make_train_loader
 from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform
+from tubelet.data.types import SampleSource
 from tubelet.runtime.checkpoint import CheckpointError
 from tubelet.runtime.distributed import World
 from tubelet.runtime.seeds import seed_for

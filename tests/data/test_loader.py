@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tubelet.data import AugConfig, Batch, DataConfig, VideoError, evenly_spaced
-from tubelet.data.loader import Loader, make_eval_loader, make_train_loader
+from tubelet.data.loader import make_eval_loader, make_train_loader
 from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.data.video_dataset import Dataset
+from tubelet.data.workers import Loader
 from tubelet.runtime.distributed import World
 
 
@@ -192,7 +193,7 @@ def test_workers_that_are_always_killed_while_idle_are_an_error(videos, monkeypa
         def __getitem__(self, step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("tubelet.data.loader.MAX_RESTARTS", 1)
+    monkeypatch.setattr("tubelet.data.workers.MAX_RESTARTS", 1)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(Loader(Killing(), range(4), 1, False, 0))
 
@@ -244,7 +245,7 @@ def test_the_death_of_a_worker_interrupts_nothing_even_after_another_data_loader
 import signal
 from types import SimpleNamespace
 from torch.utils.data import DataLoader
-from tubelet.data.loader import Loader
+from tubelet.data.workers import Loader
 
 list(DataLoader(range(2), num_workers=1))
 

@@ -5,7 +5,7 @@ import torch
 
 from tubelet.config import UserError
 from tubelet.data import loader, worker_monitor
-from tubelet.data.loader import Loader
+from tubelet.data.workers import Loader
 
 
 class Source:

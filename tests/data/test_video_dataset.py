@@ -7,7 +7,8 @@ from tests.data.batches import load
 from tubelet.config import ConfigError
 from tubelet.data import AugConfig, BadFile, DataConfig, Draw, VideoError
 from tubelet.data.bad_files import NoReplacement
-from tubelet.data.loader import collate, make_eval_loader
+from tubelet.data.collate import collate
+from tubelet.data.loader import make_eval_loader
 from tubelet.data.streams import SampleStream
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.data.video_dataset import Dataset

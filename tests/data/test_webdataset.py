@@ -14,7 +14,7 @@ from tests.data.batches import load
 from tubelet.config import ConfigError
 from tubelet.data import AugConfig, DataConfig, Draw, VideoError, shard_index
 from tubelet.data.decoders import open_video, read_frames
-from tubelet.data.shard_index import expand
+from tubelet.data.shard_list import expand
 from tubelet.data.storage import StorageConfig
 from tubelet.data.transforms import EvalTransform, TrainTransform
 from tubelet.data.webdataset import Dataset

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from tubelet.config import registry
 from tubelet.grid import ClipShape
 from tubelet.masks import MASKS, build_collator
-from tubelet.masks.default import DefaultCollator
 from tubelet.masks.random_tube import MaskCollator as RandomTube
 
 MASK_TYPES = MASKS.available()
@@ -197,13 +196,6 @@ def test_random_tube_ratio_counts_exactly():
 def test_random_tube_refuses_ratios_that_leave_nothing(ratio):
     with pytest.raises(ValueError, match="ratio"):
         RandomTube([{"ratio": ratio}], crop_size=64)
-
-
-def test_default_collator_masks_nothing():
-    clips, masks_context, masks_target = DefaultCollator()([torch.zeros(2), torch.ones(2)])
-    assert clips.tolist() == [[0, 0], [1, 1]]
-    assert masks_context is None
-    assert masks_target is None
 
 
 def same_masks(masks, others) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -188,3 +188,13 @@ class Batch:
             masks_context=tuple(mapped(mask) for mask in self.masks_context),
             masks_target=tuple(mapped(mask) for mask in self.masks_target),
         )
+
+
+class SampleSource(Protocol):
+    """The part of a data set that a loader uses; see `video_dataset.Dataset`."""
+
+    unreadable: dict[int, str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw) -> Sample: ...

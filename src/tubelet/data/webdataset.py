@@ -19,7 +19,8 @@ from tubelet.data import storage, video_dataset
 from tubelet.data.decoders import Video
 from tubelet.data.options import DataConfig
 from tubelet.data.rows import Numbers, Rows
-from tubelet.data.shard_index import ShardIndex, expand, index_shards
+from tubelet.data.shard_index import ShardIndex, index_shards
+from tubelet.data.shard_list import expand
 from tubelet.data.sources import VIDEO_SUFFIXES, Source
 from tubelet.data.storage import Status
 from tubelet.data.types import VideoError

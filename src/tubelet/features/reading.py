@@ -13,10 +13,10 @@ from tubelet.config.registry import find
 from tubelet.data import DataConfig, VideoError, video_dataset
 from tubelet.data.clip_sampling import clip_length, sample_frames
 from tubelet.data.decoders import Video
-from tubelet.data.loader import Loader
 from tubelet.data.transforms import EvalTransform
 from tubelet.data.windows import read_clips, sliding_windows
 from tubelet.data.worker_monitor import reading
+from tubelet.data.workers import Loader
 from tubelet.features.options import FeaturesDataConfig
 from tubelet.probing.clips import clip_options
 from tubelet.runtime.seeds import Purpose, numpy_generator

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tubelet.data import Batch
-from tubelet.data.loader import Loader
+from tubelet.data.workers import Loader
 from tubelet.runtime.distributed import autocast
 from tubelet.runtime.watchdog import Watchdog
 

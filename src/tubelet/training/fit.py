@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tubelet.data.bad_files import BadFiles
-from tubelet.data.loader import SampleSource, make_train_loader
+from tubelet.data.loader import make_train_loader
 from tubelet.data.streams import SampleStream
+from tubelet.data.types import SampleSource
 from tubelet.training.callbacks import BadFileCheck, Callback
 from tubelet.training.trainer import Trainer
 

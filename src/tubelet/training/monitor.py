@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from tubelet.data import Batch, evenly_spaced, to_float
-from tubelet.data.loader import SampleSource, make_eval_loader
+from tubelet.data.loader import make_eval_loader
+from tubelet.data.types import SampleSource
 from tubelet.grid import Grid
 from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.transfer import to_device
