@@ -8,8 +8,9 @@ from tubelet.config import RESUME_IGNORED, Config
 from tubelet.models import EncoderOptions
 from tubelet.models.inflatable import TubeletInit
 from tubelet.probing import fine_tuning
+from tubelet.probing.data_options import EvaluationConfig, LabelledDataConfig, check_one_normalization
 from tubelet.probing.heads import TrainedHeadOptions
-from tubelet.probing.options import EvaluationConfig, LabelledDataConfig, PretrainConfig, check_one_normalization
+from tubelet.probing.options import PretrainConfig
 from tubelet.training.options import LoggingConfig
 from tubelet.training.schedules import NotNegative, Positive
 

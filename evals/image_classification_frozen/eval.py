@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from tubelet.data import DataFormat
-from tubelet.probing.options import ProbeDataConfig, ProbeOptions
+from tubelet.probing.data_options import ProbeDataConfig
+from tubelet.probing.options import ProbeOptions
 from tubelet.probing.run import run
 from tubelet.runtime.distributed import World
 

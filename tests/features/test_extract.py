@@ -23,9 +23,9 @@ from tubelet.data.windows import sliding_windows
 from tubelet.features import store
 from tubelet.features.reading import ClipReader
 from tubelet.probing.clips import LabelledClips
+from tubelet.probing.data_options import LabelledDataConfig
 from tubelet.probing.encoder import FrozenEncoder, with_normalization
 from tubelet.probing.heads import pool
-from tubelet.probing.options import LabelledDataConfig
 from tubelet.runtime.distributed import World
 
 READABLE = [0, 1, 2, 3, 4, 5, 6]

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tubelet.config import RESUME_IGNORED, Config, Square
-from tubelet.probing.options import ClipsConfig, PretrainConfig
+from tubelet.probing.data_options import ClipsConfig
+from tubelet.probing.options import PretrainConfig
 from tubelet.runtime.parallelize import DistributedConfig
 
 Kind = Literal["mean", "slots", "tokens"]

@@ -11,11 +11,12 @@ from tubelet.config import ConfigError, check, naming
 from tubelet.config.addresses import public
 from tubelet.config.registry import find
 from tubelet.data import AugConfig, Batch, DataConfig, Draw
-from tubelet.data.loader import Loader, collate
+from tubelet.data.collate import collate
 from tubelet.data.rows import Mapped
 from tubelet.data.transforms import EvalTransform, ShuffledFrames, TrainTransform
 from tubelet.data.video_dataset import Transform
-from tubelet.probing.options import ClipsConfig, LabelledDataConfig
+from tubelet.data.workers import Loader
+from tubelet.probing.data_options import ClipsConfig, LabelledDataConfig
 from tubelet.probing.split import check_labels, fingerprint, problems_of_labels
 from tubelet.runtime.distributed import World
 

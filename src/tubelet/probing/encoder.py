@@ -16,7 +16,8 @@ from tubelet.data import AugConfig, to_float
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder, drop_lacking_defaults
 from tubelet.models.interfaces import Encoder
-from tubelet.probing.options import RANDOM, ClipsConfig, PretrainConfig
+from tubelet.probing.data_options import ClipsConfig
+from tubelet.probing.options import RANDOM, PretrainConfig
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World, autocast
 from tubelet.runtime.seeds import seed_for

@@ -13,8 +13,9 @@ from tubelet.data.video_dataset import Dataset
 from tubelet.grid import ClipShape
 from tubelet.models import EncoderOptions, build_encoder, check_returns_tokens
 from tubelet.models.interfaces import Encoder
+from tubelet.probing.data_options import ClipsConfig
 from tubelet.probing.encoder import load, with_normalization
-from tubelet.probing.options import ClipsConfig, PretrainConfig
+from tubelet.probing.options import PretrainConfig
 from tubelet.runtime.distributed import World
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.training import options as training
