@@ -45,9 +45,7 @@ class Videos:
             world=world,
         )
         self.lists = split.fingerprint(self.train.paths, self.train.labels, self.val.paths, self.val.labels)
-        self.chosen = torch.tensor(
-            split.labelled_subset(self.train.labels, data.labels_per_class, data.label_fraction, self.seed)
-        )
+        self.chosen = torch.tensor(split.labelled_subset(self.train.labels, data, self.seed))
         self.global_batch = o.batch_size * world.world_size
         self.steps_per_epoch = -(-len(self.chosen) // self.global_batch)
         self.last_step = o.num_epochs * self.steps_per_epoch

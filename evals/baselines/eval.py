@@ -72,26 +72,24 @@ def main(options: Options, world: World) -> None:
     jobs = [(kind, name, seed) for kind in options.kinds for name in options.tasks for seed in options.seeds]
     for kind, name, seed in progress(jobs, desc="baselines: fitting", unit="fit"):
         task, of_task = options.tasks[name], results[kind][name]
-        if of_task and (task.labels_per_class, task.label_fraction) == (
-            None,
-            None,
-        ):  # without a subset to draw, nothing depends on the seed
+        if of_task and task.is_all:  # nothing depends on the seed
             of_task[str(seed)] = next(iter(of_task.values()))
         else:
-            of_task[str(seed)] = _measure(kind, name, task, seed, lists[task.train], lists[task.test], described)
+            of_task[str(seed)] = _measure(kind, name, task, seed, lists, described)
     write_json(folder / "results.json", {"baselines": results})
 
 
 def _measure(
-    kind: str, name: str, task: Task, seed: int, train: Source, val: Source, described: dict[str, dict[str, np.ndarray]]
+    kind: str, name: str, task: Task, seed: int, lists: dict[str, Source], described: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, float]:
+    train, val = lists[task.train], lists[task.test]
     with naming(f"tasks.{name}", instead_of="data.datasets"):
         classes, (train_labels, val_labels) = number_classes([task.train, task.test], [train, val])
     for labels, source, key in ((train_labels, train, "train"), (val_labels, val, "test")):
         check_labels(labels, source.paths, task.num_classes, f"tasks.{name}.{key}")
     for problem in problems_of_labels(train_labels, val_labels, task.num_classes, classes):
         logger.warning("tasks.%s: %s", name, problem)
-    chosen = labelled_subset(train_labels, task.labels_per_class, task.label_fraction, seed)
+    chosen = labelled_subset(train_labels, task, seed)
     top1 = baselines.accuracy(
         baselines.stack([described[path] for path in train.paths], kind)[chosen],
         torch.tensor(np.asarray(train_labels))[chosen],

@@ -13,11 +13,11 @@ from evals.predictor_calibration.pretraining import FeaturePrediction
 from tubelet.config import ConfigError
 from tubelet.config.registry import find
 from tubelet.data import evenly_spaced
-from tubelet.data.loader import ONE_PROCESS, make_eval_loader
+from tubelet.data.loader import make_eval_loader
 from tubelet.data.transforms import EvalTransform
 from tubelet.generation.calibration import SCORES, Calibration, forecast_scores, random_directions
 from tubelet.masks import build_collator
-from tubelet.runtime.distributed import World
+from tubelet.runtime.distributed import ONE_PROCESS, World
 from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import Purpose, numpy_generator, torch_generator
 from tubelet.runtime.watchdog import Watchdog

@@ -8,7 +8,8 @@ import torch
 
 from tubelet.config import UserError
 from tubelet.data import BadFile, Draw, Sample
-from tubelet.data.loader import collate, make_train_loader
+from tubelet.data.collate import collate
+from tubelet.data.loader import make_train_loader
 from tubelet.data.streams import SampleStream
 
 

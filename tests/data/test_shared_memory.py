@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tubelet.config import UserError
-from tubelet.data import loader, worker_monitor
+from tubelet.data import worker_monitor, workers
 from tubelet.data.workers import Loader
 
 
@@ -47,4 +47,4 @@ def test_no_room_for_the_table_of_workers_is_explained(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(UserError, match="/dev/shm"):
         next(iter(Loader(Source(""), range(3), 1, False, 0)))
-    assert loader._explain_memory(RuntimeError("x")).args == ("x",)
+    assert workers._explain_memory(RuntimeError("x")).args == ("x",)

@@ -7,16 +7,17 @@ import pytest
 from tubelet.config import ConfigError
 from tubelet.data.rows import Numbers, Strings
 from tubelet.probing import split
+from tubelet.probing.label_subset import LabelSubset
 
 LABELS = [0] * 20 + [1] * 9 + [2] * 14
 
 
 def per_class(count, seed=0):
-    return split.labelled_subset(LABELS, count, None, seed)
+    return split.labelled_subset(LABELS, LabelSubset(labels_per_class=count), seed)
 
 
 def fraction(share, seed=0):
-    return split.labelled_subset(LABELS, None, share, seed)
+    return split.labelled_subset(LABELS, LabelSubset(label_fraction=share), seed)
 
 
 def test_few_per_class_is_balanced_seeded_and_nested():
@@ -25,7 +26,7 @@ def test_few_per_class_is_balanced_seeded_and_nested():
     assert chosen == sorted(set(chosen)) == per_class(5)
     assert chosen != per_class(5, seed=1)
     assert set(chosen) < set(per_class(8))
-    assert split.labelled_subset(LABELS, None, None, 0) == list(range(43))
+    assert split.labelled_subset(LABELS, LabelSubset(), 0) == list(range(43))
 
 
 def test_a_fraction_is_stratified_seeded_and_nested():

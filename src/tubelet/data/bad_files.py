@@ -8,7 +8,7 @@ import numpy as np
 
 from tubelet.config import UserError
 from tubelet.data.types import BadFile, Batch
-from tubelet.runtime.distributed import World
+from tubelet.runtime.distributed import ONE_PROCESS, World
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class BadFiles:
         world: The processes of the run.
     """
 
-    def __init__(self, path: str | Path, max_fraction: float, world: World | None = None):
-        self.path, self.max_fraction, self.world = Path(path), max_fraction, world or World()
+    def __init__(self, path: str | Path, max_fraction: float, world: World = ONE_PROCESS):
+        self.path, self.max_fraction, self.world = Path(path), max_fraction, world
         self.num_draws = 0
         """Of this process."""
         self._listed: dict[str, str] = self._read()

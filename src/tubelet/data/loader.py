@@ -8,9 +8,7 @@ from tubelet.data.options import MaskLengths
 from tubelet.data.streams import SampleStream
 from tubelet.data.types import Batch, Draw, SampleSource
 from tubelet.data.workers import Loader
-from tubelet.runtime.distributed import World
-
-ONE_PROCESS = World()
+from tubelet.runtime.distributed import ONE_PROCESS, World
 
 
 def make_train_loader(

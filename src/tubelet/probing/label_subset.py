@@ -13,6 +13,11 @@ class LabelSubset(Config):
     label_fraction: float | None = Field(None, gt=0, le=1)
     """Train on this fraction of the videos of each class, at least one, drawn likewise."""
 
+    @property
+    def is_all(self) -> bool:
+        """Whether all labels are used."""
+        return self.labels_per_class is None and self.label_fraction is None
+
     @model_validator(mode="after")
     def _one_number_of_labels(self) -> "LabelSubset":
         if self.labels_per_class is not None and self.label_fraction is not None:

@@ -63,9 +63,7 @@ class Probe:
         train, val = sets.train, sets.val
         self.train, self.val = self._features(train, watchdog), self._features(val, watchdog)
         self.shuffled = None if sets.shuffled is None else self._features(sets.shuffled, watchdog)
-        self.chosen = torch.tensor(
-            split.labelled_subset(train.labels, data.labels_per_class, data.label_fraction, self.seed)
-        )
+        self.chosen = torch.tensor(split.labelled_subset(train.labels, data, self.seed))
         lists = (train.paths, train.labels, val.paths, val.labels)
         normalization = (encoder.mean, encoder.std)
         self.inputs = split.fingerprint(VERSION, self.global_batch, encoder.fingerprint, normalization, *lists)

@@ -51,7 +51,7 @@ def _labelled(options: ProbeOptions, world: World) -> LabelledSets:
         world=world,
     )
     for seed in options.seeds:
-        split.labelled_subset(sets.train.labels, options.data.labels_per_class, options.data.label_fraction, seed)
+        split.labelled_subset(sets.train.labels, options.data, seed)
     return sets
 
 

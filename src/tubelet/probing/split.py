@@ -8,21 +8,19 @@ import torch
 
 from tubelet.config import ConfigError
 from tubelet.data.rows import Rows
+from tubelet.probing.label_subset import LabelSubset
 from tubelet.runtime.seeds import torch_generator
 
 MAX_SHOWN = 10
 """Classes that a warning lists."""
 
 
-def labelled_subset(
-    labels: Sequence[int], labels_per_class: int | None, label_fraction: float | None, seed: int
-) -> list[int]:
+def labelled_subset(labels: Sequence[int], subset: LabelSubset, seed: int) -> list[int]:
     """Draw the samples that a probe trains on from `seed`.
 
     Args:
         labels: Label of each sample.
-        labels_per_class: Samples of each class.
-        label_fraction: Fraction of the samples of each class, at least one of them. Where both are None, all are taken.
+        subset: How many samples of each class are drawn.
         seed: Seed of the draw. The samples of a smaller number are among those of a larger one.
 
     Returns:
@@ -34,10 +32,10 @@ def labelled_subset(
     chosen = []
     for label, members in _members(labels).items():
         count = len(members)
-        if label_fraction is not None:
-            count = max(1, round(label_fraction * count))
-        if labels_per_class is not None:
-            count = labels_per_class
+        if subset.label_fraction is not None:
+            count = max(1, round(subset.label_fraction * count))
+        if subset.labels_per_class is not None:
+            count = subset.labels_per_class
         if len(members) < count:
             raise ConfigError(
                 f"data.labels_per_class is {count}, but class {label} has only {len(members)} training samples"

@@ -81,6 +81,9 @@ class World:
         return int(tensor)
 
 
+ONE_PROCESS = World()
+
+
 def init(rank: int, world_size: int, device: str, address: str) -> World:
     """Join the process group at `address`, e.g. tcp://host:port. Raises in every rank if the group is incomplete."""
     torch_device = torch.device(device)
