@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,46 @@ ONE_PREDICTION = {"one_step": "climatology_mean", "mask_tokens": "mask_tokens_cl
 """Forecasts that are one prediction -> the baseline of their skill. That of the samples is `climatology`."""
 Scores = dict[str, dict[str, list[float]]]
 """Forecast -> score -> one number for each clip and mask."""
+
+
+class Ranks:
+    """Ranks of the truth among the draws of a sampler, and those of one draw more, which a calibrated sampler has."""
+
+    def __init__(self, draws: int):
+        self.of_truth, self.of_draw = Calibration(draws), Calibration(draws)
+
+    def merge(self, others: Sequence[Ranks]) -> None:
+        """Add the ranks of other processes."""
+        self.of_truth.merge(other.of_truth for other in others)
+        self.of_draw.merge(other.of_draw for other in others)
+
+
+@dataclass
+class Measured:
+    """What has been measured on some clips.
+
+    Attributes:
+        ranks: Sampler -> ranks.
+        scores: Forecast -> score -> one number for each clip and mask.
+        clips: Number of clips.
+    """
+
+    ranks: dict[str, Ranks]
+    scores: Scores = field(default_factory=dict)
+    clips: int = 0
+
+    @classmethod
+    def merged(cls, parts: Sequence[Measured]) -> Measured:
+        """Return what all processes have measured together."""
+        total, *others = parts
+        for name, ranks in total.ranks.items():
+            ranks.merge([part.ranks[name] for part in others])
+        for part in others:
+            for name, of_forecast in part.scores.items():
+                for key, numbers in of_forecast.items():
+                    total.scores.setdefault(name, {}).setdefault(key, []).extend(numbers)
+        total.clips = sum(part.clips for part in parts)
+        return total
 
 
 class Measurement:
@@ -83,28 +124,21 @@ class Measurement:
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
         """Measure all clips; return the content of `results.json`, in every process."""
-        names = [sampler.name for sampler in self.options.samplers]
         climatologies = [self._climatology(m) for m in (self.model, self.reference) if m is not None]
-        of_truth, of_draw = ({name: Calibration(self.options.draws) for name in names} for _ in range(2))
-        scores: Scores = {}
-        count = 0
+        local = Measured({sampler.name: Ranks(self.options.draws) for sampler in self.options.samplers})
         for number, clip in self._read(self.measured, "clips", self.world):
-            self._measure(number, clip, climatologies, of_truth, of_draw, scores)
-            count += 1
+            self._measure(number, clip, climatologies, local)
         self.watchdog.note("waiting for the other processes")
-        parts = self.world.all_gather_object((of_truth, of_draw, scores, count, self.unreadable))
-        unreadable = {path: reason for *_, part in parts for path, reason in part.items()}
-        if not any(part[3] for part in parts):
+        parts = self.world.all_gather_object((local, self.unreadable))
+        unreadable = {path: reason for _, files in parts for path, reason in files.items()}
+        measured = Measured.merged([part for part, _ in parts])
+        if not measured.clips:
             raise ConfigError(f"data.datasets: no clip can be read; {next(iter(unreadable.items()))}")
-        merged = [
-            {name: Calibration(self.options.draws).merge(part[i][name] for part in parts) for name in names}
-            for i in range(2)
-        ]
         return {
-            "clips": sum(part[3] for part in parts),
+            "clips": measured.clips,
             "masks": len(self.masks),
             "draws": self.options.draws,
-            **self._summary(*merged, _mean([part[2] for part in parts])),
+            **self._summary(measured),
             "unreadable": unreadable,
         }
 
@@ -115,16 +149,8 @@ class Measurement:
             raise ConfigError(f"data.datasets: only {len(features)} of {len(self.climatology)} clips can be read")
         return torch.stack(features)
 
-    def _measure(
-        self,
-        number: int,
-        clip: Tensor,
-        climatologies: list[Tensor],
-        of_truth: dict[str, Calibration],
-        of_draw: dict[str, Calibration],
-        scores: Scores,
-    ) -> None:
-        """Measure a clip under each mask; add to `of_truth`, `of_draw` and `scores`."""
+    def _measure(self, number: int, clip: Tensor, climatologies: list[Tensor], measured: Measured) -> None:
+        """Measure a clip under each mask, and add it to `measured`."""
         o, device = self.options, self.world.device
 
         def generator(purpose: str) -> torch.Generator:
@@ -132,8 +158,9 @@ class Measurement:
 
         def score(name: str, forecast: Tensor, truth: Tensor) -> None:
             for key, value in forecast_scores(forecast, truth, self._directions(truth)).items():
-                scores.setdefault(name, {}).setdefault(key, []).append(value)
+                measured.scores.setdefault(name, {}).setdefault(key, []).append(value)
 
+        measured.clips += 1
         truths = [m.features(clip) for m in (self.model, self.reference) if m is not None]
         masks = self.masks.sample_masks(1, numpy_generator(o.seed, Purpose.MASKS, number, 0))
         for index, (seen, hidden) in enumerate(zip(*masks, strict=True)):
@@ -145,8 +172,9 @@ class Measurement:
                 draws = self.model.sample(
                     context, seen, hidden, sampler.steps, o.draws + 1, generator("draws"), sampler.eta
                 )
-                of_truth[sampler.name].add(draws[:-1], truth, self._directions(truth), ties)
-                of_draw[sampler.name].add(draws[:-1], draws[-1], self._directions(truth), ties)
+                ranks = measured.ranks[sampler.name]
+                ranks.of_truth.add(draws[:-1], truth, self._directions(truth), ties)
+                ranks.of_draw.add(draws[:-1], draws[-1], self._directions(truth), ties)
             estimates = self.model.sample(context, seen, hidden, 1, o.draws, generator("draws"))
             score("one_step", estimates.mean(0, keepdim=True), truth)
             score("climatology", climatologies[0][:, hidden[0]], truth)
@@ -165,24 +193,19 @@ class Measurement:
             self._directions_by_dim[dim] = random_directions(dim, self.options.directions, generator)
         return self._directions_by_dim[dim]
 
-    def _summary(
-        self,
-        of_truth: dict[str, Calibration],
-        of_draw: dict[str, Calibration],
-        forecasts: dict[str, dict[str, float]],
-    ) -> dict[str, Any]:
-        samplers = {}
-        for name, calibration in of_truth.items():
-            samplers[name] = calibration.summary(self.options.coverage)
-            control = of_draw[name].summary(self.options.coverage)
-            for ranked, ranks in samplers[name]["ranks"].items():
-                ranks["deviation_of_a_draw"] = control["ranks"][ranked]["deviation"]
-            samplers[name]["skill"] = _skill(samplers[name], forecasts["climatology"])
-        measured: dict[str, Any] = {**forecasts}
+    def _summary(self, measured: Measured) -> dict[str, Any]:
+        samplers, means = {}, _mean(measured.scores)
+        for name, ranks in measured.ranks.items():
+            samplers[name] = ranks.of_truth.summary(self.options.coverage)
+            control = ranks.of_draw.summary(self.options.coverage)
+            for ranked, of_truth in samplers[name]["ranks"].items():
+                of_truth["deviation_of_a_draw"] = control["ranks"][ranked]["deviation"]
+            samplers[name]["skill"] = _skill(samplers[name], means["climatology"])
+        forecasts: dict[str, Any] = {**means}
         for name, baseline in ONE_PREDICTION.items():
-            if name in forecasts:
-                measured[name] = forecasts[name] | {"skill": _skill(forecasts[name], forecasts[baseline])}
-        return {"samplers": samplers, "forecasts": measured}
+            if name in means:
+                forecasts[name] = means[name] | {"skill": _skill(means[name], means[baseline])}
+        return {"samplers": samplers, "forecasts": forecasts}
 
     def _read(self, indices: list[int], what: str, world: World = ONE_PROCESS) -> Iterator[tuple[int, Tensor]]:
         """Yield this process's readable clips, uint8 [1, C, T, H, W] on the device, and their numbers."""
@@ -208,8 +231,6 @@ def _skill(scores: dict[str, float], baseline: dict[str, float]) -> dict[str, fl
     return {key: 1 - scores[key] / baseline[key] for key in SCORES}
 
 
-def _mean(parts: list[Scores]) -> dict[str, dict[str, float]]:
-    """Return the mean scores of each forecast over the clips of all processes."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    columns = {name: {key: [x for p in parts if name in p for x in p[name][key]] for key in SCORES} for name in names}
-    return {name: {key: math.fsum(c) / len(c) for key, c in scores.items()} for name, scores in columns.items()}
+def _mean(scores: Scores) -> dict[str, dict[str, float]]:
+    """Return the mean scores of each forecast over clips and masks."""
+    return {name: {key: math.fsum(column) / len(column) for key, column in of.items()} for name, of in scores.items()}

@@ -13,6 +13,7 @@ from app.audio import train as program
 from app.audio.model import build_model
 from tests.app.conftest import FPS, RATE, classification
 from tests.processes import run as run_on_processes
+from tests.stops import stopped_at
 from tubelet import hub
 from tubelet.config import ConfigError, check
 from tubelet.data.loader import make_eval_loader
@@ -20,7 +21,6 @@ from tubelet.objectives.audio_visual import Synchronisation
 from tubelet.probing.encoder import with_normalization
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
-from tubelet.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -98,20 +98,11 @@ def test_a_label_that_needs_both_is_learned_from_both(raw):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path, monkeypatch):
+def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path):
     raw = TASKS[task][0](raw)
     straight = run(raw, folder=str(tmp_path / "straight"))
-    update = Trainer.update
-
-    def stop(self, clip_grad):
-        if self.step == 6:
-            raise InterruptedError
-        return update(self, clip_grad)
-
-    monkeypatch.setattr(Trainer, "update", stop)
-    with pytest.raises(InterruptedError):
+    with stopped_at(6):
         run(raw)
-    monkeypatch.setattr(Trainer, "update", update)
     assert run(raw) == straight
     ours, theirs = (last_weights(folder) for folder in (raw["folder"], tmp_path / "straight"))
     assert ours.keys() == theirs.keys() == TASKS[task][1]

@@ -14,11 +14,11 @@ from app.vjepa import train as pretraining
 from app.vjepa.options import Options
 from tests.app.conftest import RATE, classification
 from tests.processes import run as run_on_processes
+from tests.stops import stopped_at
 from tubelet import hub
 from tubelet.config import ConfigError, check
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
-from tubelet.training.trainer import Trainer
 
 ENCODER = {"name": "vit_tiny", "embed_dim": 24, "depth": 1, "num_heads": 2, "init_std": 0.1}
 MASK = {"num_blocks": 1, "spatial_scale": [0.5, 0.5]}
@@ -85,22 +85,13 @@ def assert_same_weights(ours, theirs):
         assert all(torch.equal(ours[part][name], value) for name, value in theirs[part].items()), part
 
 
-def test_going_on_after_a_stop_is_as_never_stopping_with_any_number_of_workers(raw, tmp_path, monkeypatch):
+def test_going_on_after_a_stop_is_as_never_stopping_with_any_number_of_workers(raw, tmp_path):
     straight = run(raw, tmp_path / "straight")
     assert len(straight) == 8
     terms = {"loss_video", "loss_sound", "spread_video", "spread_sound", "loss_std"}
     assert terms < steps(tmp_path / "straight")[0].keys()
-    update = Trainer.update
-
-    def stop(self, clip_grad):
-        if self.step == 5:
-            raise InterruptedError
-        return update(self, clip_grad)
-
-    monkeypatch.setattr(Trainer, "update", stop)
-    with pytest.raises(InterruptedError):
+    with stopped_at(5):
         run(raw, tmp_path / "stopped")
-    monkeypatch.setattr(Trainer, "update", update)
     run(raw, tmp_path / "stopped", num_workers=2)
     assert_same_weights(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
 

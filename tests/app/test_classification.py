@@ -13,6 +13,7 @@ from PIL import Image
 from app.classification import train as program
 from app.classification.data import Videos
 from tests.processes import run as run_on_processes
+from tests.stops import stopped_at
 from tubelet import hub
 from tubelet.config import ConfigError, UserError, check, load
 from tubelet.config import read as load_yaml
@@ -107,10 +108,6 @@ def test_a_head_that_is_not_trained_by_gradient_descent_is_refused(raw):
         run(raw, head="knn")
 
 
-class Stopped(Exception):
-    pass
-
-
 ALL_DRAWS = {
     "data_aug": {},
     "model": {
@@ -121,21 +118,12 @@ ALL_DRAWS = {
 }
 
 
-def test_going_on_after_a_stop_is_as_never_stopping(raw, tmp_path, monkeypatch):
+def test_going_on_after_a_stop_is_as_never_stopping(raw, tmp_path):
     raw["optimization"] |= ALL_DRAWS["optimization"] | {"num_epochs": 3}
     sections = ALL_DRAWS | {"optimization": {}, "logging": {"checkpoint_every_steps": 1, "log_every": 1}}
     straight = run(raw, folder=str(tmp_path / "straight"), **sections)
-    update = Trainer.update
-
-    def stop_in_the_second_epoch(self, clip_grad):
-        if self.step == 5:
-            raise Stopped
-        return update(self, clip_grad)
-
-    monkeypatch.setattr(Trainer, "update", stop_in_the_second_epoch)
-    with pytest.raises(Stopped):
+    with stopped_at(5):
         run(raw, **sections)
-    monkeypatch.setattr(Trainer, "update", update)
     assert run(raw, **sections) == straight
     ours, theirs = (last_state(folder) for folder in (raw["folder"], tmp_path / "straight"))
     for part in ("encoder", "classifier"):

@@ -11,9 +11,9 @@ from PIL import Image
 
 from app.generation import train as program
 from tests.processes import run as run_on_processes
+from tests.stops import stopped_at
 from tubelet.config import ConfigError, check
 from tubelet.runtime.distributed import World
-from tubelet.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +96,11 @@ def test_training_and_everything_that_is_measured(raw, tmp_path):
     assert Image.open(tmp_path / "run" / "prediction.gif").width == 4 * (128 + 8)  # truth, mean, two draws
 
 
-def test_a_run_that_stops_goes_on_as_if_it_had_not(raw, tmp_path, monkeypatch):
+def test_a_run_that_stops_goes_on_as_if_it_had_not(raw, tmp_path):
     straight = run(raw, folder=str(tmp_path / "straight"))
 
-    def stop(trainer, clip_grad, update=Trainer.update):
-        if trainer.step == 4:
-            raise KeyboardInterrupt
-        return update(trainer, clip_grad)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "update", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(raw)
+    with stopped_at(4):
+        run(raw)
     resumed = run(raw)
     assert straight.pop("train_seconds") > 0
     resumed.pop("train_seconds")

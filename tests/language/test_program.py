@@ -11,11 +11,11 @@ import torch
 from app.language import train as program
 from tests.language.runs import ENCODER, LISTS, TASKS, last_weights, losses, predictions, results, run
 from tests.processes import run as run_on_processes
+from tests.stops import stopped_at
 from tubelet import hub
 from tubelet.config import check
 from tubelet.data.generated_files import encode
 from tubelet.objectives.losses.contrastive import ContrastiveLoss
-from tubelet.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -44,16 +44,12 @@ def test_every_task_trains_and_is_measured(raw, task):
         assert found["accuracy"] == pytest.approx(mean)
 
 
-class Stopped(Exception):
-    pass
-
-
 # Questions take twice as long as captions and differ from them in the lists alone.
 MOSTLY_FAST = [pytest.param(t, marks=pytest.mark.slow) if t == "question_answering" else t for t in TASKS]
 
 
 @pytest.mark.parametrize("task", MOSTLY_FAST)
-def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path, monkeypatch):
+def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path):
     changes = {
         "language_model": {"dropout": 0.2},
         "train_encoder": True,
@@ -61,17 +57,8 @@ def test_going_on_after_a_stop_is_as_never_stopping(raw, task, tmp_path, monkeyp
         "logging": {"checkpoint_every_steps": 1},
     }
     straight = run(raw(task, folder=str(tmp_path / "straight"), **changes))
-    update = Trainer.update
-
-    def stop_in_the_second_epoch(self, clip_grad):
-        if self.step == 5:
-            raise Stopped
-        return update(self, clip_grad)
-
-    monkeypatch.setattr(Trainer, "update", stop_in_the_second_epoch)
-    with pytest.raises(Stopped):
+    with stopped_at(5):
         run(raw(task, **changes))
-    monkeypatch.setattr(Trainer, "update", update)
     assert run(raw(task, **changes)) == straight
     folder = raw()["folder"]
     assert losses(folder) == losses(tmp_path / "straight")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from app.vjepa.options import Options
+from tests.models.tokens import random_masks, take
 from tubelet.config import ConfigError, check
 from tubelet.config.factories import product
 from tubelet.grid import ClipShape
@@ -73,9 +74,7 @@ def clips(batch=2, frames=FRAMES, height=HEIGHT, width=WIDTH):
     return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def masks(batch=2, keep=17, seed=2):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(N, generator=generator)[:keep] for _ in range(batch)])
+masks = functools.partial(random_masks, N)
 
 
 def tubes(batch=2, locations=7, seed=2):
@@ -84,10 +83,6 @@ def tubes(batch=2, locations=7, seed=2):
     generator = torch.Generator().manual_seed(seed)
     kept = torch.stack([torch.randperm(h * w, generator=generator)[:locations].sort().values for _ in range(batch)])
     return (torch.arange(t)[:, None] * (h * w) + kept[:, None]).flatten(1)
-
-
-def take(tokens, indices):
-    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def masked_encoder(case):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
+from tests.models.tokens import random_masks, take
 from tests.rotation import rotated
 from tubelet.grid import ClipShape
 from tubelet.layers.block_attention import block_mask
@@ -68,13 +69,7 @@ def clips(batch=2, frames=8, height=32, width=40):
     return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def masks(batch=2, total=80, keep=17, seed=2):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(batch)])
-
-
-def take(tokens, indices):
-    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+masks = functools.partial(random_masks, 80)
 
 
 def loop(predicate, grid=GRID):

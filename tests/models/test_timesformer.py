@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
 
+from tests.models.tokens import random_masks, randomised, take
 from tubelet.grid import ClipShape, Grid
 from tubelet.layers.groups import FoldedTokens, ScatteredTokens
 from tubelet.models import build_encoder, inflatable
@@ -20,16 +21,6 @@ SMALL = {
 }  # fmt: skip
 
 
-def randomised(model, std=0.1, seed=0):
-    """Randomize all parameters including biases and norms, so that an omission changes the output."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(noise + 1 if "norm" in name and name.endswith("weight") else noise)
-    return model.eval()
-
-
 def small(**arguments):
     return randomised(TimeSformer(**{**SMALL, **arguments}))
 
@@ -38,13 +29,7 @@ def clips(batch=2, frames=3, height=32, width=32, seed=1):
     return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def masks(batch=2, total=48, keep=17, seed=2):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(batch)])
-
-
-def take(features, indices):
-    return features.gather(1, indices[..., None].expand(-1, -1, features.shape[-1]))
+masks = partial(random_masks, 48)
 
 
 def config_of_transformers(attention_type, **arguments):
@@ -152,7 +137,7 @@ def test_masked_encoder_equals_full_encoder_with_dropped_keys_hidden(attention_t
 def test_a_frame_without_kept_patches_causes_no_nan():
     """No patch of the last frame is kept, so its copy of the CLS token attends to itself only."""
     model, x = small(num_classes=5), clips()
-    model(x, masks(total=32)).square().sum().backward()
+    model(x, random_masks(32)).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
+from tests.models.tokens import take
 from tests.rotation import rotated
 from tubelet import hub
 from tubelet.grid import ClipShape, Grid
@@ -31,10 +32,6 @@ def clips(batch=2, frames=4, height=32, width=32):
 def masks(batch=2, total=32, keep=9, seed=2):
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(total, generator=generator)[:keep].sort().values for _ in range(batch)])
-
-
-def take(features, indices):
-    return features.gather(1, indices[..., None].expand(-1, -1, features.shape[-1]))
 
 
 @pytest.fixture(scope="module")

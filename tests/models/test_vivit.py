@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import VivitConfig, VivitForVideoClassification
 
+from tests.models.tokens import random_masks, randomised, take
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder
 from tubelet.models import vivit as zoo
@@ -20,16 +21,6 @@ SMALL = {
 }  # fmt: skip
 
 
-def randomised(model, std=0.1, seed=0):
-    """Randomize all parameters including biases and norms, so that an omission changes the output."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(noise + 1 if "norm" in name and name.endswith("weight") else noise)
-    return model.eval()
-
-
 def small(**arguments):
     return randomised(ViViT(**{**SMALL, **arguments}))
 
@@ -38,13 +29,7 @@ def clips(batch=2, frames=6, height=32, width=32, seed=1):
     return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def masks(batch=2, total=48, keep=17, seed=2):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(total, generator=generator)[:keep] for _ in range(batch)])
-
-
-def take(features, indices):
-    return features.gather(1, indices[..., None].expand(-1, -1, features.shape[-1]))
+masks = partial(random_masks, 48)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +138,7 @@ def test_factorised_variants_equal_loops_over_groups(variant):
     model, x = small(variant=variant, num_classes=5), clips()
     all_tokens = torch.arange(48).expand(2, -1)
     # The last mask keeps no token of the third temporal index.
-    for mask, keep in ((None, all_tokens), (masks(), masks()), (masks(total=32), masks(total=32))):
+    for mask, keep in ((None, all_tokens), (masks(), masks()), (random_masks(32), random_masks(32))):
         with torch.no_grad():
             tokens, pooled = loop(model, x, keep)
             torch.testing.assert_close(model.forward_features(x, mask), tokens, atol=1e-5, rtol=0)

@@ -203,44 +203,20 @@ class VisionTransformerPredictor(Predictor):
             [B, Kc, D]. A list of these for lists.
         """
         is_single = isinstance(masks_context, Tensor)
-        of_masks = partial(_of_masks, count=1 if is_single else len(masks_context))
-        predictions = self._predict(
-            of_masks(context),
-            of_masks(target),
-            of_masks(masks_context),
-            of_masks(masks_target),
-            of_masks(noise),
-            of_masks(timestep),
-            mask_index,
-            return_context,
-        )
-        return predictions[0] if is_single else predictions
-
-    def _predict(
-        self,
-        contexts: Sequence[Tensor],
-        targets: Sequence[Tensor | None],
-        masks_context: Sequence[Tensor],
-        masks_target: Sequence[Tensor],
-        noises: Sequence[Tensor | None],
-        timesteps: Sequence[Tensor | None],
-        first_index: int,
-        return_context: bool,
-    ) -> list[Any]:
-        """Return the result of `forward` for each mask."""
+        count = 1 if is_single else len(masks_context)
+        given = (context, target, masks_context, masks_target, noise, timestep)
+        contexts, targets, seen, hidden, noises, timesteps = (_of_masks(value, count) for value in given)
         masked = [
-            self._masked_tokens(target, mask, first_index + i, noise, timestep)
-            for i, (target, mask, noise, timestep) in enumerate(
-                zip(targets, masks_target, noises, timesteps, strict=True)
-            )
+            self._masked_tokens(target, mask, mask_index + i, noise, timestep)
+            for i, (target, mask, noise, timestep) in enumerate(zip(targets, hidden, noises, timesteps, strict=True))
         ]
-        visible = self._split(self.predictor_embed(join(contexts)), masks_context)
-        tokens = self._run(visible, masked, masks_context, masks_target)
-        predictions = self._split(self.predictor_proj(join(tokens[1::2])), masks_target)
-        if not return_context:
-            return predictions
-        of_visible = self._split(self.predictor_proj_context(join(tokens[::2])), masks_context)
-        return list(zip(predictions, of_visible, strict=True))
+        visible = self._split(self.predictor_embed(join(contexts)), seen)
+        tokens = self._run(visible, masked, seen, hidden)
+        predictions: list[Any] = self._split(self.predictor_proj(join(tokens[1::2])), hidden)
+        if return_context:
+            of_visible = self._split(self.predictor_proj_context(join(tokens[::2])), seen)
+            predictions = list(zip(predictions, of_visible, strict=True))
+        return predictions[0] if is_single else predictions
 
     @torch.no_grad()
     def sample(
