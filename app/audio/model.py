@@ -1,5 +1,7 @@
 """The model: encoders of the modalities, and what reads their tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def build_model(options: Options) -> Model:
 
 def _build(options: Options, encoder: Encoder | None, sound_encoder: SoundEncoder | None) -> Model:
     data, frozen = options.data, not options.train_encoder
-    common = {
+    common: dict[str, Any] = {
         "mean": data.normalize_mean,
         "std": data.normalize_std,
         "frozen": frozen and options.pretrain is not None,

@@ -55,7 +55,8 @@ def evaluate(options: Options, model: AudioVisual, videos: Dataset, facts: dict[
 
     Files without sound count: with silence in its place their predictions are among the others, excluded ones are not.
     """
-    folder, world, bad = Path(options.folder), watchdog.world, []
+    folder, world = Path(options.folder), watchdog.world
+    bad: list[BadFile] = []
     shifts = options.synchronisation.shifts() if isinstance(model, Synchronisation) else [0.0]
     num_classes = len(shifts) if isinstance(model, Synchronisation) else options.data.num_classes
     assert num_classes is not None

@@ -30,6 +30,8 @@ def build_classifier(options: Options) -> Supervised:
         if o.attend_across_segments:
             num_slots *= data.num_segments
         head = heads.build_head(options.head, encoder, data.num_classes, num_slots=num_slots)
+    assert data.normalize_mean is not None  # see `with_normalization`
+    assert data.normalize_std is not None
     return Supervised(
         encoder,
         head,

@@ -16,6 +16,7 @@ from app.classification.model import build_classifier
 from app.classification.options import Options
 from tubelet.data import evenly_spaced, to_float
 from tubelet.data.bad_files import BadFiles
+from tubelet.objectives.supervised import Supervised
 from tubelet.probing import fine_tuning, heads, results
 from tubelet.probing.clips import LabelledClips
 from tubelet.probing.fit import HeadsDiverged
@@ -46,7 +47,7 @@ def main(options: Options, world: World) -> None:
     indices = torch.arange(len(videos.val))
     with Watchdog(world, options.distributed.timeout) as watchdog:
         validated = validate(trainer, videos, videos.val, indices, watchdog)
-        shuffled = videos.shuffled and validate(trainer, videos, videos.shuffled, indices, watchdog)
+        shuffled = None if videos.shuffled is None else validate(trainer, videos, videos.shuffled, indices, watchdog)
     if world.is_main:
         write(folder, options, videos, validated, shuffled)
 
@@ -82,18 +83,19 @@ def validate(
     trainer: Trainer, videos: Videos, clips: LabelledClips, indices: Tensor, watchdog: Watchdog
 ) -> results.Validated:
     """Classify the samples `indices` of `clips`; each of them is read by one process."""
-    classifier, data = trainer.objective, trainer.options.data
+    classifier = trainer.objective
+    assert isinstance(classifier, Supervised)
 
     def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in videos.validation(clips, indices, watchdog):
             clips_on_device = batch.clips.to(trainer.world.device, non_blocking=True)
-            x = to_float(clips_on_device, data.normalize_mean, data.normalize_std)
+            x = to_float(clips_on_device, classifier.mean, classifier.std)
             with trainer.autocast():
                 logits = classifier.logits(x, len(batch))
             yield heads.probabilities(logits[None]), batch.labels, batch.indices
 
     classifier.eval()
-    validated = results.validate(predictions(), data.num_classes, trainer.world, clips.source)
+    validated = results.validate(predictions(), videos.options.data.num_classes, trainer.world, clips.source)
     classifier.train()
     return validated
 

@@ -136,7 +136,7 @@ def measure(model: nn.Module, clips: HeldOutClips, options: Options, world: Worl
         metric.gather(world.sum, world.device)
     results = {name: metric.compute() for name, metric in metrics.items()}
     below = {name: _percent_below(results["model"]["mse"], results[name]["mse"]) for name in BASELINES}
-    everywhere = sum(world.all_gather_object(excluded), [])
+    everywhere: list[dict[str, str]] = sum(world.all_gather_object(excluded), [])
     if distances is not None:
         results["frechet_distance"] = distances.compute()
     if options.evaluation.digits:

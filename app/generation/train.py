@@ -1,6 +1,7 @@
 """Prediction of future frames: `python -m app.main --fname configs/generation/<name>.yaml`."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def main(options: Options, world: World) -> None:
     check_evaluation(options, world)
 
     trainer = make_trainer(options, world)
-    model = trainer.objective.model
+    model: Any = trainer.objective.model
     fit(trainer, dataset, stream, data, monitor(options, model, world), pin_memory=data.pin_mem)
     evaluate(model, held_out, options, world)
 
@@ -62,7 +63,7 @@ def make_trainer(options: Options, world: World) -> Trainer:
     """Build the model, with initial weights that depend on the seed alone, and its trainer."""
     data, o = options.data, options.optimization
     torch.manual_seed(seed_for(options.meta.seed, "initialisation"))
-    model = build_model(options)
+    model: Any = build_model(options)
     objective: Objective
     if isinstance(model, LatentVideoModel):
         objective = LatentPrediction(model, data.num_frames, data.channels)
@@ -85,6 +86,7 @@ def build_model(options: Options) -> nn.Module:
             channels=data.channels,
             num_target_frames=data.num_target_frames,
         )
+    assert options.encoder is not None
     return build_frame_predictor(
         options.encoder,
         data.clip,

@@ -20,7 +20,7 @@ def embed_videos(
     model: VideoTextAlignment, records: Sequence[Record], run: Run
 ) -> tuple[dict[int, Tensor], dict[str, str]]:
     """Return the embedding of each video, by index, and the reason for each one that could not be read."""
-    return map_records(lambda batch: model.embed_videos(batch).float().cpu(), model, records, run)
+    return map_records(lambda batch: list(model.embed_videos(batch).float().cpu()), model, records, run)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -71,8 +71,9 @@ def encode_video(
         yield clip.finish()
 
 
-def _timed_frames(source) -> Iterator[_TimedFrame]:
+def _timed_frames(source: str | storage.PartOfFile) -> Iterator[_TimedFrame]:
     """Yield the frames with their times from the first frame, in seconds. Damaged frames are an error."""
+    container: Any
     with av.open(source) as container:
         stream = container.streams.best("video")
         if stream is None:
@@ -123,10 +124,10 @@ class _Encoder:
         self._container = av.open(self._path, "w", options={"movflags": "+faststart", "fflags": "+bitexact"})
         rate = Fraction(options.fps).limit_denominator(1001) if options.fps else None
         crf = {} if options.crf is None else {"crf": str(options.crf)}
-        self._stream = self._container.add_stream(
+        self._stream: Any = self._container.add_stream(
             options.codec, rate=rate or 30, options={"g": str(options.gop), **crf, **options.options}
         )
-        codec = self._stream.codec_context
+        codec: Any = self._stream.codec_context
         codec.width, codec.height, codec.pix_fmt, codec.thread_count = self._width, self._height, "yuv420p", 1
         self._base = Fraction(1, 1) / rate if rate else Fraction(1, 90_000)
         codec.time_base = self._stream.time_base = self._base

@@ -7,6 +7,7 @@ processes and tasks, so a shard is either there or is written anew.
 """
 
 import logging
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute  # noqa: F401, used as pa.compute
@@ -78,7 +79,7 @@ def write_table(options: Options, table: pa.Table) -> None:
     )  # fmt: skip
 
 
-def _is_complete(options: Options, shard: int, videos_of) -> bool:
+def _is_complete(options: Options, shard: int, videos_of: Callable[[int], Videos]) -> bool:
     writer = ShardWriter(options, shard)
     if not writer.is_complete():
         return False

@@ -32,7 +32,9 @@ class _Child:
         theirs.close()
 
 
-def write_shards(options: Options, videos_of: Callable[[int], Videos], shards: list[int], done: Callable[[int], None]):
+def write_shards(
+    options: Options, videos_of: Callable[[int], Videos], shards: list[int], done: Callable[[int], object]
+) -> None:
     """Write shards, each in a process of its own.
 
     Args:
@@ -64,7 +66,7 @@ def write_shards(options: Options, videos_of: Callable[[int], Videos], shards: l
             child.process.kill()
 
 
-def _update(child: _Child, timeout: float, done: Callable[[int], None]) -> str | None:
+def _update(child: _Child, timeout: float, done: Callable[[int], object]) -> str | None:
     """Read the messages of a child. Returns None while it runs, "" when it is done, or why its video failed."""
     try:
         while child.connection.poll():

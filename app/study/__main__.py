@@ -38,7 +38,7 @@ def run(options: Options) -> None:
     if not studies:
         raise ConfigError(f"give the folder of a data set, e.g. {options.left_out()[0]}=/path/to/videos")
     for study in studies.values():
-        if study.lists is not None:
+        if study.lists is not None and study.data is not None:
             find("data", study.lists).write_lists(Path(study.data).absolute(), Path(study.folder) / "lists")
     pool = Pool(options.processes, options.threads, PROGRAMS, keep_going=True)
     costs = prepare(pool, studies)

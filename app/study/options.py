@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -21,7 +21,7 @@ from app.study.sections import (
 )
 from tubelet import config
 from tubelet.config import Config
-from tubelet.config.registry import name_of
+from tubelet.config.registry import part_name
 from tubelet.runtime.run_lock import Lock
 
 REFERENCES = ("random", "random_best", "supervised")
@@ -38,7 +38,7 @@ class Options(Config):
     `lists`, but no `data`, is left out; null drops one of a base file."""
     data: str | None = None
     """Folder of an external data set; `lists` names the module in tubelet/data that writes its lists."""
-    lists: name_of("data", "write_lists") | None = None
+    lists: Annotated[str, part_name("data", "write_lists")] | None = None
     """Module of tubelet/data with `write_lists`, for the folder `data`."""
     folds: list[int] = Field([0], min_length=1)
     """Each fold has its own pretraining, without its test clips."""

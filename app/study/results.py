@@ -81,7 +81,9 @@ def _baselines(study: Options, fold: int) -> Iterator[Result]:
     if study.baselines is None:
         return
     measured = _read(files.baselines_folder(study, fold), "results.json")
-    for kind in study.baselines.kinds if measured is not None else ():
+    if measured is None:
+        return
+    for kind in study.baselines.kinds:
         for task in study.tasks:
             for seed in study.probe.seeds:
                 single = measured["baselines"][kind][task][str(seed)]

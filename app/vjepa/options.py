@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 
 from tubelet import config, objectives
-from tubelet.config import RESUME_IGNORED, Config, ConfigError
+from tubelet.config import RESUME_IGNORED, ConfigError
 from tubelet.config.registry import Module
 from tubelet.data import AugConfig, DataConfig
 from tubelet.data.transforms import MultiViewTransform, TrainTransform
@@ -15,6 +15,7 @@ from tubelet.masks import MaskCollator, MaskOptions, build_collator
 from tubelet.models import EncoderOptions, check_returns_tokens
 from tubelet.objectives import Setup
 from tubelet.training import schedules
+from tubelet.training.objective import ObjectiveOptions
 from tubelet.training.options import TrainingOptions
 from tubelet.training.schedules import NotNegative, Positive, Schedule
 
@@ -55,7 +56,7 @@ class Options(TrainingOptions):
     """A pretraining run."""
 
     app: Literal["vjepa"] = "vjepa"
-    objective: Annotated[Config, Module("objectives", default="vjepa")] = Field({}, validate_default=True)
+    objective: Annotated[ObjectiveOptions, Module("objectives", default="vjepa")] = Field({}, validate_default=True)
     """What is learned."""
     encoder: EncoderOptions = Field({}, validate_default=True)
     """The encoder that is pretrained."""

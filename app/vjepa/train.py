@@ -40,7 +40,7 @@ def train(options: Options, world: World) -> None:
 
     trainer = make_trainer(options, schedule, world)
     if not trainer.resume() and options.init_from is not None:
-        initialize(trainer, options.init_from)
+        initialize(trainer, options, options.init_from)
 
     batches = make_batches(options, dataset, stream, world, range(trainer.step, schedule.last_step))
     bad_files = BadFiles(Path(options.folder) / "bad_files.txt", options.data.max_bad_fraction, world)
@@ -96,10 +96,9 @@ def make_trainer(options: Options, schedule: Schedule, world: World) -> Trainer:
     return Trainer(objective, options, schedule, world, global_batch=options.data.batch_size * world.world_size)
 
 
-def initialize(trainer: Trainer, source: str) -> None:
+def initialize(trainer: Trainer, options: Options, source: str) -> None:
     """Start from the weights of another run or checkpoint (`init_from`)."""
-    aug = trainer.options.data_aug
-    colors = {name: getattr(aug, name) for name in NORMALIZATION}
+    colors = {name: getattr(options.data_aug, name) for name in NORMALIZATION}
     try:
         trainer.load_weights(hub.read_parts(source, trainer.objective.parts(), colors), source)
     except (CheckpointError, ConfigError) as error:

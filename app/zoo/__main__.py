@@ -126,7 +126,7 @@ def baselines_study(options: Options) -> Study:
     """The non-learned baselines, which are the same for all encoders."""
     path = next(iter(encoder_files(options).values()))
     fixed = {"folder": f"{options.folder}/baselines", "objectives": {PRETRAINED: {"fname": str(path)}}}
-    none = {"pretrain": {"seeds": []}, "random": {"seeds": []}, "supervised": None}
+    none: dict[str, Any] = {"pretrain": {"seeds": []}, "random": {"seeds": []}, "supervised": None}
     raw = config.merge(options.study, {**fixed, **none})
     return config.check(_fill(raw, options.folder), Study, "baselines")
 

@@ -19,6 +19,7 @@ from tubelet.config import Config
 from tubelet.data import DataConfig
 from tubelet.grid import ClipShape
 from tubelet.models import EncoderOptions, build_encoder
+from tubelet.models.interfaces import Encoder
 from tubelet.runtime import command_line
 from tubelet.runtime.files import write_json
 
@@ -32,7 +33,7 @@ class Sections(Config):
     data: DataConfig
 
 
-def build(fname: str | Path, overrides: Sequence[str] = ()) -> nn.Module:
+def build(fname: str | Path, overrides: Sequence[str] = ()) -> Encoder:
     """The encoder of a pretraining's YAML. Raises ConfigError if a section is invalid."""
     raw = config.read(fname, overrides)
     sections = config.check({key: raw[key] for key in ("encoder", "data") if key in raw}, Sections, fname)

@@ -102,7 +102,7 @@ def _measure(
 
 def _describe(paths: list[str], options: Options, world: World) -> dict[str, dict[str, np.ndarray]]:
     """The inputs of the baselines for each video, read by all processes in step."""
-    described = {}
+    described: dict[str, dict[str, np.ndarray]] = {}
     with Watchdog(world, options.distributed.timeout) as watchdog:
         bar = progress(desc="baselines: reading videos", total=len(paths), unit="video", off=not world.is_main)
         for first in range(0, len(paths), world.world_size):

@@ -17,6 +17,7 @@ from tubelet.masks import MaskOptions, build_collator
 from tubelet.models import EncoderOptions
 from tubelet.objectives import Setup
 from tubelet.runtime import checkpoint
+from tubelet.training.objective import ObjectiveOptions
 
 
 class RunConfig(Config):
@@ -33,7 +34,9 @@ class Run(Config):
 
     model_config = pydantic.ConfigDict(extra="ignore")
 
-    objective: Annotated[Config, Module("objectives", default="vjepa")] = pydantic.Field({}, validate_default=True)
+    objective: Annotated[ObjectiveOptions, Module("objectives", default="vjepa")] = pydantic.Field(
+        {}, validate_default=True
+    )
     encoder: EncoderOptions
     mask: list[MaskOptions]
     data: ClipsConfig

@@ -135,7 +135,7 @@ def steps_of(settings: dict[str, Any]) -> int:
 
 def spent(study: Options, run: Run, costs: Costs) -> tuple[float, float]:
     """Return clips seen and floating-point operations of a run, those of its teacher's included."""
-    cost, count = costs[run.objective], steps(study, run, costs)
+    cost, count = costs[run.objective], float(steps(study, run, costs))
     clips, operations = count * cost.clips, count * cost.flops
     if (teacher := teacher_of(study, run)) is not None:
         more = spent(study, teacher, costs)

@@ -13,13 +13,14 @@ from tubelet.runtime.jobs import Job
 
 def clips_job(folder: str, clips: dict[str, int], processes: int) -> Job:
     """Return the job that generates the clips in `<folder>/clips`. `clips`: see the options."""
-    arguments = {"folder": Path(folder) / "clips", "processes": processes, **clips}
+    target = Path(folder) / "clips"
+    arguments = {"folder": target, "processes": processes, **clips}
     command = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
     return Job(
         name="clips",
         stage="clips",
         command=("tubelet.data.generated", *command),
-        folder=arguments["folder"],
+        folder=target,
         settings=clips,
         seconds=45,
         keep=True,

@@ -39,6 +39,7 @@ def run_of(encoder: Encoder, fold: int) -> Run:
 
 def _probe(study: Options, fold: int, encoder: Encoder, after: tuple[str, ...]) -> Job:
     """Return the probes of an encoder for all tasks, heads and seeds, which share its features."""
+    pretrain: dict[str, Any]
     if encoder.init_std is None:
         run = run_of(encoder, fold)
         after, pretrain = (run.name,), {"folder": str(run.folder(study))}
@@ -61,6 +62,7 @@ def _probe(study: Options, fold: int, encoder: Encoder, after: tuple[str, ...]) 
 
 def _curve(study: Options, fold: int, encoder: Encoder, costs: Costs) -> list[Job]:
     """Return the probes of an encoder as it was at the milestones of its run."""
+    assert study.curves is not None
     run, planned = run_of(encoder, fold), []
     for step in compute.milestones(study, run, costs):
         pretrain = {"folder": str(run.folder(study)), "checkpoint": f"checkpoints/step-{step:08d}"}

@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
@@ -66,8 +66,8 @@ def available(kind: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-def name_of(kind: str, provides: str) -> Any:
-    """Return the type of a field that holds the name of a part whose module has the attribute `provides`."""
+def part_name(kind: str, provides: str) -> pydantic.AfterValidator:
+    """Return the check of a field that holds the name of a part whose module has the attribute `provides`."""
     part = Module(kind, provides)
 
     def check(name: str) -> str:
@@ -76,7 +76,7 @@ def name_of(kind: str, provides: str) -> Any:
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
-    return Annotated[str, pydantic.AfterValidator(check)]
+    return pydantic.AfterValidator(check)
 
 
 def import_module(name: str) -> ModuleType:

@@ -31,7 +31,8 @@ from tubelet.training.objective import Objective, ObjectiveOptions
 class Masks(Protocol):
     """The part of a mask collator that objectives use; see `tubelet.masks`."""
 
-    draws_tubes: bool
+    @property
+    def draws_tubes(self) -> bool: ...
 
     def __len__(self) -> int: ...
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.config import UserError
+from tubelet.data import Decoder
 from tubelet.data.decoders import open_video, read_frames
 from tubelet.probing.split import stratified_parts
 
@@ -21,7 +22,7 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 3
 
 
-def describe(path: str, num_frames: int, average: bool, decoder: str) -> dict[str, np.ndarray]:
+def describe(path: str, num_frames: int, average: bool, decoder: Decoder) -> dict[str, np.ndarray]:
     """Compute the inputs of the baselines for a video.
 
     Args:

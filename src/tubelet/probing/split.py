@@ -66,7 +66,10 @@ def check_labels(labels: Sequence[int], paths: Sequence[str], num_classes: int, 
 
 
 def problems_of_labels(
-    train: Sequence[int], val: Sequence[int] | None, num_classes: int, classes: Sequence[str] = ()
+    train: Sequence[int] | np.ndarray,
+    val: Sequence[int] | np.ndarray | None,
+    num_classes: int,
+    classes: Sequence[str] = (),
 ) -> list[str]:
     """Return what is unusual about the classes of training and validation videos, a sentence each.
 
