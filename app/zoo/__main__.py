@@ -167,6 +167,7 @@ def row(options: Options, name: str, study: Study, task: str) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the facts and accuracies of all encoders as text, a line for each."""
     grid = [["encoder", *(title for title, _ in FACTS.values()), *ACCURACIES]]
     for name, cells in rows.items():
         facts = [f"{cells[key] / unit:.3g}" for key, (_, unit) in FACTS.items()]

@@ -41,6 +41,7 @@ def build(fname: str | Path, overrides: Sequence[str] = ()) -> Encoder:
 
 
 def facts(fname: str | Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Return the content of `facts.json`."""
     encoder = build(fname, overrides)
     clip = ClipShape(**encoder.built_from["clip"])
     clips = torch.randn(BATCH_SIZE, 3, clip.num_frames, clip.height, clip.width)

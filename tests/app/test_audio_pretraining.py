@@ -17,6 +17,7 @@ from tests.processes import run as run_on_processes
 from tests.stops import stopped_at
 from tubelet import hub
 from tubelet.config import ConfigError, check
+from tubelet.probing.encoder import with_normalization
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
 
@@ -129,7 +130,7 @@ def task(pretrained, sounding, tmp_path):
 
 
 def build(task):
-    return build_model(tasks.with_normalization(check(task, tasks.Options, "test.yaml")))
+    return build_model(with_normalization(check(task, tasks.Options, "test.yaml")))
 
 
 def test_frozen_encoders_are_those_of_the_pretraining_and_stay_so(task, pretrained):

@@ -281,7 +281,7 @@ def test_init_from_starts_a_new_run_from_the_weights(small, tmp_path, objective)
     main(config.load(path, [f"objective={objective}"], Options), World())
     trainer = new_trainer(path, f"objective={objective}", f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
     assert not trainer.resume()
-    initialize(trainer, trainer.options.init_from)
+    initialize(trainer, trainer.options, trainer.options.init_from)
     assert trainer.step == 0
     weights = checkpoint.read_weights(checkpoint.newest(tmp_path / "run" / "checkpoints"))
     assert weights.keys() == trainer.objective.parts().keys()
@@ -294,7 +294,7 @@ def test_init_from_what_is_no_pretraining_is_refused(small, tmp_path):
     torch.save({"encoder": trainer.objective.encoder.state_dict()}, tmp_path / "encoder.pt")
     trainer = new_trainer(small(), f"init_from={tmp_path}/encoder.pt")
     with pytest.raises(ConfigError, match="init_from: .*encoder.pt has no predictor; it holds encoder, target_encoder"):
-        initialize(trainer, trainer.options.init_from)
+        initialize(trainer, trainer.options, trainer.options.init_from)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_init_from_a_run_of_another_architecture_is_refused(small, tmp_path, cha
     main(config.load(path, [], Options), World())
     trainer = new_trainer(path, change, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
     with pytest.raises(ConfigError, match=f"init_from: .*(.|\n)*; {remedy}"):
-        initialize(trainer, trainer.options.init_from)
+        initialize(trainer, trainer.options, trainer.options.init_from)
 
 
 def test_init_from_warns_of_another_normalization(small, tmp_path, caplog):
@@ -320,7 +320,7 @@ def test_init_from_warns_of_another_normalization(small, tmp_path, caplog):
     main(config.load(path, [], Options), World())
     colors = "data_aug.normalize_mean=[0.5, 0.5, 0.5]"
     trainer = new_trainer(path, colors, f"init_from={tmp_path}/run", f"folder={tmp_path}/new")
-    initialize(trainer, trainer.options.init_from)
+    initialize(trainer, trainer.options, trainer.options.init_from)
     assert "data_aug.normalize_mean is [0.485, 0.456, 0.406] in the training of the weights" in caplog.text
 
 

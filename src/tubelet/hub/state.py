@@ -80,6 +80,7 @@ def without_prefixes(state: State) -> State:
 
 
 def without_fixed_positions(state: State) -> State:
+    """Drop sin-cos position embeddings, which are computed from the sizes of the clips."""
     return {name: tensor for name, tensor in state.items() if name not in _FIXED_POSITIONS}
 
 
