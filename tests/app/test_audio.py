@@ -21,6 +21,7 @@ from tubelet.objectives.audio_visual import Synchronisation
 from tubelet.probing.encoder import with_normalization
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
+from tubelet.runtime.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -163,6 +164,14 @@ def test_synchronisation_reports_each_shift_and_leaves_out_what_has_no_sound(raw
     assert (Path(path).name, reason, results["num_val"]) == ("val8.mp4", "no sound track", 8)
     rows = (Path(raw["folder"]) / "predictions.csv").read_text().splitlines()[1:]
     assert [row.split(",")[1] for row in rows] == ["0", "1", "2"] * 8
+
+
+@pytest.mark.parametrize("task", ["classification", "retrieval"])
+def test_the_evaluation_is_watched(raw, task, monkeypatch):
+    notes = []
+    monkeypatch.setattr(Watchdog, "note", lambda self, activity: notes.append(activity))
+    run(TASKS[task][0](raw), optimization={"num_epochs": 1})
+    assert notes[-1].endswith("of the evaluation")
 
 
 def test_the_shifted_sound_is_that_of_later_seconds(raw):
