@@ -218,6 +218,16 @@ def test_a_changed_probe_does_not_run_pretraining_again(folder):
     assert all(call.startswith("probe") and call.endswith(" 10") for call in made)
 
 
+def test_tasks_of_the_probe_of_a_study_are_those_of_the_study(folder):
+    own = {"own": {"data": {"dataset_train": "x.csv"}}}
+    write(folder / "probe.yaml", {"eval_name": "video_classification_frozen", "epochs": 5, "tasks": own})
+    job = planned()["probe-fold0-jepa-0"]
+    tasks = list(job.settings["tasks"])
+    assert "motion_few-linear" in tasks
+    assert not {"own", "replace"} & set(tasks)
+    assert list(config.read(job.command[job.command.index("--fname") + 1])["tasks"]) == tasks
+
+
 def test_other_pretraining_in_the_same_folder_is_refused(folder):
     run(options())
     with pytest.raises(ConfigError, match=r"optimization\.epochs: 4 before, 6 now"):

@@ -89,7 +89,7 @@ def _probe_changes(
     return {
         "pretrain": pretrain,
         "meta": {"seed": study.probe.seeds},
-        "tasks": tasks,
+        "tasks": {"replace": True, **tasks},  # without those of the base
         "data": shared | cache(study) | normalization(study),
     }
 
