@@ -22,7 +22,7 @@ help:
 	@echo "make bench-gpu   training steps and more on one GPU, at most 9 minutes; OUT=folder, SECTIONS=\"demo\", PYTHON=python3"
 	@echo "make real DATA=/path/to/ut_interaction   the experiment of the demo on real video"
 	@echo "make objectives  every objective with equal compute on the demo's clips (CPU, an hour); THERMAL=/path UT=/path add real video"
-	@echo "make language    captions, answers, retrieval and sound on generated scenes: tables (CPU, 30 min)"
+	@echo "make language    captions, answers, retrieval and sound on generated scenes: tables (CPU, 20 min)"
 	@echo "make zoo         every encoder trained with labels, pretrained, probed: one table (CPU, an hour)"
 
 install: $(INSTALLED)
