@@ -103,8 +103,10 @@ class Loader:
             except RuntimeError as error:
                 # torch raises this every `CHECK_SECONDS` unless a worker has ended; its iterator can be asked again.
                 waited += CHECK_SECONDS
-                if waited >= self.timeout or not str(error).startswith("DataLoader timed out"):
+                if not str(error).startswith("DataLoader timed out"):
                     raise
+                if waited >= self.timeout:
+                    raise RuntimeError(f"DataLoader timed out after {self.timeout} seconds") from None
 
     def _batches(self, steps: range, monitor: WorkerMonitor) -> Iterator[Batch | UserError]:
         handler = signal.getsignal(signal.SIGCHLD)
