@@ -185,6 +185,33 @@ def test_a_worker_that_is_killed_once_changes_nothing(failure, one_of_64_rows, t
         assert not one.bad
 
 
+def test_a_connection_that_closes_before_the_worker_has_ended_is_its_end(monkeypatch, tmp_path):
+    class Killed:
+        dataset = SimpleNamespace(unreadable={})
+
+        def __getitem__(self, step):
+            if step == 1 and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step
+
+    def reset(self, batches, *args):
+        if not (tmp_path / "reset").exists() and (tmp_path / "killed").exists():
+            (tmp_path / "reset").touch()
+            batches = ConnectionResets()
+        return read(self, batches, *args)
+
+    class ConnectionResets:
+        def __next__(self):
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    read = Loader._next
+    monkeypatch.setattr(Loader, "_next", reset)
+    assert list(Loader(Killed(), range(3), 1, False, 0)) == [0, 1, 2]
+    assert (tmp_path / "reset").exists()
+
+
 @pytest.mark.slow
 def test_workers_that_are_always_killed_while_idle_are_an_error(videos, monkeypatch):
     class Killing:

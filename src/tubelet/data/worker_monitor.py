@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import connection
 
 import torch
 
@@ -49,6 +50,10 @@ class WorkerMonitor:
         others = set(multiprocessing.active_children())
         yield
         self._processes = [process for process in multiprocessing.active_children() if process not in others]
+
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait until a worker has ended, at most so long; return whether one has."""
+        return bool(connection.wait([process.sentinel for process in self._processes], seconds))
 
     def failure(self) -> Failure | None:
         """What the workers were reading when one ended, or what they are reading for too long; None where they work."""

@@ -19,7 +19,7 @@ from torch.utils.data._utils import signal_handling
 from tubelet.config import UserError
 from tubelet.data.types import Batch, SampleSource
 from tubelet.data.worker_monitor import WorkerMonitor
-from tubelet.runtime.parent import leave_signals_to
+from tubelet.runtime.parent import SECONDS_TO_END, leave_signals_to
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Loader:
                 raise _explain_memory(error) from None
             batches = self._batches(self.steps[done:], monitor)
             try:
-                while (batch := self._next(batches)) is not None:
+                while (batch := self._next(batches, monitor)) is not None:
                     if isinstance(batch, UserError):
                         # The error's traceback keeps this frame alive, and with it the workers.
                         monitor.kill_workers()
@@ -90,7 +90,7 @@ class Loader:
                 logger.warning("restarting the data workers%s: %s", what, reason)
                 self.source.dataset.unreadable |= dict.fromkeys(bad, reason)
 
-    def _next(self, batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
+    def _next(self, batches: Iterator[Batch | UserError], monitor: WorkerMonitor) -> Batch | UserError | None:
         """Return the next batch; None after the last one.
 
         Raises:
@@ -100,6 +100,11 @@ class Loader:
         while True:
             try:
                 return next(batches, None)
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                # A worker that is killed closes its connections before it counts as ended.
+                if not monitor.wait_for_end(SECONDS_TO_END):
+                    raise
+                raise RuntimeError(f"DataLoader worker ended while it sent a batch: {error}") from error
             except RuntimeError as error:
                 # torch raises this every `CHECK_SECONDS` unless a worker has ended; its iterator can be asked again.
                 waited += CHECK_SECONDS
