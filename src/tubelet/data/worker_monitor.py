@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
 
 import torch
 
@@ -52,8 +51,12 @@ class WorkerMonitor:
         self._processes = [process for process in multiprocessing.active_children() if process not in others]
 
     def wait_for_end(self, seconds: float) -> bool:
-        """Wait until a worker has ended, at most so long; return whether one has."""
-        return bool(connection.wait([process.sentinel for process in self._processes], seconds))
+        """Wait until a worker has been killed or has failed, at most so long; return whether one has."""
+        until = time.monotonic() + seconds
+        # Not their sentinels: these are connections, too, which close before the exit code is known.
+        while not (ended := any(process.exitcode for process in self._processes)) and time.monotonic() < until:
+            time.sleep(0.01)
+        return ended
 
     def failure(self) -> Failure | None:
         """What the workers were reading when one ended, or what they are reading for too long; None where they work."""
