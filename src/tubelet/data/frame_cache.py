@@ -75,11 +75,12 @@ def cached_sound(path: str, channels: int, folder: str, source: PathOrFile, stat
     if not os.path.exists(cached):
         track = decode_sound(source, channels)
         os.makedirs(folder, exist_ok=True)
-        tensors = {f"{i:06} {first}": np.ascontiguousarray(run) for i, (first, run) in enumerate(track.runs)}
+        tensors = {f"{i:06} {first}": np.ascontiguousarray(run) for i, (first, _, run) in enumerate(track.runs)}
         write_atomic(Path(cached), save(tensors, metadata={"start": str(track.video_start), "rate": str(track.rate)}))
     file = safe_open(cached, framework="np")
     metadata = file.metadata()
-    runs = [(int(name.split()[1]), file.get_tensor(name)) for name in sorted(file.keys())]
+    slices = [(int(name.split()[1]), file.get_slice(name)) for name in sorted(file.keys())]
+    runs = [(first, first + run.get_shape()[0], run) for first, run in slices]
     return SoundTrack(path, Fraction(metadata["start"]), int(metadata["rate"]), runs)
 
 

@@ -52,25 +52,27 @@ class SoundTrack:
         name: Name of the file, for messages.
         video_start: Time of the file in seconds at which the first frame of the video is shown.
         rate: Samples per second.
-        runs: Time of the first sample, as its number on the clock of the file, and float32 [samples, channels], of each
-            part without gaps, in the order of time. What is between and around them is silence.
+        runs: Of each part without gaps, in the order of time: its first sample and the one after its last, as numbers
+            on the clock of the file, and what float32 [samples, channels] are sliced from, an array or an open file.
+            What is between and around the parts is silence.
     """
 
     name: str
     video_start: Fraction
     rate: int
-    runs: Sequence[tuple[int, np.ndarray]]
+    runs: Sequence[tuple[int, int, Any]]
 
     def read(self, span: Span) -> np.ndarray:
         """Return the sound of the span, float32 [channels, num_samples]. Raises SoundError where it has none."""
         begin, end = span.needed(self.video_start, self.rate) if self.runs else (0, 0)
         samples = None
-        for position, run in self.runs:
-            low, high = max(begin, position), min(end, position + len(run))
+        for first, after, run in self.runs:
+            low, high = max(begin, first), min(end, after)
             if low < high:
+                part = run[low - first : high - first]
                 if samples is None:
-                    samples = np.zeros((run.shape[1], end - begin), np.float32)
-                samples[:, low - begin : high - begin] = run[low - position : high - position].T
+                    samples = np.zeros((part.shape[1], end - begin), np.float32)
+                samples[:, low - begin : high - begin] = part.T
         if samples is None:
             end_second = span.start + span.num_samples / span.sample_rate
             raise SoundError(self.name, f"no sound from {span.start:g} to {end_second:g} seconds of its track")
@@ -131,7 +133,8 @@ def _decode(container, stream, name: str, channels: int, span: Span | None) -> S
             break
         runs[-1][1].append(part.T)
         position += part.shape[1]
-    return SoundTrack(name, video_start, rate, [(first, np.concatenate(parts)) for first, parts in runs if parts])
+    joined = [(first, np.concatenate(parts)) for first, parts in runs if parts]
+    return SoundTrack(name, video_start, rate, [(first, first + len(run), run) for first, run in joined])
 
 
 def _first_frame(container) -> Fraction:

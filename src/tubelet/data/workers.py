@@ -107,9 +107,9 @@ class Loader:
                 raise RuntimeError(f"DataLoader worker ended while it sent a batch: {error}") from error
             except RuntimeError as error:
                 # torch raises this every `CHECK_SECONDS` unless a worker has ended; its iterator can be asked again.
-                waited += CHECK_SECONDS
                 if not str(error).startswith("DataLoader timed out"):
                     raise
+                waited += CHECK_SECONDS
                 if waited >= self.timeout:
                     raise RuntimeError(f"DataLoader timed out after {self.timeout} seconds") from None
 

@@ -42,7 +42,7 @@ class VideoTextAlignment(VideoEncoding):
         self.contrastive = ContrastiveLoss(temperature)
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
-        loss = self.contrastive(self.embed_videos(batch), self.embed_texts(self.texts(batch, "target")))
+        loss = self.contrastive(self.embed_videos(batch), self.embed_texts(self.of_texts(batch, "target")))
         return {"loss": loss, "temperature": self.contrastive.temperature}
 
     def embed_videos(self, batch: Batch) -> Tensor:

@@ -38,11 +38,11 @@ class VideoToAnswer(VideoEncoding):
         language_model.freeze_output()
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(self.logits(batch).float(), self.texts(batch, "answer"))}
+        return {"loss": nn.functional.cross_entropy(self.logits(batch).float(), self.of_texts(batch, "answer"))}
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits [B * n, A] of the answers to the n questions about each video."""
-        question = self.texts(batch, "prompt"), self.texts(batch, "prompt_used")
+        question = self.of_texts(batch, "prompt"), self.of_texts(batch, "prompt_used")
         return self.head(self.language_model.features_after(self.prefix(batch), *question))
 
     @torch.no_grad()

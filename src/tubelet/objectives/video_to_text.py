@@ -116,7 +116,7 @@ class VideoEncoding(EncoderObjective):
         """Return the vectors [B * n, Q, D'] of each video, once for each of its n texts."""
         return self.bridge(self.tokens(batch)).repeat_interleave(batch.tensor("target").shape[1], dim=0)
 
-    def texts(self, batch: Batch, name: str) -> Tensor:
+    def of_texts(self, batch: Batch, name: str) -> Tensor:
         """Return a target [B * n, …] of `TextVideos` for each text."""
         return batch.tensor(name).flatten(0, 1)
 
@@ -152,4 +152,4 @@ class VideoToText(VideoEncoding):
 
     def text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return prompt, which of its tokens are no padding, and target."""
-        return self.texts(batch, "prompt"), self.texts(batch, "prompt_used"), self.texts(batch, "target")
+        return self.of_texts(batch, "prompt"), self.of_texts(batch, "prompt_used"), self.of_texts(batch, "target")
