@@ -134,7 +134,7 @@ class Plan:
         parts = options.optimization.accumulation_steps
         distributed = options.distributed
         sharding = (distributed.reshard_after_forward, distributed.shard_size)
-        strategy = Strategy(fsdp, checkpointing, cluster.gpus, options.dtype.itemsize, *sharding)
+        strategy = Strategy(fsdp, checkpointing, cluster.gpus, _dtype(options).itemsize, *sharding)
         traffic = costs.traffic(self.jepa, strategy, parts)
         inside, between = cluster.sent(traffic, strategy)
         communication = max(inside / cluster.nvlink, between / cluster.bandwidth)
@@ -205,7 +205,7 @@ def rows(plan: Plan, video_bits: float) -> Iterator[tuple[str, ...]]:
     options, cluster, jepa, total = plan.options, plan.cluster, plan.jepa, plan.total_flops
     grid = jepa.encoder.grid
     yield (f"{cluster.nodes} x {cluster.gpus_per_node} GPUs, {plan.clips} clips per GPU, {plan.global_clips} per step",)
-    yield "dtype", options.meta.dtype
+    yield "dtype", str(_dtype(options)).removeprefix("torch.")
     yield "tokens per clip", f"{grid[0]} x {grid[1]} x {grid[2]} = {jepa.encoder.num_patches}"
     for index in range(len(options.mask)):
         context, target = (statistics.mean(draw[index][side] for draw in plan.draws) for side in (0, 1))
@@ -314,12 +314,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cluster(arguments: argparse.Namespace, options: Options) -> Cluster:
-    peak = arguments.peak_tflops or (67.0 if options.dtype == torch.float32 else 989.0)
+    peak = arguments.peak_tflops or (67.0 if _dtype(options) == torch.float32 else 989.0)
     achieved = arguments.tflops or 0.4 * peak
     if achieved > peak:
         raise ConfigError(f"--tflops {achieved:g} exceeds the peak of {peak:g}; set --peak-tflops as well")
     rates = (achieved * 1e12, peak * 1e12, arguments.bandwidth * 1e9, arguments.nvlink * 1e9)
     return Cluster(arguments.nodes, arguments.gpus_per_node, *rates)
+
+
+def _dtype(options: Options) -> torch.dtype:
+    """Return the type of forward passes on the GPUs of the plan, which have bfloat16 instructions."""
+    return torch.bfloat16 if options.meta.dtype == "auto" else getattr(torch, options.meta.dtype)
 
 
 def _positive_int(text: str) -> int:

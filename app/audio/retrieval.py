@@ -33,7 +33,7 @@ def measure_retrieval(
         return list(zip(of_videos, of_sounds, strict=True))
 
     batches = validation_batches(options, videos, watchdog.world)
-    embedded, excluded = map_samples(embed, model, batches, options.dtype, watchdog)
+    embedded, excluded = map_samples(embed, model, batches, options.dtype_on(watchdog.world.device), watchdog)
     if len(embedded) < 2:
         raise UserError(f"data.dataset_val: {len(embedded)} of its videos can be used; retrieval needs at least two")
     of_videos, of_sounds = (torch.stack(x) for x in zip(*(embedded[index] for index in sorted(embedded)), strict=True))

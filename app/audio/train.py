@@ -17,8 +17,9 @@ from tubelet.data.sounding_videos import Dataset
 from tubelet.data.types import BadFile
 from tubelet.objectives.audio_visual import AudioVisual, Synchronisation, VideoSoundAlignment
 from tubelet.probing import fine_tuning, heads, results
-from tubelet.runtime.distributed import World, autocast
+from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_json
+from tubelet.runtime.precision import autocast
 from tubelet.runtime.watchdog import Watchdog
 
 
@@ -100,7 +101,7 @@ def predictions(
             shown = on_device
             if isinstance(model, Synchronisation):
                 shown = model.shifted(on_device, [number] * len(batch))
-            with autocast(device, options.dtype):
+            with autocast(device, options.dtype_on(device)):
                 logits = model.logits(shown)
             yield heads.probabilities(logits[None, :, None]), shown.labels, batch.indices * num_shifts + number
     model.train()

@@ -14,6 +14,7 @@ from tubelet.generation.latent_video import LatentConfig
 from tubelet.grid import ClipShape
 from tubelet.models import EncoderOptions
 from tubelet.probing.options import PretrainConfig as EncoderConfig
+from tubelet.runtime.precision import Precision
 from tubelet.training import options as training
 from tubelet.training import schedules
 from tubelet.training.options import TrainingOptions
@@ -133,7 +134,7 @@ class EvaluationConfig(Config):
 class MetaConfig(training.MetaConfig):
     """YAML section `meta`."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    dtype: Precision = "float32"
 
 
 class Options(TrainingOptions):

@@ -13,7 +13,7 @@ from tubelet.config import ConfigError
 from tubelet.data.sources import read_list
 from tubelet.objectives.losses.retrieval import retrieval_metrics
 from tubelet.objectives.video_text_alignment import VideoTextAlignment
-from tubelet.runtime.distributed import autocast
+from tubelet.runtime.precision import autocast
 
 
 def embed_videos(
@@ -30,7 +30,7 @@ def embed_texts(model: VideoTextAlignment, texts: Sequence[str], run: Run) -> Te
     model.eval()
     parts = []
     for target in run.text.targets(texts).split(run.options.evaluation.batch_size):
-        with autocast(device, run.options.dtype):
+        with autocast(device, run.options.dtype_on(device)):
             parts.append(model.embed_texts(target.to(device)).float().cpu())
     model.train()
     return torch.cat(parts)

@@ -25,7 +25,8 @@ from tubelet.objectives.video_to_text import VideoEncoding
 from tubelet.probing.clips import clip_options
 from tubelet.probing.encoder import fingerprint
 from tubelet.probing.map_samples import map_samples
-from tubelet.runtime.distributed import World, autocast
+from tubelet.runtime.distributed import World
+from tubelet.runtime.precision import autocast
 from tubelet.runtime.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -69,16 +70,18 @@ def read_features(options: Options, model: VideoEncoding, records: Sequence[Reco
     files = VideoFiles(_clips(options), EvalTransform(options.optimization.resolution), paths, on_error="exclude")
     how = _clips(options).model_dump(exclude={"datasets", "cache", "num_workers"})
 
+    dtype = options.dtype_on(world.device)
+
     @torch.no_grad()
     def encode(clips: Tensor) -> Tensor:
-        with autocast(world.device, options.dtype):
+        with autocast(world.device, dtype):
             return model.encoder(to_float(clips, model.mean, model.std)).float()
 
     tokens, excluded = extract_tokens(
         encode,
         files,
         Path(options.folder) / "features" if where is True else Path(where),
-        f"{fingerprint(model.encoder)} {options.meta.dtype} {model.mean} {model.std} {how}",
+        f"{fingerprint(model.encoder)} {dtype} {model.mean} {model.std} {how}",
         world,
         batch_size=options.evaluation.batch_size,
         num_workers=options.data.num_workers,
@@ -117,7 +120,7 @@ def map_records(
         num_workers=loading(options, run.features).num_workers,
         timeout=options.data.worker_timeout,
     )
-    return map_samples(compute, model, batches, options.dtype, run.watchdog)
+    return map_samples(compute, model, batches, options.dtype_on(run.world.device), run.watchdog)
 
 
 def picture(options: Options, path: str) -> str:

@@ -116,7 +116,7 @@ def feature_monitor(options: Options, world: World) -> FeatureMonitor:
         mean=options.data_aug.normalize_mean,
         std=options.data_aug.normalize_std,
         world=world,
-        dtype=options.dtype,
+        dtype=options.dtype_on(world.device),
         num_workers=data.num_workers,
         timeout=data.worker_timeout,
     )

@@ -146,7 +146,7 @@ def transformers_step(session: Session, options: Options, only_context: bool, co
         num_frames=clip.num_frames,
         crop_size=clip.height,
         device=session.device.type,
-        dtype=options.dtype,
+        dtype=options.dtype_on(session.device),
         patch_size=clip.patch_size,
         tubelet_size=clip.tubelet_size,
     )

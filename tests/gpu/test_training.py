@@ -71,7 +71,7 @@ def test_peak_memory_is_that_of_the_plan(gpu, tmp_path):
         trainer.train_step(batch)
         pairs = zip(batch.masks_context, batch.masks_target, strict=True)
         tokens = [costs.Tokens(context.shape[1], target.shape[1]) for context, target in pairs]
-        strategy = costs.Strategy(False, False, 1, options.dtype.itemsize)
+        strategy = costs.Strategy(False, False, 1, trainer.dtype.itemsize)
         clip_bytes = costs.FP32 * batch.clips[0].numel()
         rows = costs.memory(trainer.objective, strategy, batch.num_clips, 1, clip_bytes, tokens)
         expected = max(expected, sum(rows.values()))

@@ -1,7 +1,7 @@
 """What programs have in common that train a task on an encoder, which is new or pretrained, frozen or trained along."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from tubelet.probing.data_options import ClipsConfig
 from tubelet.probing.encoder import load, with_normalization
 from tubelet.probing.options import PretrainConfig
 from tubelet.runtime.distributed import World
+from tubelet.runtime.precision import Precision
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.training import options as training
 from tubelet.training import schedules
@@ -63,7 +64,7 @@ class OptimizationConfig(schedules.OptimizationConfig):
 class MetaConfig(training.MetaConfig):
     """YAML section `meta`."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    dtype: Precision = "float32"
 
 
 class FineTuningOptions(TrainingOptions):

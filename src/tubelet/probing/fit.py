@@ -15,8 +15,8 @@ from tubelet.probing import heads as ensemble
 from tubelet.probing.features import Features
 from tubelet.probing.options import ProbeOptimizationConfig
 from tubelet.runtime import checkpoint
-from tubelet.runtime.distributed import autocast
 from tubelet.runtime.parallelize import DistributedConfig, parallelize
+from tubelet.runtime.precision import autocast
 from tubelet.runtime.progress import progress
 from tubelet.runtime.seeds import torch_generator
 from tubelet.training.optimizer import adamw, set_hyperparameters

@@ -8,7 +8,7 @@ from torch import nn
 
 from tubelet.data import Batch
 from tubelet.data.workers import Loader
-from tubelet.runtime.distributed import autocast
+from tubelet.runtime.precision import autocast
 from tubelet.runtime.watchdog import Watchdog
 
 T = TypeVar("T")

@@ -18,11 +18,6 @@ from tubelet.runtime.devices import expand_segments
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return the context of forward passes in `dtype`; it has no effect for float32."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 @dataclasses.dataclass(frozen=True)
 class World:
     """Rank of this process, number of processes, and device of this process.

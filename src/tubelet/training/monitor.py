@@ -14,7 +14,8 @@ from tubelet.data import Batch, evenly_spaced, to_float
 from tubelet.data.loader import make_eval_loader
 from tubelet.data.types import SampleSource
 from tubelet.grid import Grid
-from tubelet.runtime.distributed import World, autocast
+from tubelet.runtime.distributed import World
+from tubelet.runtime.precision import autocast
 from tubelet.runtime.transfer import to_device
 from tubelet.training.feature_statistics import TokenMoments, summarize
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from tubelet.config import RESUME_IGNORED, Config
 from tubelet.runtime.attention_kernels import AttentionKernel
 from tubelet.runtime.parallelize import DistributedConfig
+from tubelet.runtime.precision import Precision, resolve
 from tubelet.training.schedules import OptimizationConfig
 
 
@@ -16,8 +17,9 @@ class MetaConfig(Config):
 
     seed: int = Field(0, ge=0)
     """Seed of the initial weights, the order of samples, the augmentation and the masks."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of autocast; float16 losses are scaled."""
+    dtype: Precision = "bfloat16"
+    """Precision of autocast; float16 losses are scaled. `auto` is bfloat16 where the device has instructions for it,
+    float32 elsewhere, e.g. on CPUs without AVX-512 BF16, where emulated bfloat16 is several times slower."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile."""
     tf32: bool = True
@@ -68,6 +70,6 @@ class TrainingOptions(Config):
     meta: MetaConfig = MetaConfig()
     logging: Annotated[LoggingConfig, RESUME_IGNORED] = LoggingConfig()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.meta.dtype)
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """Return the type of forward passes on `device`."""
+        return resolve(self.meta.dtype, device)

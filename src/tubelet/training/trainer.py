@@ -21,7 +21,8 @@ from tubelet.runtime.attention_kernels import attention_kernels
 from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
 from tubelet.runtime.checkpoint_writer import Saver
 from tubelet.runtime.devices import make_deterministic
-from tubelet.runtime.distributed import World, autocast
+from tubelet.runtime.distributed import World
+from tubelet.runtime.precision import autocast, warn_if_emulated
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.runtime.seeds import seed_for
 from tubelet.runtime.signals import SignalHandler
@@ -90,7 +91,9 @@ class Trainer:
         if options.meta.compile:
             for part in parts.values():
                 parallelize.compile_blocks(part)
-        self.model = parallelize.parallelize(objective, list(parts.values()), options.distributed, world, options.dtype)
+        self.dtype = options.dtype_on(world.device)
+        warn_if_emulated(self.dtype, world.device, "meta.dtype=auto")
+        self.model = parallelize.parallelize(objective, list(parts.values()), options.distributed, world, self.dtype)
         self.sharded = parallelize.is_sharded(self.model)
         o = options.optimization
         self.trained = objective.trained_parts()
@@ -102,7 +105,7 @@ class Trainer:
             eps=o.eps,
             lr_scales=objective.lr_scales(),
         )
-        self.scales_loss = options.dtype == torch.float16
+        self.scales_loss = self.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**16, enabled=self.scales_loss)
         self.watchdog = Watchdog(world, options.distributed.timeout)
         self.signals = SignalHandler()
@@ -227,7 +230,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context of forward passes."""
-        return autocast(self.world.device, self.options.dtype)
+        return autocast(self.world.device, self.dtype)
 
     def state(self) -> CheckpointState:
         """Return everything that the run needs to go on."""
