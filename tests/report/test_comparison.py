@@ -37,6 +37,7 @@ def test_what_differs_and_what_was_measured(runs, tmp_path):
     assert content["results"]["steps"] == [3, 2]
     assert content["results"]["loss, last"] == [1.5, 1.0]
     assert content["results"]["probe: top1"] == [comparison.NO_RESULT, 61.5]
+    assert next(iter(content["results"])) == "probe: top1"  # what runs are compared by is in the first rows
     assert not any("passed" in key for key in content["results"])
     html = page.read_text()
     assert html.count("<img") == len(list((tmp_path / "out/report").glob("comparison-*.png"))) >= 2

@@ -89,26 +89,34 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def results(runs: Sequence[Run]) -> dict[str, list[float | str]]:
-    """Return the last value of each metric in the log, and the numbers of results.json in a run and its subfolders."""
-    columns: list[dict[str, float]] = []
-    for run in runs:
-        column: dict[str, float] = {"steps": run.log[-1]["step"]} if run.log else {}
-        for curves in _curves(run):
-            for name in curves.names:
-                values = figures.series(run.log, name)[1]
-                if len(values):
-                    column[f"{name}, last"] = round(float(values[-1]), 6)
-        for path in sorted([*run.folder.glob("results.json"), *run.folder.glob("*/results.json")]):
-            place = path.parent.relative_to(run.folder).as_posix()
-            prefix = "" if place == "." else f"{place}: "
-            for key, value in _flat(read_json(path)):
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    column[f"{prefix}{key}"] = value
-        columns.append(column)
-    return {
-        key: [column.get(key, NO_RESULT) for column in columns]
-        for key in dict.fromkeys(key for c in columns for key in c)
-    }
+    """Return the numbers of results.json in a run and its subfolders, then the last value of each metric in the log."""
+    rows: dict[str, list[float | str]] = {}
+    for columns in ([_numbers(run.folder) for run in runs], [_last_values(run) for run in runs]):
+        keys = dict.fromkeys(key for column in columns for key in column)
+        rows |= {key: [column.get(key, NO_RESULT) for column in columns] for key in keys}
+    return rows
+
+
+def _numbers(folder: Path) -> dict[str, float]:
+    """Return the numbers of the files results.json, with the subfolder before the key."""
+    numbers = {}
+    for path in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")]):
+        place = path.parent.relative_to(folder).as_posix()
+        prefix = "" if place == "." else f"{place}: "
+        for key, value in _flat(read_json(path)):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                numbers[f"{prefix}{key}"] = value
+    return numbers
+
+
+def _last_values(run: Run) -> dict[str, float]:
+    values: dict[str, float] = {"steps": run.log[-1]["step"]} if run.log else {}
+    for curves in _curves(run):
+        for name in curves.names:
+            logged = figures.series(run.log, name)[1]
+            if len(logged):
+                values[f"{name}, last"] = round(float(logged[-1]), 6)
+    return values
 
 
 def pictures(runs: Sequence[Run], out: Path) -> Iterator[str]:
