@@ -116,7 +116,8 @@ class Options(fine_tuning.FineTuningOptions):
     pretrain: PretrainConfig | None = None
     """Pretrained encoder of the clips, as for a probe."""
     encoder: EncoderOptions | None = None
-    """Encoder of the clips that is trained from scratch."""
+    """Encoder of the clips that is trained from scratch; null: the one that `pretrain` names. One of the two has to be
+    given where `modalities` include video."""
     train_encoder: bool = True
     """Train the pretrained encoders, too; false: they are frozen. Those from scratch are always trained."""
     sound_pretrain: SoundPretrainConfig | None = None
@@ -133,11 +134,10 @@ class Options(fine_tuning.FineTuningOptions):
     def _check_parts(self) -> "Options":
         if self.modalities != [name for name in MODALITIES if name in self.modalities]:
             raise ValueError(f"modalities: expected [video], [sound] or [video, sound], not {self.modalities}")
-        if "video" in self.modalities and (self.pretrain is None) == (self.encoder is None):
-            raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
+        if "video" in self.modalities:
+            self.check_encoder()
         if not self.train_encoder and self.pretrain is None and self.sound_pretrain is None:
             raise ValueError("train_encoder: encoders from scratch have to be trained; remove it, or set it to true")
-        self.check_encoder()
         check_returns_tokens(self.sound_encoder, "sound_encoder")
         if self.data.frame_step is not None:
             raise ValueError(

@@ -66,7 +66,8 @@ class Options(fine_tuning.FineTuningOptions):
     data: DataConfig
     """Labelled videos or images for training and validation."""
     encoder: EncoderOptions | None = None
-    """Encoder that is trained from scratch, or from `image_vit`; null: a ViT-B, or the one that `pretrain` names."""
+    """Encoder that is trained from scratch, or from `image_vit`; null: the one that `pretrain` names. One of the two
+    has to be given."""
     image_vit: ImageViTConfig | None = None
     pretrain: PretrainConfig | None = None
     """Encoder that is fine-tuned: that of a run, or released weights, as for a probe."""
@@ -84,6 +85,8 @@ class Options(fine_tuning.FineTuningOptions):
                 "pretrain: the architecture of a pretrained encoder is that of its run; remove `encoder` and "
                 "`image_vit`, and put options that shall differ into pretrain.encoder"
             )
+        if self.image_vit is not None and self.encoder is None:
+            raise ValueError("image_vit: give the `encoder` that starts from its weights, such as timesformer_base")
         self.check_encoder()
         check_one_normalization(self.data, self.data_aug)
         self.evaluation.check(self.data)

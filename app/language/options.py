@@ -142,8 +142,7 @@ class Options(fine_tuning.FineTuningOptions):
 
     @model_validator(mode="after")
     def _check_parts(self) -> "Options":
-        if (self.pretrain is None) == (self.encoder is None):
-            raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
+        self.check_encoder()
         if self.encoder is not None and not self.train_encoder:
             raise ValueError("train_encoder: an encoder from scratch has to be trained; set it to true")
         if self.data.cache_features and (self.train_encoder or self.data_aug is not None):
@@ -151,7 +150,6 @@ class Options(fine_tuning.FineTuningOptions):
                 "data.cache_features stores one version of each clip under a frozen encoder; remove it, or "
                 "train_encoder and data_aug"
             )
-        self.check_encoder()
         if self.task != "question_answering" and "{question}" in self.text.prompt:
             raise ValueError(f"text.prompt: {self.task} has no {{question}}; remove it")
         if self.task != "question_answering" and self.answers.kind == "classified":

@@ -332,6 +332,8 @@ def test_mixed_labels_are_the_weights_of_the_pixels(mixup, cutmix):
         ({"optimization": {"accumulation_steps": 3}}, "accumulation_steps: 3 does not divide batch_size 4"),
         ({"optimization": {"mixup": 0.8, "batch_size": 3}}, "mix pairs, 3 is odd"),
         ({"optimization": {"layer_decay": 0.7}, "model": MULTISCALE}, "layer_decay: .* has no `blocks`"),
+        ({"model": None}, "give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch"),
+        ({"image_vit": {"weights": "nowhere.pth"}, "model": None}, "image_vit: give the `encoder`"),
         ({"pretrain": {"folder": "nowhere"}}, "remove `encoder`"),
         ({"pretrain": {"folder": "nowhere"}, "model": None}, "data.patch_size.*has its own"),
         ({"image_vit": {"weights": "nowhere.pth"}}, "VisionTransformer cannot start from an image ViT"),
@@ -360,4 +362,6 @@ def test_another_global_batch_is_refused(raw):
 
 @pytest.mark.parametrize("path", sorted(Path("configs/supervised").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_configuration_is_accepted(path):
-    load(path, [], program.Options)
+    # Those of studies get the encoder from them.
+    overrides = [] if "pretrain" in load_yaml(path) else ["encoder=vit_tiny"]
+    load(path, overrides, program.Options)

@@ -76,12 +76,15 @@ class FineTuningOptions(TrainingOptions):
     pretrain: PretrainConfig | None = None
     """Pretrained encoder, as for a probe."""
     encoder: EncoderOptions | None = None
-    """Encoder that is trained from scratch."""
+    """Encoder that is trained from scratch; null: the one that `pretrain` names. One of the two has to be given."""
     optimization: OptimizationConfig
     meta: MetaConfig = MetaConfig()
 
     def check_encoder(self) -> None:
-        """Raise ValueError where the encoder has no tokens, or a pretrained one is given other sizes of tokens."""
+        """Raise ValueError where not one of `pretrain` and `encoder` is given, or it does not fit the other options."""
+        if (self.pretrain is None) == (self.encoder is None):
+            # No default: forgetting `pretrain` would train another encoder, from random weights.
+            raise ValueError("give either `pretrain`, a pretrained encoder, or `encoder`, one to train from scratch")
         if self.pretrain is not None and (self.data.patch_size, self.data.tubelet_size) != (None, None):
             raise ValueError("data.patch_size, data.tubelet_size: the pretrained encoder has its own; remove them")
         if self.encoder is not None:
@@ -108,8 +111,9 @@ def initial_encoder(options: FineTuningOptions) -> Encoder:
     if options.pretrain is not None:
         return load(options.pretrain, data.frames_per_clip, side)
     clip = ClipShape(data.frames_per_clip, side, data.patch_size or 16, data.tubelet_size or 2)
+    assert options.encoder is not None  # see `check_encoder`
     try:
-        return build_encoder(options.encoder, clip)  # type: ignore[arg-type]  # None is an error that names the key
+        return build_encoder(options.encoder, clip)
     except ValueError as error:
         raise ConfigError(f"encoder, optimization.resolution or data.frames_per_clip: {error}") from None
 
