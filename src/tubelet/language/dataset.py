@@ -1,6 +1,6 @@
 """Videos with texts: each sample is a clip, a prompt and the text that follows it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,8 @@ class VideoFiles(Dataset):
 
 class TextVideos(VideoFiles):
     """Clips of videos with the token numbers of their texts, `prompt`, `prompt_used` and `target`, see `TextEncoder`,
-    and the number of their `answer`. These targets of a clip are [texts_per_video, …].
+    and the number of their `answer`. `video_number` and `text_number` are equal for equal paths and for equal targets.
+    These targets of a clip are [texts_per_video, …].
 
     A video that cannot be read is replaced together with its texts.
 
@@ -79,6 +80,9 @@ class TextVideos(VideoFiles):
         self._prompt, self._prompt_used = text.prompts([sample.prompt for sample in samples])
         self._target = text.targets([sample.target for sample in samples])
         self._answer = torch.tensor([sample.answer for sample in samples])
+        self._video_number = _number([sample.path for sample in samples])
+        # of the tokens and not of the text, as texts that are cut to the same tokens cannot be told apart either
+        self._text_number = _number([tuple(row) for row in self._target.tolist()])
         self._texts = _groups([sample.path for sample in samples], texts_per_video)
         super().__init__(data, transform, [samples[texts[0]].path for texts in self._texts], **kwargs)
 
@@ -94,7 +98,15 @@ class TextVideos(VideoFiles):
             "prompt_used": self._prompt_used[texts],
             "target": self._target[texts],
             "answer": self._answer[texts],
+            "video_number": self._video_number[texts],
+            "text_number": self._text_number[texts],
         }
+
+
+def _number(items: Sequence[Hashable]) -> Tensor:
+    """Return a number of each item, int64 [len(items)], which is equal for equal items."""
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(item, len(numbers)) for item in items], dtype=torch.int64)
 
 
 def _groups(paths: Sequence[str], size: int) -> list[list[int]]:

@@ -15,7 +15,8 @@ from tubelet.training.objective import StepRng
 class VideoTextAlignment(VideoEncoding):
     """Contrastive loss of the embeddings of videos and of their texts.
 
-    A batch is one of `tubelet.objectives.video_to_text.VideoToText`; prompts are not read.
+    Other texts of the same video and other videos with the same text are no negatives. A batch is one of
+    `tubelet.objectives.video_to_text.VideoToText`; prompts are not read.
 
     Args:
         encoder: Maps clips [B, C, T, H, W] to tokens [B, N, D].
@@ -42,7 +43,8 @@ class VideoTextAlignment(VideoEncoding):
         self.contrastive = ContrastiveLoss(temperature)
 
     def forward(self, batch: Batch, rng: StepRng) -> dict[str, Tensor]:
-        loss = self.contrastive(self.embed_videos(batch), self.embed_texts(self.of_texts(batch, "target")))
+        numbers = self.of_texts(batch, "video_number"), self.of_texts(batch, "text_number")
+        loss = self.contrastive(self.embed_videos(batch), self.embed_texts(self.of_texts(batch, "target")), numbers)
         return {"loss": loss, "temperature": self.contrastive.temperature}
 
     def embed_videos(self, batch: Batch) -> Tensor:
