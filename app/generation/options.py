@@ -134,7 +134,7 @@ class EvaluationConfig(Config):
 class MetaConfig(training.MetaConfig):
     """YAML section `meta`."""
 
-    dtype: Precision = "float32"
+    dtype: Annotated[Precision, RESUME_IGNORED] = "float32"
 
 
 class Options(TrainingOptions):

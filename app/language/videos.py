@@ -47,10 +47,19 @@ class Features:
 def training_videos(
     options: Options, samples: Sequence[TextSample], text: TextEncoder, features: Features
 ) -> TextVideos:
-    """Return the training samples. Raises ConfigError where none of their videos can be read."""
+    """Return the training samples.
+
+    Raises:
+        ConfigError: None of their videos can be read, or retrieval has one text for all of them.
+    """
     samples = [sample for sample in samples if sample.path not in features.excluded]
     if not samples:
         raise ConfigError(f"data.dataset_train: none of the videos can be read: {features.excluded}")
+    if options.task == "retrieval" and len(text.targets([sample.target for sample in samples]).unique(dim=0)) < 2:
+        raise ConfigError(
+            f"data.dataset_train: all texts are equal in their first {options.text.max_target} tokens "
+            "(text.max_target), so retrieval has nothing to tell apart"
+        )
     augmentation, resolution = options.data_aug, options.optimization.resolution
     transform = EvalTransform(resolution) if augmentation is None else TrainTransform(augmentation, resolution)
     clips = _clips(options, random=augmentation is not None)

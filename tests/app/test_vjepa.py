@@ -22,7 +22,8 @@ from tubelet import config, report
 from tubelet.config import ConfigError
 from tubelet.data import Batch
 from tubelet.data.transforms import TrainTransform
-from tubelet.runtime import checkpoint
+from tubelet.runtime import checkpoint, precision
+from tubelet.runtime.checkpoint import CheckpointError
 from tubelet.runtime.distributed import World
 from tubelet.training.callbacks import RunStopped
 from tubelet.training.monitor import FeatureMonitor
@@ -273,6 +274,16 @@ def test_half_precision_is_near_to_single(small, dtype, use_mask_tokens):
         trainer.update(float("inf"))
         assert all(p.dtype == torch.float32 for p in trainer.objective.parameters())
     assert found[1] == pytest.approx(found[0], rel=2e-2)
+
+
+def test_a_run_is_continued_in_the_type_that_it_was_begun_with(small, monkeypatch):
+    path = small(optimization={"epochs": 1, "ipe": 2, "warmup": 0})
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    main(config.load(path, ["meta.dtype=auto"], Options), World())
+    assert new_trainer(path, "meta.dtype=float32").resume()
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)  # as on another machine
+    with pytest.raises(CheckpointError, match=r"begun in float32, meta.dtype=auto is bfloat16 .*meta.dtype=float32"):
+        new_trainer(path, "meta.dtype=auto").resume()
 
 
 @pytest.mark.parametrize("objective", ["vjepa", "videomae"])

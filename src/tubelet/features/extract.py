@@ -22,6 +22,7 @@ from tubelet.probing.encoder import FrozenEncoder, load_frozen, with_normalizati
 from tubelet.probing.features import reduce
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_atomic, write_json
+from tubelet.runtime.precision import warn_if_emulated
 from tubelet.runtime.progress import progress
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.runtime.transfer import to_device
@@ -50,6 +51,7 @@ def run(options: FeaturesOptions, world: World) -> None:
         encoder = load_frozen(
             options.pretrain, options.data, options.data.resolution, world, bfloat16=options.use_bfloat16
         )
+        warn_if_emulated(encoder.dtype, world.device, "use_bfloat16=false")
         description, missing = world.broadcast_from_rank0(lambda: _prepare(options, reader, encoder))
         Extraction(options, reader, encoder, watchdog, description).run(missing)
 

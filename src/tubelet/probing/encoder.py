@@ -20,7 +20,7 @@ from tubelet.probing.data_options import ClipsConfig
 from tubelet.probing.options import RANDOM, PretrainConfig
 from tubelet.runtime import checkpoint
 from tubelet.runtime.distributed import World
-from tubelet.runtime.precision import autocast, warn_if_emulated
+from tubelet.runtime.precision import autocast
 from tubelet.runtime.seeds import seed_for
 
 
@@ -85,7 +85,6 @@ class FrozenEncoder:
     ):
         self.device = device
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
-        warn_if_emulated(self.dtype, device, "use_bfloat16=false")
         assert data.normalize_mean is not None
         assert data.normalize_std is not None
         self.mean, self.std = data.normalize_mean, data.normalize_std

@@ -64,7 +64,7 @@ class OptimizationConfig(schedules.OptimizationConfig):
 class MetaConfig(training.MetaConfig):
     """YAML section `meta`."""
 
-    dtype: Precision = "float32"
+    dtype: Annotated[Precision, RESUME_IGNORED] = "float32"
 
 
 class FineTuningOptions(TrainingOptions):

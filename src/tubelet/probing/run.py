@@ -10,6 +10,7 @@ from tubelet.probing.options import ProbeOptions
 from tubelet.probing.probe import Probe
 from tubelet.runtime.distributed import World
 from tubelet.runtime.files import write_json
+from tubelet.runtime.precision import warn_if_emulated
 from tubelet.runtime.watchdog import Watchdog
 
 
@@ -30,6 +31,7 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
     with Watchdog(world, options.distributed.timeout) as watchdog:
         o = options.optimization
         encoder = load_frozen(options.pretrain, options.data, o.resolution, world, bfloat16=o.use_bfloat16)
+        warn_if_emulated(encoder.dtype, world.device, "optimization.use_bfloat16=false")
         for name, task in tasks.items():
             check_clip_size(encoder.module, task.data.frames_per_clip, task.optimization.resolution, name)
         measured = {name: _all_seeds(task, encoder, sets_by_task[name], watchdog) for name, task in tasks.items()}

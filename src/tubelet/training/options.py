@@ -17,9 +17,10 @@ class MetaConfig(Config):
 
     seed: int = Field(0, ge=0)
     """Seed of the initial weights, the order of samples, the augmentation and the masks."""
-    dtype: Precision = "bfloat16"
+    dtype: Annotated[Precision, RESUME_IGNORED] = "bfloat16"
     """Precision of autocast; float16 losses are scaled. `auto` is bfloat16 where the device has instructions for it,
-    float32 elsewhere, e.g. on CPUs without AVX-512 BF16, where emulated bfloat16 is several times slower."""
+    float32 elsewhere, e.g. on CPUs without AVX-512 BF16, where emulated bfloat16 is several times slower.
+    A run is continued in the type that it was begun with."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile."""
     tf32: bool = True

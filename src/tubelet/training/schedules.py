@@ -33,7 +33,9 @@ class RateConfig(Config):
     def check_warmup(self, length: float, unit: str = "epochs") -> None:
         """Raise ValueError where the warm-up is longer than the run."""
         if self.warmup > length:
-            raise ValueError(f"warmup: {self.warmup} {unit} of warm-up do not fit into {length} {unit}")
+            raise ValueError(
+                f"warmup: {self.warmup} {unit} of warm-up do not fit into {length} {unit}; set a smaller warmup, or 0"
+            )
 
 
 class OptimizationConfig(RateConfig):

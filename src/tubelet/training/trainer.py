@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,7 +92,7 @@ class Trainer:
             for part in parts.values():
                 parallelize.compile_blocks(part)
         self.dtype = options.dtype_on(world.device)
-        warn_if_emulated(self.dtype, world.device, "meta.dtype=auto")
+        warn_if_emulated(self.dtype, world.device, "meta.dtype=auto in a new folder")
         self.model = parallelize.parallelize(objective, list(parts.values()), options.distributed, world, self.dtype)
         self.sharded = parallelize.is_sharded(self.model)
         o = options.optimization
@@ -241,6 +241,7 @@ class Trainer:
                 "version": tubelet.__version__,
                 "step": self.step,
                 "global_batch": self.global_batch,
+                "dtype": str(self.dtype).removeprefix("torch."),
                 "scaler": self.scaler.state_dict(),
                 "config": self.config,
                 "encoders": list(self.objective.encoders()),
@@ -254,7 +255,7 @@ class Trainer:
 
         Raises:
             ConfigError: `meta.load_checkpoint` is false, but the folder holds a run.
-            CheckpointError: The checkpoint does not match the model, the data or the global batch.
+            CheckpointError: The checkpoint does not match the model, the data, the global batch or the precision.
         """
         path = self.world.broadcast_from_rank0(lambda: checkpoint.newest(self.checkpoints))
         if path is None:
@@ -265,6 +266,7 @@ class Trainer:
         metadata = state.metadata
         checkpoint.check_complete(metadata, ("step", "scaler"), path)
         checkpoint.check_same_batch_size(metadata, self.global_batch, self.batch_size_key)
+        self._check_same_dtype(metadata)
         self.objective.check_metadata(metadata)
         if self.data_state is not None:
             self.data_state.load_metadata(metadata)
@@ -281,6 +283,15 @@ class Trainer:
                 path,
             )
         return True
+
+    def _check_same_dtype(self, metadata: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where the run was computed in another type; `auto` depends on the machine."""
+        saved, here = metadata.get("dtype"), str(self.dtype).removeprefix("torch.")
+        if saved not in (None, here):  # None: version 0.1
+            raise CheckpointError(
+                f"{self.folder}: the run was begun in {saved}, meta.dtype={self.options.meta.dtype} is {here} here. "
+                f"Set meta.dtype={saved}, or choose another folder=…"
+            )
 
     def load_weights(self, weights: dict[str, dict[str, Tensor]], source: str) -> None:
         """Load the weights of all parts. Raises CheckpointError where a part is missing or does not fit."""
