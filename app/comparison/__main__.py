@@ -76,7 +76,7 @@ def _scenes_of(options: Options, task: str) -> Path:
 
 
 def _scenes_job(options: Options, name: str) -> Job:
-    folder, settings = Path(options.folder) / name, options.scenes[name]
+    folder, settings = Path(options.folder) / name, options.scenes[name].given()
     command = ["tubelet.data.scenes.generate", "--folder", str(folder), "--processes", str(options.processes)]
     for key, value in settings.items():
         option = key.replace("_", "-")
@@ -89,7 +89,7 @@ def _scenes_job(options: Options, name: str) -> Job:
         stage="scenes",
         command=tuple(command),
         folder=folder,
-        settings=dict(settings),
+        settings=settings,
         seconds=60,
         keep=True,
         slots=options.processes,

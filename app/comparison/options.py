@@ -9,6 +9,35 @@ from tubelet.config import Config
 from tubelet.runtime import run_lock
 
 
+class Scenes(Config):
+    """An entry of `scenes`: the arguments of `python -m tubelet.data.scenes.generate`."""
+
+    pretrain: int = Field(3000, ge=0)
+    """Videos without descriptions."""
+    train: int = Field(3000, ge=0)
+    """Described videos for training."""
+    test: int = Field(500, ge=0)
+    """Described videos for testing."""
+    test_combinations: int = Field(500, ge=0)
+    """Described videos for testing, whose pairs of color and shape no other split has."""
+    sounding_train: int = Field(1000, ge=0)
+    """Videos of two sprites, of which one is heard, for training."""
+    sounding_test: int = Field(400, ge=0)
+    """The same for testing."""
+    size: int = Field(64, ge=1)
+    """Height and width in pixels."""
+    fps: int = Field(8, ge=1)
+    """Frames per second."""
+    sound: bool = True
+    """Whether the files have sound."""
+    seed: int = 0
+    """Seed of all draws."""
+
+    def given(self) -> dict[str, int | bool]:
+        """Return the arguments that are given; the generator has the same defaults for the others."""
+        return self.model_dump(exclude_unset=True)
+
+
 class Pretrain(Config):
     """An entry of `pretrain`. In overrides, {folder} stands for the folder of the comparison."""
 
@@ -49,8 +78,8 @@ class Options(Config):
 
     folder: str
     """Folder of data, runs and tables."""
-    scenes: dict[str, dict[str, int | bool]]
-    """Data sets of generated scenes: folder in `folder`, and arguments of `python -m tubelet.data.scenes.generate`."""
+    scenes: dict[str, Scenes]
+    """Data sets of generated scenes, by their folder in `folder`."""
     pretrain: dict[str, Pretrain] = {}
     """Pretraining runs, by their folder in `folder`."""
     tasks: dict[str, Task] = Field(min_length=1)

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from app.study.sections import (
     Baselines,
+    Clips,
     Compute,
     Curves,
     FineTuning,
@@ -42,8 +43,8 @@ class Options(Config):
     """Module of tubelet/data with `write_lists`, for the folder `data`."""
     folds: list[int] = Field([0], min_length=1)
     """Each fold has its own pretraining, without its test clips."""
-    clips: dict[str, int] | None = None
-    """Arguments of `python -m tubelet.data.generated`, which generates clips in `<folder>/clips`."""
+    clips: Clips | None = None
+    """Clips that are generated in `<folder>/clips`."""
     cache: str | None = None
     """Folder of decoded clips that all programs share, for small data sets; by default as in their YAML files."""
     objectives: dict[str, Objective] = Field(min_length=1)
@@ -110,6 +111,11 @@ class Options(Config):
         if self.datasets is None:
             return ["data"] if self._lacks_data else []
         return [f"datasets.{name}.data" for name in self.datasets if self._study(name)._lacks_data]
+
+    @property
+    def given_clips(self) -> dict[str, int] | None:
+        """The arguments of the generated clips, which all jobs depend on."""
+        return None if self.clips is None else self.clips.given()
 
     @property
     def main_task(self) -> str:

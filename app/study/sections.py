@@ -27,6 +27,29 @@ class Task(LabelSubset):
         return {name: value for name, value in given.items() if value is not None}
 
 
+class Clips(Config):
+    """Generated clips: the arguments of `python -m tubelet.data.generated`."""
+
+    clips: int = Field(4000, ge=0)
+    """Clips without labels."""
+    train: int = Field(800, ge=0)
+    """Labelled clips for training a probe."""
+    test: int = Field(800, ge=0)
+    """Labelled clips for testing it."""
+    frames: int = Field(16, ge=1)
+    """Frames of a clip."""
+    size: int = Field(64, ge=1)
+    """Height and width in pixels."""
+    fps: int = Field(12, ge=1)
+    """Frames per second."""
+    seed: int = 0
+    """Seed of all draws."""
+
+    def given(self) -> dict[str, int]:
+        """Return the arguments that are given; the generator has the same defaults for the others."""
+        return self.model_dump(exclude_unset=True)
+
+
 class Program(Config):
     """A YAML file of a program, the seeds to run it with, and overrides (`key.path=value`)."""
 

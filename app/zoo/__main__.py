@@ -20,6 +20,7 @@ from app.study.plan import plan as study_plan
 from app.study.plan.checks import check_configurations
 from app.study.plan.pretraining import clips_job
 from app.study.results import summarise
+from app.study.sections import Clips
 from tubelet import config
 from tubelet.config import Config, ConfigError, shipped
 from tubelet.report import aggregate, layout
@@ -57,8 +58,8 @@ class Options(Config):
     """Folder with a pretraining YAML for each encoder."""
     only: list[str] = []
     """Names of the encoders, by default all."""
-    clips: dict[str, int]
-    """Arguments of `python -m tubelet.data.generated`."""
+    clips: Clips
+    """Clips that are generated for all encoders."""
     study: dict[str, Any]
     """Options of `app.study` for each encoder; `{zoo}` in them is replaced by this program's folder."""
     special: dict[str, dict[str, Any]] = {}
@@ -140,7 +141,7 @@ def plan(options: Options, files: dict[str, Path], studies: dict[str, Study]) ->
     clips = clips_job(options.folder, options.clips, options.processes)
     jobs = [_measure_job(options, name, path) for name, path in files.items()]
     for job in study_plan({**studies, "baselines": baselines_study(options)}, {}):
-        settings = {**job.settings, "clips": options.clips}
+        settings = {**job.settings, "clips": options.clips.given()}
         jobs.append(replace(job, after=job.after or (clips.name,), settings=settings))
     return [clips, *sorted(jobs, key=lambda job: -job.seconds)]
 

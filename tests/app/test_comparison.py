@@ -1,11 +1,12 @@
 """The comparison of models on tasks: its jobs, and its tables from the results of runs."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from app.comparison.__main__ import job_name, plan, run, run_folder
-from app.comparison.options import Options
+from app.comparison.options import Options, Scenes
 from app.comparison.table import attributes, best_retrieval, measurements, tables
 from app.main import PROGRAMS
 from tubelet import config
@@ -45,6 +46,12 @@ def test_every_job_has_valid_options_and_waits_for_what_it_reads(comparison):
             row == "without video" and task in ("captions", "answers", "retrieval")
         )
         assert options.train_encoder == (row not in ("pretrained", "random") and not getattr(options, "blind", False))
+
+
+def test_keys_and_defaults_of_scenes_are_those_of_the_generator():
+    assert Scenes().model_dump() == asdict(generate.Settings())
+    with pytest.raises(ConfigError, match="scenes.scenes.trian: unknown key. Did you mean 'train'?"):
+        config.load("configs/study/language.yaml", ["scenes.scenes.trian=3"], Options)
 
 
 def test_only_the_jobs_that_the_selection_needs_are_run(comparison):

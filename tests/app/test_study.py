@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from app.study.plan import plan
 from app.study.plan.checks import check_configurations
 from app.study.plan.compute import Cost
 from app.study.results import collect, summarise
+from app.study.sections import Clips
 from tubelet import config
 from tubelet.config import ConfigError
+from tubelet.data.generated import Settings
 from tubelet.runtime.jobs import JobFailed, Pool
 
 REPOSITORY = Path(__file__).parents[2]
@@ -275,9 +278,15 @@ def test_clips_are_generated_first(folder):
     assert all(a.settings != b.settings for a, b in zip(jobs, other, strict=True))
 
 
+def test_keys_and_defaults_of_clips_are_those_of_the_generator():
+    assert Clips().model_dump() == asdict(Settings())
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["clips.clip=3"], "clips.clip: unknown key. Did you mean 'clips'?"),
+        (["clips.foo=3"], "clips.foo: unknown key. Valid: clips, fps, frames, seed, size, test, train."),
         (["headline=motoin"], "headline: 'motoin' is no task. Did you mean 'motion'?"),
         (["data=/videos"], "data and lists go together"),
         (["data=/videos", "lists=kth"], r"lists: 'kth': not in tubelet/data. .*ut_interaction"),

@@ -58,6 +58,8 @@ def test_jobs_of_all_encoders_have_unique_names(zoo, tmp_path):
 
 
 def test_unknown_names_are_refused(zoo, tmp_path):
+    with pytest.raises(ConfigError, match="clips.clip: unknown key. Did you mean 'clips'?"):
+        config.load("configs/study/zoo.yaml", ["clips.clip=3"], Zoo)
     with pytest.raises(ConfigError, match="only: no 'timesfomer' in configs/zoo. Did you mean 'timesformer'?"):
         encoder_files(zoo.model_copy(update={"only": ["timesfomer"]}))
     with pytest.raises(ConfigError, match="no YAML files in"):

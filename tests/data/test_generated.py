@@ -7,7 +7,7 @@ import pytest
 from tubelet.config import ConfigError
 from tubelet.data import synthetic
 from tubelet.data.decoders import open_video, read_frames
-from tubelet.data.generated import Settings, plan, write_dataset
+from tubelet.data.generated import Settings, main, plan, write_dataset
 from tubelet.data.sources import VIDEO_SUFFIXES, read_source
 from tubelet.runtime.seeds import Purpose, numpy_generator
 
@@ -95,3 +95,12 @@ def test_a_data_set_of_version_0_1_is_continued(tmp_path):
     (tmp_path / "old" / "settings.json").write_text(json.dumps(facts | labels, indent=1) + "\n")
     write(tmp_path / "old")
     assert contents(tmp_path / "old") == contents(tmp_path / "new")
+
+
+def test_a_misspelt_option_is_no_abbreviation_of_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["generated", "--folder", str(tmp_path / "clips"), "--clip", "3"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --clip 3" in capsys.readouterr().err
+    assert not (tmp_path / "clips").exists()

@@ -11,7 +11,7 @@ import pytest
 from tubelet.config import ConfigError
 from tubelet.data.decoders import open_video, read_frames
 from tubelet.data.scenes import language, rendering
-from tubelet.data.scenes.generate import Settings, plan, write_dataset
+from tubelet.data.scenes.generate import Settings, main, plan, write_dataset
 from tubelet.data.scenes.scene import ATTRIBUTES, EVENT_DURATION, HELD_OUT, Scene, draw_scenes
 
 SETTINGS = Settings(pretrain=2, train=6, test=3, test_combinations=2, sounding_train=4, sounding_test=2, size=32)
@@ -164,3 +164,12 @@ def test_lists_name_the_videos(folder):
     video = open_video(str(folder / "videos" / "train_000000.mp4"), "pyav")
     assert (video.num_frames, video.fps) == (24, 8)
     assert read_frames(video, np.arange(24), "train_000000.mp4").shape == (24, 32, 32, 3)
+
+
+def test_a_misspelt_option_is_no_abbreviation_of_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["generate", "--folder", str(tmp_path / "scenes"), "--pretr", "3"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --pretr 3" in capsys.readouterr().err
+    assert not (tmp_path / "scenes").exists()

@@ -45,12 +45,12 @@ def cost_jobs(study: Options, after: tuple[str, ...]) -> list[Job]:
             overrides = [*overrides_of(study, teacher), *short, f"folder={folder / 'teacher'}"]
             fname = study.objectives[teacher.objective].fname
             command = ("app.main", "--fname", fname, "--devices", study.devices[0], *overrides)
-            settings = {"clips": study.clips, **settings_of(study, teacher)}
+            settings = {"clips": study.given_clips, **settings_of(study, teacher)}
             jobs.append(Job(f"cost-teacher-of-{name}", "cost", command, folder / "teacher", settings, 5, after))
             needed = (*after, f"cost-teacher-of-{name}")
         overrides = overrides_of(study, run, teacher_folder=folder / "teacher")
         command = ("app.study.cost", "--fname", objective.fname, "--folder", str(folder), *overrides)
-        settings = {"clips": study.clips, **settings_of(study, run)}
+        settings = {"clips": study.given_clips, **settings_of(study, run)}
         jobs.append(
             Job(f"cost-{name}", "cost", (*command, "--device", study.devices[0]), folder, settings, 10, needed,
                 slots=study.processes)  # alone, as it measures times

@@ -95,7 +95,7 @@ def yaml_job(
         stage=stage,
         command=(package, "--fname", str(fname), "--devices", study.devices[0], *overrides),
         folder=folder,
-        settings={"clips": study.clips, **settings},
+        settings={"clips": study.given_clips, **settings},
         seconds=getattr(study.seconds, stage),
         after=after,
         temporary=temporary,

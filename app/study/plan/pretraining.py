@@ -7,21 +7,22 @@ from app.study.options import Options
 from app.study.plan import compute
 from app.study.plan.compute import Costs
 from app.study.plan.runs import Run, overrides_of, runs, settings_of, teacher_of
+from app.study.sections import Clips
 from tubelet import config
 from tubelet.runtime.jobs import Job
 
 
-def clips_job(folder: str, clips: dict[str, int], processes: int) -> Job:
-    """Return the job that generates the clips in `<folder>/clips`. `clips`: see the options."""
+def clips_job(folder: str, clips: Clips, processes: int) -> Job:
+    """Return the job that generates the clips in `<folder>/clips`."""
     target = Path(folder) / "clips"
-    arguments = {"folder": target, "processes": processes, **clips}
+    arguments = {"folder": target, "processes": processes, **clips.given()}
     command = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
     return Job(
         name="clips",
         stage="clips",
         command=("tubelet.data.generated", *command),
         folder=target,
-        settings=clips,
+        settings=clips.given(),
         seconds=45,
         keep=True,
         slots=processes,
@@ -62,7 +63,7 @@ def _job(study: Options, run: Run, costs: Costs, after: tuple[str, ...]) -> Job:
         stage="pretrain",
         command=("app.main", "--fname", fname, "--devices", *study.devices, *overrides, f"folder={folder}"),
         folder=folder,
-        settings={"clips": study.clips, **settings, "folder": str(folder)},
+        settings={"clips": study.given_clips, **settings, "folder": str(folder)},
         seconds=seconds,
         after=after,
         keep=True,

@@ -98,7 +98,9 @@ def _write_lists(folder: Path, clips: list[Clip]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog=command_line.typed("tubelet.data.generated"), description=__doc__.split("\n\n")[0]
+        prog=command_line.typed("tubelet.data.generated"),
+        description=__doc__.split("\n\n")[0],
+        allow_abbrev=False,  # a misspelt option is an error, not another one
     )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)

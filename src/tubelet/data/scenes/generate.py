@@ -202,7 +202,9 @@ def _multiple_choice(asked: list[tuple[Video, language.Question]], settings: Set
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tubelet.data.scenes.generate", description=__doc__.split("\n\n")[0]
+        prog="python -m tubelet.data.scenes.generate",
+        description=__doc__.split("\n\n")[0],
+        allow_abbrev=False,  # a misspelt option is an error, not another one
     )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
