@@ -15,10 +15,10 @@ from app.study.options import Options
 from app.study.plan import PROGRAMS, Costs, plan, preparation
 from app.study.plan.checks import check_configurations
 from app.study.plan.compute import read_costs
+from app.study.plan.lists import write_lists
 from app.study.results import summarise
 from tubelet import report as pages
 from tubelet.config import ConfigError, read
-from tubelet.config.registry import find
 from tubelet.report import layout, study_file
 from tubelet.runtime import command_line
 from tubelet.runtime.files import write_atomic, write_json
@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     """Run the jobs that are not done yet, write the report, print the tables.
 
     Raises:
-        ConfigError: No data set has its folder, or a YAML file has an error.
+        ConfigError: No data set has its folder, a folder or a fold does not exist, or a YAML file has an error.
         JobFailed: Some jobs failed; the report has the results of the others.
     """
     folder, studies = Path(options.folder), options.studies()
@@ -37,9 +37,8 @@ def run(options: Options) -> None:
         print(f"{key} is not given, so this data set is left out")
     if not studies:
         raise ConfigError(f"give the folder of a data set, e.g. {options.left_out()[0]}=/path/to/videos")
-    for study in studies.values():
-        if study.lists is not None and study.data is not None:
-            find("data", study.lists).write_lists(Path(study.data).absolute(), Path(study.folder) / "lists")
+    for name, study in studies.items():
+        write_lists(study, "" if options.datasets is None else f"datasets.{name}.")
     pool = Pool(options.processes, options.threads, PROGRAMS, keep_going=True)
     costs = prepare(pool, studies)
     jobs = plan(studies, costs)

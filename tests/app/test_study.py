@@ -14,6 +14,7 @@ from app.study.options import Options
 from app.study.plan import plan
 from app.study.plan.checks import check_configurations
 from app.study.plan.compute import Cost
+from app.study.plan.lists import write_lists
 from app.study.results import collect, summarise
 from app.study.sections import Clips
 from tubelet import config
@@ -523,6 +524,92 @@ def test_study_without_any_data_says_what_to_give(folder):
         run(options("datasets={a: {lists: ut_interaction}}"))
     with pytest.raises(ConfigError, match="give the folder of a data set, e.g. data=/path"):
         run(options("lists=ut_interaction"))
+
+
+@pytest.fixture
+def data(folder):
+    """Folders `thermal`, of three dates, and `interactions`, of ten folds, with the tables of their data sets."""
+    for name in ("thermal/sequences", "interactions"):
+        (folder / name).mkdir(parents=True)
+    dates = ("20170203", "20170206", "20170209")
+    for date in dates:
+        (folder / f"thermal/sequences/{date}_p1.mp4").touch()
+    rows = ["file,action,date", *(f"{date}.mp4,walk,{date}" for date in dates)]
+    (folder / "thermal/labels.csv").write_text("\n".join(rows))
+    rows = ["path,label,sequence,fold10", *(f"{fold}.mp4,0,{fold},{fold}" for fold in range(10))]
+    (folder / "interactions/labels.csv").write_text("\n".join(rows))
+
+
+def data_set(keys, name="fold{fold}", pretrain="fold{fold}"):
+    """A study of one data set, whose task reads the lists `name`, and whose pretraining those of `pretrain`."""
+    lists = {part: f"{{folder}}/lists/{name}_{part}.csv" for part in ("train", "test")}
+    changes = {
+        "tasks": {"action": {**lists, "num_classes": 7}},
+        "pretrain": {"overrides": [f"data.datasets=['{{folder}}/lists/{pretrain}_pretrain.csv']"]},
+    }
+    return {key: value for key, value in STUDY.items() if key != "tasks"} | changes | keys
+
+
+THERMAL = {"lists": "thermal_actions", "data": "thermal"}
+INTERACTIONS = {"lists": "ut_interaction", "data": "interactions"}
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        (
+            data_set({**THERMAL, "folds": [0, 9, 3]}),
+            "folds: 9, 3; the lists fold{fold}_train.csv of thermal_actions have folds 0 to 2",
+        ),
+        (
+            data_set({**INTERACTIONS, "folds": [10]}),
+            "folds: 10; the lists fold{fold}_train.csv of ut_interaction have folds 0 to 9",
+        ),
+        (
+            data_set({**INTERACTIONS, "folds": [4, 5]}, "fold{fold}_of5"),
+            "folds: 5; the lists fold{fold}_of5_train.csv of ut_interaction have folds 0 to 4",
+        ),
+        (
+            data_set({**INTERACTIONS, "folds": [5]}, pretrain="fold{fold}_of5"),
+            "folds: 5; the lists fold{fold}_of5_pretrain.csv of ut_interaction have folds 0 to 4",
+        ),
+        (
+            data_set(INTERACTIONS, "fold{fold}_of6"),
+            "tasks.action.train: 'fold{fold}_of6_train.csv' is no list of ut_interaction. "
+            "Did you mean 'fold{fold}_of5_train.csv'?",
+        ),
+        (
+            data_set({**THERMAL, "data": "/nowhere"}),
+            "data: /nowhere/labels.csv does not exist; give the folder of the thermal actions that contains labels.csv",
+        ),
+        (
+            data_set({**INTERACTIONS, "data": "/nowhere"}),
+            "data: /nowhere/labels.csv does not exist; give the folder of UT-Interaction that contains labels.csv",
+        ),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_data_and_folds_are_checked_before_any_job(folder, data, monkeypatch, study, message, several):
+    monkeypatch.setattr(Pool, "run", lambda self, jobs: pytest.fail("jobs were run"))
+    if several:
+        keys = ("lists", "data", "folds", "tasks")
+        of_set = {key: study[key] for key in keys if key in study}
+        study = {key: value for key, value in study.items() if key not in keys}
+        study = {
+            **study,
+            "datasets": {"demo": {"pretrain": {"overrides": []}, "tasks": STUDY["tasks"]}, "real": of_set},
+        }
+        message = f"datasets.real.{message}"
+    write(folder / "study.yaml", study)
+    with pytest.raises(ConfigError) as error:
+        run(options())
+    assert str(error.value) == message
+
+
+def test_lists_of_folds_that_exist_are_accepted(folder, data):
+    for keys, name, folds in ((THERMAL, "fold{fold}", [0, 2]), (INTERACTIONS, "fold{fold}_of5", [4])):
+        write(folder / "study.yaml", data_set({**keys, "folds": folds}, name, name))
+        write_lists(options())
 
 
 # ---------------------------------------------------------------- the programs themselves
