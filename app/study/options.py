@@ -21,7 +21,7 @@ from app.study.sections import (
     Task,
 )
 from tubelet import config
-from tubelet.config import Config
+from tubelet.config import Config, ConfigError
 from tubelet.config.registry import part_name
 from tubelet.runtime.run_lock import Lock
 
@@ -81,6 +81,7 @@ class Options(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "Options":
+        self._check_names_of_heads()  # before the keys that name some of them
         if self.datasets is not None:
             for name in self.datasets:
                 self._study(name)
@@ -180,6 +181,16 @@ class Options(Config):
                 used |= {f"{key}.tasks": training.tasks or [], f"{key}.per_task": training.per_task}
         for key, names in used.items():
             _check_names(key, names, self.tasks, "task")
+
+    def _check_names_of_heads(self) -> None:
+        from tubelet.probing.heads import HEADS  # imports torch, which `--help` need not wait for
+
+        for name in self.probe.heads:
+            options = self.probe.per_head.get(name, {}).get("head")
+            try:
+                HEADS.locate({**(options if isinstance(options, dict) else {}), "name": name})
+            except ConfigError as error:
+                raise ValueError(f"probe.heads: {error}") from None
 
     def _check_heads(self) -> None:
         _check_names("probe.per_head", self.probe.per_head, self.probe.heads, "head of `probe.heads`")

@@ -293,6 +293,8 @@ def test_keys_and_defaults_of_clips_are_those_of_the_generator():
         (["data=/videos", "lists=kth"], r"lists: 'kth': not in tubelet/data. .*ut_interaction"),
         (["supervised.per_task={motoin: [a=1]}"], "supervised.per_task: 'motoin' is no task"),
         (["probe.per_head={liner: {}}"], "probe.per_head: 'liner' is no head .* Did you mean 'linear'?"),
+        (["probe.heads=[liner]", "probe.per_head={linear: {}}"], "  probe.heads: 'liner': .* Did you mean 'linear'?"),
+        (["datasets={demo: {probe: {heads: [liner]}}}"], "  datasets.demo.probe.heads: 'liner': .* 'linear'?"),
         (["curves={head: knn}"], "curves.head: 'knn' is no head that reads the task 'motion'"),
         (["curves={points: [1]}"], "fractions of a run lie between 0 and 1"),
         (["compute={reference: jep}"], "compute.reference: 'jep' is no objective. Did you mean 'jepa'?"),
@@ -647,7 +649,10 @@ def small_study(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"probe": {"fname": "configs/evals/demo.yaml", "heads": ["liner"]}}, "Did you mean 'linear'"),
+        (
+            {"probe": {"fname": "configs/evals/demo.yaml", "per_head": {"linear": {"head": {"k": 3}}}}},
+            "linear.head.k: ",
+        ),
         ({"finetune": {"fname": "configs/supervised/finetune.yaml", "overrides": ["optimization.epochs=3"]}}, "epochs"),
     ],
 )
