@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.study.sections import (
     Baselines,
@@ -149,12 +149,7 @@ class Options(Config):
         assert self.datasets is not None
         common = self.model_dump(exclude={"datasets"}, exclude_unset=True)
         raw = config.merge(common, {"folder": f"{self.folder}/{name}", "title": name, **self.datasets[name]})
-        try:
-            return Options.model_validate(raw)
-        except ValidationError as error:
-            keys = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
-            lines = [f"datasets.{name}.{key}: {text}" if key else f"datasets.{name}.{text}" for key, text in keys]
-            raise ValueError("; ".join(lines)) from None
+        return config.check_variant(raw, Options, f"datasets.{name}")
 
     def _check_objectives(self) -> None:
         names = [] if self.compute is None or self.compute.reference is None else [self.compute.reference]

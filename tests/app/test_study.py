@@ -306,7 +306,13 @@ def test_keys_and_defaults_of_clips_are_those_of_the_generator():
             "a.teacher.share: with `compute` it is required",
         ),
         (["datasets={demo: {}, real: {headline: x}}"], "datasets.real.headline: 'x' is no task"),
-        (["datasets={real: {pretrian: {}}}"], "datasets.real.pretrian: Extra inputs are not permitted"),
+        (["datasets={real: {pretrian: {}}}"], "  datasets.real.pretrian: unknown key. Did you mean 'pretrain'?"),
+        (["datasets={real: {dat: /x}}"], "  datasets.real.dat: unknown key. Did you mean 'data'?"),
+        (["datasets={real: {probe: {seed: [1]}}}"], "  datasets.real.probe.seed: unknown key. Did you mean 'seeds'?"),
+        (
+            ["datasets={real: {folds: [x], tasks: {motion: {num_classes: 1}}}}"],
+            r"  datasets.real.folds.0: Input should be a valid integer, got 'x'\n  datasets.real.tasks.motion.num_cl",
+        ),
     ],
 )
 def test_invalid_options_are_refused(folder, overrides, message):
@@ -651,7 +657,7 @@ def small_study(folder, **changes):
     [
         (
             {"probe": {"fname": "configs/evals/demo.yaml", "per_head": {"linear": {"head": {"k": 3}}}}},
-            "linear.head.k: ",
+            "linear.head.k: unknown key",
         ),
         ({"finetune": {"fname": "configs/supervised/finetune.yaml", "overrides": ["optimization.epochs=3"]}}, "epochs"),
     ],
@@ -670,7 +676,10 @@ def test_errors_of_later_programs_are_found_before_anything_runs(tmp_path, monke
         ("pretrain.overrides=['optimization.epoch=1']", "pretrain.overrides, objectives.videomae: configs/pretrain"),
         ("objectives.videomae.overrides=['optimization.epoch=1']", "pretrain.overrides, objectives.videomae: configs"),
         ("supervised.per_task={motion: ['optimization.epoch=1']}", "supervised.per_task.motion, supervised.overrides"),
-        ("probe.per_head={linear: {optimization: {epoch: 1}}}", r"probe.overrides, probe \(configs/evals/demo.yaml\)"),
+        (
+            "probe.per_head={linear: {optimization: {epoch: 1}}}",
+            "probe.overrides, probe.per_head, probe .configs/evals",
+        ),
     ],
 )
 @pytest.mark.parametrize("compute", [None, {"reference": "vjepa"}])

@@ -19,7 +19,7 @@ from tubelet.config.base import (
     naming,
     nearest,
 )
-from tubelet.config.reading import Schema, check, check_part, dump, load, merge, read
+from tubelet.config.reading import Schema, check, check_part, check_variant, dump, load, merge, read
 
 __all__ = [
     "RESUME_IGNORED",
@@ -34,6 +34,7 @@ __all__ = [
     "UserError",
     "check",
     "check_part",
+    "check_variant",
     "dump",
     "load",
     "merge",

@@ -15,7 +15,7 @@ from tubelet.config.registry import PartField
 from tubelet.config.translation import Translation, merge_layer, name_masks, program_of
 from tubelet.config.yaml_files import parse_yaml, read_yaml
 
-__all__ = ["check", "check_part", "dump", "load", "merge", "read"]
+__all__ = ["check", "check_part", "check_variant", "dump", "load", "merge", "read"]
 
 Schema = TypeVar("Schema", bound=Config)
 Result = TypeVar("Result")
@@ -98,6 +98,21 @@ def check_part(raw: Mapping[str, Any], schema: type[Schema], at: str = "") -> Sc
     except pydantic.ValidationError as error:
         lines = dict.fromkeys(_explain(e, schema, raw, at) for e in error.errors())
         raise ConfigError("\n".join(lines)) from None
+
+
+def check_variant(raw: Mapping[str, Any], schema: type[Schema], at: str) -> Schema:
+    """As `check_part`, for a validator that checks options which differ from the common ones in the keys below `at`.
+
+    Messages name keys of the whole, so all of them get the prefix `at`.
+
+    Raises:
+        ValueError: The message has all errors, a line each.
+    """
+    try:
+        return check_part(raw, schema)
+    except ConfigError as error:
+        lines = str(error).removeprefix("  ").split("\n  ")
+        raise ValueError("\n  ".join(f"{at}.{line}" for line in lines)) from None
 
 
 def _check_no_credentials(node: Any, key: str = "") -> None:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
-from tubelet.config import RESUME_IGNORED, Config, Square, merge
+from tubelet.config import RESUME_IGNORED, Config, Square, check_variant, merge
 from tubelet.data import NORMALIZATION, AugConfig
 from tubelet.models import ENCODERS, check_returns_tokens, drop_lacking_defaults
 from tubelet.probing.data_options import EvaluationConfig, ProbeDataConfig, check_one_normalization
@@ -181,11 +181,7 @@ class ProbeOptions(Config):
             raw["data"]["cache_features"] = f"{self.folder}/features"
         if raw["pretrain"] != self.pretrain.model_dump():
             raise ValueError(f"tasks.{name}.pretrain: all tasks probe one encoder; use another file for another one")
-        try:
-            task = type(self).model_validate(raw)
-        except ValidationError as error:
-            lines = [f"tasks.{name}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise ValueError("; ".join(lines)) from None
+        task = check_variant(raw, type(self), f"tasks.{name}")
         for section, key in SHARED_BY_TASKS:
             if getattr(getattr(task, section), key) != getattr(getattr(self, section), key):
                 raise ValueError(
