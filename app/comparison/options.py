@@ -76,6 +76,8 @@ class Task(Config):
 class Options(Config):
     """Compare models on tasks: frozen pretrained and random encoders, training end to end, models without the video."""
 
+    app: Literal["comparison"] = "comparison"
+    """Program that the file is for."""
     folder: str
     """Folder of data, runs and tables."""
     scenes: dict[str, Scenes]

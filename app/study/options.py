@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,6 +30,8 @@ REFERENCES = ("random", "random_best", "supervised")
 
 
 class Options(Config):
+    app: Literal["study"] = "study"
+    """Program that the file is for."""
     folder: str
     """Folder of all runs and of the report."""
     title: str = "Tubelet study"

@@ -10,7 +10,7 @@ import tubelet.runtime.start_up  # noqa: F401, isort: skip, first, for Ctrl-C du
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,8 @@ the initialisation scales. "-": the encoder needs all tokens, so it cannot be pr
 
 
 class Options(Config):
+    app: Literal["zoo"] = "zoo"
+    """Program that the file is for."""
     folder: str
     """Folder of all runs and of `zoo.json`."""
     encoders: str

@@ -20,6 +20,7 @@ from app.study.sections import Clips
 from tubelet import config
 from tubelet.config import ConfigError
 from tubelet.data.generated import Settings
+from tubelet.runtime import command_line
 from tubelet.runtime.jobs import JobFailed, Pool
 
 REPOSITORY = Path(__file__).parents[2]
@@ -337,6 +338,29 @@ def test_help_is_quick_and_errors_are_one_line(folder):
     command = [sys.executable, "-m", "app.study", "--fname", "nowhere.yaml"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, f"error: nowhere.yaml: no such file (looked in {REPOSITORY})\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "file", "message"),
+    [
+        ("study", "study/zoo.yaml", "app: 'zoo' is another program; run it with python -m app.zoo --config"),
+        ("study", "study/zoo_init.yaml", "app: 'zoo' is another program; run it with python -m app.zoo --config"),
+        ("study", "study/language.yaml", "app: 'comparison' is another program; run it with python -m app.comparison"),
+        ("study", "pretrain/demo.yaml", "app: 'vjepa' is another program; run it with python -m app.main --config"),
+        ("zoo", "study/demo.yaml", "app: 'study' is another program; run it with python -m app.study --config"),
+    ],
+)
+def test_a_file_of_another_program_is_refused_with_its_name(monkeypatch, program, file, message):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("sys.argv", [program, "--fname", f"configs/{file}"])
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(f"app.{program}", "", Options, lambda options: pytest.fail("it was run"))
+    assert str(stopped.value).startswith(f"error: configs/{file}: {message}")
+
+
+def test_a_misspelt_program_is_an_invalid_option(folder):
+    with pytest.raises(ConfigError, match="app: Input should be 'study', got 'stduy'"):
+        options("app=stduy")
 
 
 # ---------------------------------------------------------------- several objectives

@@ -5,8 +5,10 @@ FILE is a path, or the name of a shipped configuration: `--fname demo`, or in ot
 
 import argparse
 import contextlib
+import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tubelet import config
 from tubelet.config import ConfigError, UserError, shipped
@@ -109,6 +111,19 @@ def exit_on_error(stopped: str = "stopped") -> Iterator[None]:
         sys.exit(130)
 
 
+def _check_program(raw: Mapping[str, Any], module: str, fname: str) -> None:
+    """Raise ConfigError where `app:` of a file names another program of the package, instead of all unknown keys."""
+    package, _, own = module.rpartition(".")
+    given = raw.get("app")
+    if not isinstance(given, str) or given == own or not given.isidentifier():
+        return
+    if importlib.util.find_spec(f"{package}.{given}") is None:
+        return  # the check of the options reports it
+    alone = importlib.util.find_spec(f"{package}.{given}.__main__") is not None
+    command = typed(f"{package}.{given}" if alone else f"{package}.main")
+    raise ConfigError(f"{fname}: app: '{given}' is another program; run it with {command} --config {fname}")
+
+
 def run(
     module: str,
     description: str | None,
@@ -124,6 +139,8 @@ def run(
         if arguments.help_config:
             print_options(schema, arguments.fname, arguments.overrides)
             return
-        options = config.load(arguments.fname, arguments.overrides, schema)
+        raw = config.read(arguments.fname, arguments.overrides)
+        _check_program(raw, module, arguments.fname)
+        options = config.check(raw, schema, arguments.fname)
         with run_lock.holding(run_lock.locks_of(options)):
             main(options)
