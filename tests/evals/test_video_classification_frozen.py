@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from evals.video_classification_frozen import eval as program
-from tubelet import hub
-from tubelet.config import ConfigError, UserError, check
+from tubelet import hub, report
+from tubelet.config import ConfigError, UserError, check, load
 from tubelet.data import VideoError, video_dataset, worker_monitor
 from tubelet.grid import ClipShape
 from tubelet.models import build_encoder
@@ -118,6 +118,18 @@ def test_tasks_on_the_same_videos_encode_them_once(raw, monkeypatch):
     both = [results["tasks"]["all"]["seeds"][seed]["top1"] for seed in "01"]
     assert results["tasks"]["all"]["top1"] == pytest.approx(sum(both) / 2)
     assert (Path(raw["folder"]) / "linear" / "seed-0" / "probe.safetensors").is_file()
+    written = load(Path(raw["folder"]) / "config.yaml", [], program.Options)  # as that of a single probe
+    assert written.tasks == tasks
+    assert written.data.normalize_mean is not None
+    assert load(Path(raw["folder"]) / "few/config.yaml", [], program.Options).seeds == [0, 1]
+    compared = report.compare(
+        [raw["folder"], Path(raw["folder"]) / "few"], Path(raw["folder"]) / "compared"
+    ).read_text()
+    assert "tasks.few.seeds.0.top1" in compared
+    more = {**tasks, "fewer": {"data": {"labels_per_class": 2}}}
+    again = run(raw, data={"cache_features": True}, tasks=more, meta={"seed": [0, 1]})  # tasks may be added
+    assert again["tasks"]["all"] == results["tasks"]["all"]
+    assert list(load(Path(raw["folder"]) / "config.yaml", [], program.Options).tasks) == list(more)
 
 
 def test_features_of_another_normalization_are_not_reused(raw, monkeypatch, tmp_path):

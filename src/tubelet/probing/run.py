@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from tubelet.config import dump
 from tubelet.probing import results, split
 from tubelet.probing.clips import LabelledSets, labelled_sets
 from tubelet.probing.encoder import FrozenEncoder, check_clip_size, load_frozen, with_normalization
 from tubelet.probing.options import ProbeOptions
 from tubelet.probing.probe import Probe
 from tubelet.runtime.distributed import World
-from tubelet.runtime.files import write_json
+from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.precision import warn_if_emulated
 from tubelet.runtime.watchdog import Watchdog
 
@@ -38,7 +39,7 @@ def run(options: ProbeOptions, world: World) -> dict[str, Any]:
     if not options.tasks:
         return measured[""]
     if world.is_main:
-        write_json(Path(options.folder) / "results.json", {"tasks": measured})
+        _write(options, {"tasks": measured})
     return {"tasks": measured}
 
 
@@ -63,5 +64,15 @@ def _all_seeds(options: ProbeOptions, encoder: FrozenEncoder, sets: LabelledSets
     measured = [Probe(options.with_seed(seed), encoder, sets, watchdog).run() for seed in options.seeds]
     summary = results.over_seeds(options.seeds, measured)
     if watchdog.world.is_main:
-        write_json(Path(options.folder) / "results.json", summary)
+        _write(options, summary)
     return summary
+
+
+def _write(options: ProbeOptions, measured: dict[str, Any]) -> None:
+    """Write the results of several tasks or seeds, and the configuration that they are of as a single probe does.
+
+    Tasks and seeds may be added, so an earlier configuration is replaced: each probe compares that of its own folder.
+    """
+    folder = Path(options.folder)
+    write_json(folder / "results.json", measured)
+    write_atomic(folder / "config.yaml", dump(options))

@@ -16,11 +16,13 @@ def main() -> None:
     )
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="run folders")
     parser.add_argument("--folder", type=Path, dest="folders_option", metavar="FOLDER", help="another way to give one")
-    parser.add_argument("--out", type=Path, help="folder of a comparison (default: that of the first run)")
+    parser.add_argument("--out", type=Path, help="folder of a comparison of several runs (default: that of the first)")
     arguments = parser.parse_args()
     folders = [*arguments.folders, *filter(None, [arguments.folders_option])]
     if not folders:
         parser.error("a run folder is missing")
+    if arguments.out is not None and len(folders) == 1:
+        parser.error("--out is for a comparison of several runs; the report of a single one is written to its folder")
     setup_logging()
     with command_line.exit_on_error():
         print(f"wrote {_write(folders, arguments.out)}")

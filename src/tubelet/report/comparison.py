@@ -1,7 +1,9 @@
 """Several runs side by side on one page: results, differences of the configurations, curves."""
 
+import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from tubelet.config import ConfigError
 from tubelet.report import figures
 from tubelet.report.curves import Curves, figures_of, loss_curves
+from tubelet.report.damage import NO_MAPPING, damaged, naming_file
 from tubelet.report.html_parts import details, document, figure, save, table
 from tubelet.report.run_config import objective_curves, read_config
 from tubelet.runtime.files import read_json, write_atomic, write_json
@@ -18,6 +21,12 @@ from tubelet.runtime.run_folder import read_log
 NAME = "comparison"
 MISSING = "(no such option)"
 NO_RESULT = "–"
+GRID = re.compile(r"(^|[. ])(heads\.\d+|best_head)\.")
+"""Keys of results.json that say something of single heads of a probe's grid, and which of them is the best."""
+FACTS = re.compile(
+    r"(^|[. ])((num_\w+|seed|global_batch|steps|train_seconds|queries|gallery)$|(seconds|lists|evaluation)\.)"
+)
+"""Keys of results.json that say how something was measured: seeds, sizes, durations."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +53,40 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         The path of the page.
 
     Raises:
-        ConfigError: One of `folders` is no run folder, or is given twice.
+        ConfigError: One of `folders` is no run folder, is given twice, or has a damaged file, or `out` cannot be
+            written.
     """
     runs = read(folders)
     differing, measured = differences(runs), results(runs)
     partial = {key: row for key, row in differing.items() if MISSING in row}
     changed = {key: row for key, row in differing.items() if key not in partial}
+    of_heads = {key: row for key, row in measured.items() if GRID.search(key)}
     names = [run.name for run in runs]
-    out.mkdir(parents=True, exist_ok=True)
-    drawn = list(pictures(runs, out))
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        drawn = list(pictures(runs, out))
     sections = [
         "<h2>Results</h2>",
-        _table(names, measured),
+        _table(names, {key: row for key, row in measured.items() if key not in of_heads}),
+        *([details("Heads of the grid", _table(names, of_heads))] if of_heads else []),
         "<h2>Differences of the configurations</h2>",
         *([] if differing else ["<p>None but the folder.</p>"]),
         *([_table(names, changed)] if changed else []),
         *([details("Options of parts that not all runs have", _table(names, partial))] if partial else []),
         *(["<h2>Training</h2>", '<div class="grid">' + "".join(drawn) + "</div>"] if drawn else []),
     ]
-    write_json(out / f"{NAME}.json", {"runs": names, "results": measured, "differences": differing})
-    write_atomic(out / f"{NAME}.html", document(" · ".join(names), sections))
+    with _writing(out):
+        write_json(out / f"{NAME}.json", {"runs": names, "results": measured, "differences": differing})
+        write_atomic(out / f"{NAME}.html", document(" · ".join(names), sections))
     return out / f"{NAME}.html"
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from None
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -89,24 +111,39 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def results(runs: Sequence[Run]) -> dict[str, list[float | str]]:
-    """Return the numbers of results.json in a run and its subfolders, then the last value of each metric in the log."""
+    """Return the numbers of results.json in a run and its subfolders, and the last value of each metric in the log.
+
+    What was measured comes first, then the values of the log, how it was measured, and the heads of a probe's grid.
+    """
     rows: dict[str, list[float | str]] = {}
     for columns in ([_numbers(run.folder) for run in runs], [_last_values(run) for run in runs]):
         keys = dict.fromkeys(key for column in columns for key in column)
         rows |= {key: [column.get(key, NO_RESULT) for column in columns] for key in keys}
-    return rows
+    return dict(sorted(rows.items(), key=lambda row: (bool(GRID.search(row[0])), bool(FACTS.search(row[0])))))
 
 
 def _numbers(folder: Path) -> dict[str, float]:
     """Return the numbers of the files results.json, with the subfolder before the key."""
-    numbers = {}
-    for path in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")]):
-        place = path.parent.relative_to(folder).as_posix()
-        prefix = "" if place == "." else f"{place}: "
-        for key, value in _flat(read_json(path)):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                numbers[f"{prefix}{key}"] = value
-    return numbers
+    found = {path.parent.name: _read_results(path) for path in sorted(folder.glob("*/results.json"))}
+    own = _read_results(path) if (path := folder / "results.json").is_file() else {}
+    # That of several probes has what is in the folders of its tasks and seeds.
+    tasks, seeds = (content if isinstance(content := own.get(key), dict) else {} for key in ("tasks", "seeds"))
+    repeated = {*tasks, *(f"seed-{seed}" for seed in seeds)}
+    numbers = dict(_flat(own))
+    for name, content in found.items():
+        if name not in repeated:
+            numbers |= {f"{name}: {key}": value for key, value in _flat(content)}
+    return {
+        key: value for key, value in numbers.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    with naming_file(path):
+        content = read_json(path)
+    if not isinstance(content, dict):
+        raise damaged(path, NO_MAPPING)
+    return content
 
 
 def _last_values(run: Run) -> dict[str, float]:
@@ -166,5 +203,9 @@ def _table(names: Sequence[str], rows: Mapping[str, Sequence[Any]]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        if abs(value) >= 1e15:
+            return f"{value:.4g}"
+        if value.is_integer():
+            return f"{value:.0f}"
+        return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,7 +1,7 @@
 """What a report needs of the `config.yaml` of a run; the only place that knows the layout of that file."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tubelet.data import AugConfig, DataConfig
 from tubelet.grid import Grid
 from tubelet.masks import build_collator
 from tubelet.report.curves import Curves
+from tubelet.report.damage import NO_MAPPING, damaged
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,27 @@ class ClipOptions:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return the resolved configuration of a run folder; None where there is none, e.g. a study without pretraining."""
+    """Return the resolved configuration of a run folder; None where there is none, e.g. a study without pretraining.
+
+    Raises:
+        ConfigError: The file is damaged. The message names it.
+    """
     path = folder / "config.yaml"
-    return to_canonical(read_yaml(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise damaged(path, "it is empty" if content is None else NO_MAPPING)
+    try:
+        config = to_canonical(content)
+    except ConfigError as error:
+        raise damaged(path, error) from None
+    objective = config.get("objective") or {}
+    if not isinstance(objective, dict):
+        raise damaged(path, f"objective: {NO_MAPPING}")
+    if not isinstance(objective.get("name", ""), str):
+        raise damaged(path, "objective.name: it is not a name")
+    return config
 
 
 def has_masks(config: dict[str, Any]) -> bool:
@@ -65,7 +84,7 @@ def objective_name(config: dict[str, Any]) -> str | None:
     """Return the name of the objective of a pretraining; None for other programs."""
     if config.get("app", "vjepa") != "vjepa":
         return None
-    return config.get("objective", {}).get("name", "vjepa")
+    return (config.get("objective") or {}).get("name", "vjepa")
 
 
 def clip_options(config: dict[str, Any], path: Path) -> ClipOptions:
@@ -78,11 +97,18 @@ def clip_options(config: dict[str, Any], path: Path) -> ClipOptions:
     Raises:
         ConfigError: An option is invalid, or a part is not found.
     """
-    data = check(config["data"], DataConfig, path)
+    for key in ("data", "data_aug"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise damaged(path, f"{key}: {NO_MAPPING}")
+    data = check(config.get("data") or {}, DataConfig, path)
+    try:
+        masks = build_collator(config["mask"], data.clip_shape) if has_masks(config) else None
+    except (TypeError, ValueError) as error:  # TypeError: no list
+        raise damaged(path, f"mask: {error}") from None
     return ClipOptions(
         data,
         check(config.get("data_aug") or {}, AugConfig, path),
         find("data", data.format.name).Dataset,
         data.clip_shape.grid,
-        build_collator(config["mask"], data.clip_shape) if has_masks(config) else None,
+        masks,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.report.aggregate import BASELINE, FINE_TUNED
+from tubelet.report.damage import NO_MAPPING, damaged, naming_file
 
 NAME = "study.json"
 OLD_HEADS = {"probe": "attentive", "linear": "linear"}
@@ -18,11 +19,17 @@ def read(folder: Path) -> dict[str, Any]:
     Returns:
         `title`, `settings`, `seconds` (stage -> sum over its jobs) and `datasets`: name -> `objectives`, `tasks`,
         `accuracy` and `random_scales` (see `aggregate.tables`), `curves`, `cost`, `verdict`, `notes`.
+
+    Raises:
+        ConfigError: The file is damaged. The message names it.
     """
     path = folder / NAME
     if not path.is_file():
         return {}
-    study = json.loads(path.read_text(encoding="utf-8"))
+    with naming_file(path):
+        study = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(study, dict):
+        raise damaged(path, NO_MAPPING)
     return study if "datasets" in study else _from_one_objective(study, folder.name)
 
 
