@@ -1,5 +1,7 @@
+import contextlib
 import multiprocessing
 import os
+import socket
 import time
 
 from tubelet.indexing.claims import claim
@@ -24,6 +26,22 @@ def test_claims_that_are_not_renewed_or_whose_process_is_gone_are_taken_over(tmp
     assert (tmp_path / "b").exists()
     assert claim(tmp_path / "b", 100) is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def claim_and_release(path, times):
+    for _ in range(times):
+        claim(path, 100).release()
+
+
+def test_a_claim_always_names_its_process(tmp_path):
+    """Otherwise one whose process is killed right then would be waited for until it is old."""
+    child = multiprocessing.get_context("fork").Process(target=claim_and_release, args=(tmp_path / "a", 2000))
+    child.start()
+    found = set()
+    while child.is_alive():
+        with contextlib.suppress(FileNotFoundError):
+            found.add((tmp_path / "a").read_text())
+    assert found == {f"{socket.gethostname()} {child.pid}"}
 
 
 def test_without_its_folder_nothing_can_be_claimed(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -312,6 +313,13 @@ def test_progress_is_shown_with_the_newest_job_of_a_run(watched):
     _, stopped, runs, *_ = status.table(watched).splitlines()
     assert "/1000" not in stopped
     assert "400/1000" in runs
+
+
+def test_a_cluster_without_accounting(watched, monkeypatch):
+    which = shutil.which
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: None if name == "sacct" else which(name))
+    assert cluster.state("12") == ("RUNNING", "n[2-3]")
+    assert cluster.state("11") == ("UNKNOWN", "")  # the controller has forgotten it
 
 
 def test_cancel_does_not_cancel_jobs_of_other_folders(watched, tmp_path):

@@ -39,11 +39,14 @@ def claim(path: Path, stale_seconds: float) -> Claim | None:
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             os.rename(path, taken)
             taken.unlink()
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(f"{socket.gethostname()} {os.getpid()}")
+        temporary.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        os.link(temporary, path)  # atomic, so that a claim always names its process, and fails if the file exists
     except (FileExistsError, FileNotFoundError):  # taken, or the folder is gone because all is done
         return None
+    finally:
+        temporary.unlink(missing_ok=True)
     return Claim(path)
 
 

@@ -92,6 +92,8 @@ def state(job: str) -> tuple[str, str]:
     """(state, nodes) of a job: from the controller, or from the accounting if the controller does not know it."""
     if live := show(job):
         return live["JobState"], live["NodeList"].replace("(null)", "")
+    if shutil.which("sacct") is None:  # a cluster without accounting
+        return "UNKNOWN", ""
     command = ["sacct", "-X", "-n", "-P", "-o", "State,NodeList", "-j", job]
     output = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     if not output:
