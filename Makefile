@@ -12,9 +12,9 @@ OUT ?= runs/bench_gpu
 
 help:
 	@echo "make demo        pretrain on generated video, probe the frozen encoder, write runs/demo/report.html (CPU, 15 min)"
-	@echo "make test        fast tests (CPU, 5 to 7 min)"
-	@echo "make test-all    all tests but those on SLURM (CPU, 30 min)"
-	@echo "make test-slurm  jobs on a real SLURM, started on this machine (root, Debian's packages; 8 min)"
+	@echo "make test        fast tests (CPU, 6 to 11 min)"
+	@echo "make test-all    all tests but those on SLURM (CPU, 17 to 48 min)"
+	@echo "make test-slurm  jobs on a real SLURM, started on this machine (root, Debian's packages; 8 to 11 min)"
 	@echo "make test-gpu    tests on one GPU, at most 9 minutes; PYTHON=python3 uses an existing environment"
 	@echo "make lint        ruff and mypy"
 	@echo "make docs        the documentation as a website, in build/docs"
