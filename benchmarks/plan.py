@@ -22,7 +22,7 @@ from tubelet.config import ConfigError
 from tubelet.data.mask_draws import draw_masks
 from tubelet.models.vision_transformer import VisionTransformer
 from tubelet.objectives.vjepa import VJEPA
-from tubelet.runtime import command_line
+from tubelet.runtime import command_line, precision
 from tubelet.runtime.launch import Package, load
 from tubelet.runtime.text import text_table
 
@@ -205,7 +205,7 @@ def rows(plan: Plan, video_bits: float) -> Iterator[tuple[str, ...]]:
     options, cluster, jepa, total = plan.options, plan.cluster, plan.jepa, plan.total_flops
     grid = jepa.encoder.grid
     yield (f"{cluster.nodes} x {cluster.gpus_per_node} GPUs, {plan.clips} clips per GPU, {plan.global_clips} per step",)
-    yield "dtype", str(_dtype(options)).removeprefix("torch.")
+    yield "dtype", precision.name(_dtype(options))
     yield "tokens per clip", f"{grid[0]} x {grid[1]} x {grid[2]} = {jepa.encoder.num_patches}"
     for index in range(len(options.mask)):
         context, target = (statistics.mean(draw[index][side] for draw in plan.draws) for side in (0, 1))

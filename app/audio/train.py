@@ -91,6 +91,7 @@ def predictions(
     """Yield probabilities, labels and sample numbers of this process's part; append unusable files to `bad`."""
     model.eval()
     batches, device = validation_batches(options, videos, watchdog.world), watchdog.world.device
+    dtype = options.dtype_on(device)
     for step, batch in enumerate(batches):
         watchdog.note(f"batch {step + 1} of {len(batches)} of the evaluation")
         bad += batch.bad
@@ -101,7 +102,7 @@ def predictions(
             shown = on_device
             if isinstance(model, Synchronisation):
                 shown = model.shifted(on_device, [number] * len(batch))
-            with autocast(device, options.dtype_on(device)):
+            with autocast(device, dtype):
                 logits = model.logits(shown)
             yield heads.probabilities(logits[None, :, None]), shown.labels, batch.indices * num_shifts + number
     model.train()

@@ -76,20 +76,14 @@ def _scenes_of(options: Options, task: str) -> Path:
 
 
 def _scenes_job(options: Options, name: str) -> Job:
-    folder, settings = Path(options.folder) / name, options.scenes[name].given()
+    folder, scenes = Path(options.folder) / name, options.scenes[name]
     command = ["tubelet.data.scenes.generate", "--folder", str(folder), "--processes", str(options.processes)]
-    for key, value in settings.items():
-        option = key.replace("_", "-")
-        if isinstance(value, bool):
-            command.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            command += [f"--{option}", str(value)]
     return Job(
         name=name,
         stage="scenes",
-        command=tuple(command),
+        command=(*command, *scenes.command_line()),
         folder=folder,
-        settings=settings,
+        settings=scenes.given(),
         seconds=60,
         keep=True,
         slots=options.processes,

@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from app.study.sections import GeneratorArguments
 from tubelet.config import Config
 from tubelet.runtime import run_lock
 
 
-class Scenes(Config):
+class Scenes(GeneratorArguments):
     """An entry of `scenes`: the arguments of `python -m tubelet.data.scenes.generate`."""
 
     pretrain: int = Field(3000, ge=0)
@@ -32,10 +33,6 @@ class Scenes(Config):
     """Whether the files have sound."""
     seed: int = 0
     """Seed of all draws."""
-
-    def given(self) -> dict[str, int | bool]:
-        """Return the arguments that are given; the generator has the same defaults for the others."""
-        return self.model_dump(exclude_unset=True)
 
 
 class Pretrain(Config):

@@ -27,10 +27,11 @@ def embed_videos(
 def embed_texts(model: VideoTextAlignment, texts: Sequence[str], run: Run) -> Tensor:
     """Return the embeddings [M, E] of texts."""
     device = run.world.device
+    dtype = run.options.dtype_on(device)
     model.eval()
     parts = []
     for target in run.text.targets(texts).split(run.options.evaluation.batch_size):
-        with autocast(device, run.options.dtype_on(device)):
+        with autocast(device, dtype):
             parts.append(model.embed_texts(target.to(device)).float().cpu())
     model.train()
     return torch.cat(parts)

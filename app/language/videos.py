@@ -55,19 +55,20 @@ def training_videos(
     samples = [sample for sample in samples if sample.path not in features.excluded]
     if not samples:
         raise ConfigError(f"data.dataset_train: none of the videos can be read: {features.excluded}")
-    if options.task == "retrieval" and len(text.targets([sample.target for sample in samples]).unique(dim=0)) < 2:
-        raise ConfigError(
-            f"data.dataset_train: all texts are equal in their first {options.text.max_target} tokens "
-            "(text.max_target), so retrieval has nothing to tell apart"
-        )
     augmentation, resolution = options.data_aug, options.optimization.resolution
     transform = EvalTransform(resolution) if augmentation is None else TrainTransform(augmentation, resolution)
     clips = _clips(options, random=augmentation is not None)
     seed = options.meta.seed
     together = options.data.texts_per_video
-    return TextVideos(
+    videos = TextVideos(
         clips, transform, samples, text, features.tokens, texts_per_video=together, seed=seed, on_error="replace"
     )
+    if options.task == "retrieval" and videos.num_different_texts < 2:
+        raise ConfigError(
+            f"data.dataset_train: all texts are equal in their first {options.text.max_target} tokens "
+            "(text.max_target), so retrieval has nothing to tell apart"
+        )
+    return videos
 
 
 def read_features(options: Options, model: VideoEncoding, records: Sequence[Record], world: World) -> Features:

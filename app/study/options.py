@@ -116,7 +116,7 @@ class Options(Config):
         return [f"datasets.{name}.data" for name in self.datasets if self._study(name)._lacks_data]
 
     @property
-    def given_clips(self) -> dict[str, int] | None:
+    def given_clips(self) -> dict[str, int | bool] | None:
         """The arguments of the generated clips, which all jobs depend on."""
         return None if self.clips is None else self.clips.given()
 

@@ -27,7 +27,26 @@ class Task(LabelSubset):
         return {name: value for name, value in given.items() if value is not None}
 
 
-class Clips(Config):
+class GeneratorArguments(Config):
+    """Arguments of a program that generates a data set. It has the same defaults for those that are not given."""
+
+    def given(self) -> dict[str, int | bool]:
+        """Return the arguments that are given."""
+        return self.model_dump(exclude_unset=True)
+
+    def command_line(self) -> list[str]:
+        """Return the given arguments as the program reads them."""
+        words = []
+        for key, value in self.given().items():
+            option = key.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words += [f"--{option}", str(value)]
+        return words
+
+
+class Clips(GeneratorArguments):
     """Generated clips: the arguments of `python -m tubelet.data.generated`."""
 
     clips: int = Field(4000, ge=0)
@@ -44,10 +63,6 @@ class Clips(Config):
     """Frames per second."""
     seed: int = 0
     """Seed of all draws."""
-
-    def given(self) -> dict[str, int]:
-        """Return the arguments that are given; the generator has the same defaults for the others."""
-        return self.model_dump(exclude_unset=True)
 
 
 class Program(Config):

@@ -82,11 +82,11 @@ def yaml_job(
     changes = {"folder": str(folder), **changes}
     overrides: list[str] = []
     settings, source = changes, "probe" if stage == "curve" else stage
-    keys = ["probe.per_head"] if source == "probe" and study.probe.per_head else []
     if program is not None:
         overrides = [study.fill(change, fold) for change in program.overrides]
-        keys = [*([f"{source}.overrides"] if overrides else []), *keys, f"{source} ({program.fname})"]
-        source = ", ".join(keys)
+        keys = [f"{source}.overrides"] if overrides else []
+        keys += ["probe.per_head"] if source == "probe" and study.probe.per_head else []
+        source = ", ".join([*keys, f"{source} ({program.fname})"])
         settings = {**config.merge(read(program.fname), changes), "overrides": overrides}
         changes = {"base": os.path.relpath(shipped.find(program.fname), fname.parent), **changes}
     fname.parent.mkdir(parents=True, exist_ok=True)

@@ -63,9 +63,7 @@ def _folds(name: str, written: list[str]) -> list[int]:
     """Return the folds for which there is a list of this name."""
     if "{fold}" not in name:
         return []
-    start, *rest = map(re.escape, name.split("{fold}"))
-    pattern = re.compile(rf"{start}(\d+)" + r"\1".join(rest))
-    return sorted(int(match[1]) for other in written if (match := pattern.fullmatch(other)))
+    return [fold for fold in range(len(written)) if name.replace("{fold}", str(fold)) in written]
 
 
 def _range(folds: list[int]) -> str:

@@ -15,12 +15,11 @@ from tubelet.runtime.jobs import Job
 def clips_job(folder: str, clips: Clips, processes: int) -> Job:
     """Return the job that generates the clips in `<folder>/clips`."""
     target = Path(folder) / "clips"
-    arguments = {"folder": target, "processes": processes, **clips.given()}
-    command = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+    command = ["tubelet.data.generated", "--folder", str(target), "--processes", str(processes)]
     return Job(
         name="clips",
         stage="clips",
-        command=("tubelet.data.generated", *command),
+        command=(*command, *clips.command_line()),
         folder=target,
         settings=clips.given(),
         seconds=45,

@@ -11,6 +11,8 @@ import time
 import uuid
 from pathlib import Path
 
+from tubelet.runtime.files import write_once
+
 STALE_SECONDS = 300.0
 """Age at which a claim is taken over. Owners renew theirs after each file, so it has to exceed the time for one."""
 
@@ -39,14 +41,10 @@ def claim(path: Path, stale_seconds: float) -> Claim | None:
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             os.rename(path, taken)
             taken.unlink()
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
-        os.link(temporary, path)  # atomic, so that a claim always names its process, and fails if the file exists
+        write_once(path, f"{socket.gethostname()} {os.getpid()}")
     except (FileExistsError, FileNotFoundError):  # taken, or the folder is gone because all is done
         return None
-    finally:
-        temporary.unlink(missing_ok=True)
     return Claim(path)
 
 

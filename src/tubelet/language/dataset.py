@@ -1,6 +1,6 @@
 """Videos with texts: each sample is a clip, a prompt and the text that follows it."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,8 @@ class TextVideos(VideoFiles):
         self._answer = torch.tensor([sample.answer for sample in samples])
         self._video_number = _number([sample.path for sample in samples])
         # of the tokens and not of the text, as texts that are cut to the same tokens cannot be told apart either
-        self._text_number = _number([tuple(row) for row in self._target.tolist()])
+        different, self._text_number = self._target.unique(dim=0, return_inverse=True)
+        self.num_different_texts = len(different)
         self._texts = _groups([sample.path for sample in samples], texts_per_video)
         super().__init__(data, transform, [samples[texts[0]].path for texts in self._texts], **kwargs)
 
@@ -103,10 +104,10 @@ class TextVideos(VideoFiles):
         }
 
 
-def _number(items: Sequence[Hashable]) -> Tensor:
-    """Return a number of each item, int64 [len(items)], which is equal for equal items."""
-    numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(item, len(numbers)) for item in items], dtype=torch.int64)
+def _number(paths: Sequence[str]) -> Tensor:
+    """Return a number of each path, int64 [len(paths)], which is equal for equal paths."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(path, len(numbers)) for path in paths], dtype=torch.int64)
 
 
 def _groups(paths: Sequence[str], size: int) -> list[list[int]]:

@@ -12,10 +12,10 @@ from typing import Any
 from tubelet.config import ConfigError
 from tubelet.report import figures
 from tubelet.report.curves import Curves, figures_of, loss_curves
-from tubelet.report.damage import NO_MAPPING, damaged, naming_file
+from tubelet.report.damage import read_mapping
 from tubelet.report.html_parts import details, document, figure, save, table
 from tubelet.report.run_config import objective_curves, read_config
-from tubelet.runtime.files import read_json, write_atomic, write_json
+from tubelet.runtime.files import write_atomic, write_json
 from tubelet.runtime.run_folder import read_log
 
 NAME = "comparison"
@@ -124,8 +124,8 @@ def results(runs: Sequence[Run]) -> dict[str, list[float | str]]:
 
 def _numbers(folder: Path) -> dict[str, float]:
     """Return the numbers of the files results.json, with the subfolder before the key."""
-    found = {path.parent.name: _read_results(path) for path in sorted(folder.glob("*/results.json"))}
-    own = _read_results(path) if (path := folder / "results.json").is_file() else {}
+    found = {path.parent.name: read_mapping(path) for path in sorted(folder.glob("*/results.json"))}
+    own = read_mapping(path) if (path := folder / "results.json").is_file() else {}
     # That of several probes has what is in the folders of its tasks and seeds.
     tasks, seeds = (content if isinstance(content := own.get(key), dict) else {} for key in ("tasks", "seeds"))
     repeated = {*tasks, *(f"seed-{seed}" for seed in seeds)}
@@ -136,14 +136,6 @@ def _numbers(folder: Path) -> dict[str, float]:
     return {
         key: value for key, value in numbers.items() if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    with naming_file(path):
-        content = read_json(path)
-    if not isinstance(content, dict):
-        raise damaged(path, NO_MAPPING)
-    return content
 
 
 def _last_values(run: Run) -> dict[str, float]:

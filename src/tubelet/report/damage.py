@@ -1,10 +1,11 @@
 """Errors of files in a run folder that a report cannot read."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tubelet.config import ConfigError
+from tubelet.runtime.files import read_json
 
 NO_MAPPING = "it is not a mapping of keys to values"
 
@@ -17,12 +18,14 @@ def damaged(path: Path, problem: object) -> ConfigError:
     )
 
 
-@contextlib.contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """Turn errors of reading and parsing a file into a ConfigError that names it."""
+def read_mapping(path: Path, read: Callable[[Path], Any] = read_json) -> dict[str, Any]:
+    """Return what `read` finds in a JSON file, a mapping. Raises ConfigError, which names the file."""
     try:
-        yield
+        content = read(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise damaged(path, NO_MAPPING)
+    return content

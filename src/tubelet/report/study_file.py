@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.report.aggregate import BASELINE, FINE_TUNED
-from tubelet.report.damage import NO_MAPPING, damaged, naming_file
+from tubelet.report.damage import read_mapping
 
 NAME = "study.json"
 OLD_HEADS = {"probe": "attentive", "linear": "linear"}
@@ -26,10 +26,7 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     if not path.is_file():
         return {}
-    with naming_file(path):
-        study = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(study, dict):
-        raise damaged(path, NO_MAPPING)
+    study = read_mapping(path, lambda path: json.loads(path.read_text(encoding="utf-8")))  # NaN in those of 0.1
     return study if "datasets" in study else _from_one_objective(study, folder.name)
 
 

@@ -64,6 +64,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
 
 
+def write_once(path: Path, content: str) -> None:
+    """Write text to a new file, whole at any time, also when several processes of several hosts try.
+
+    Raises:
+        FileExistsError: Another process was faster.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.link(temporary, path)  # atomic, and fails if the file exists
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that others may read as the umask says; the library makes files private."""
     from safetensors.torch import save_file  # programs that only plan jobs do without torch

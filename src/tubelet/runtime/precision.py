@@ -28,11 +28,16 @@ def resolve(precision: Precision, device: torch.device) -> torch.dtype:
     return getattr(torch, precision)
 
 
+def name(dtype: torch.dtype) -> str:
+    """Return the name of a type as options have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def warn_if_emulated(dtype: torch.dtype, device: torch.device, remedy: str) -> None:
     """Warn where bfloat16 is slower than float32; `remedy` is the option that avoids it."""
     if dtype == torch.bfloat16 and not has_bfloat16(device):
-        name = "this CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
-        logger.warning("%s has no bfloat16 instructions; emulating them is several times slower: set %s", name, remedy)
+        where = "this CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        logger.warning("%s has no bfloat16 instructions; emulating them is several times slower: set %s", where, remedy)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -1,5 +1,6 @@
 """Files that record each start of a job and why it ended."""
 
+import contextlib
 import json
 import os
 import socket
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tubelet.runtime.files import write_json
+from tubelet.runtime.files import write_json, write_once
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,5 @@ class Attempt:
         """Record `signal=<number>` or `error=<traceback>`, unless another process has recorded its end before."""
         rank = int(os.environ["SLURM_PROCID"])
         record = {"rank": rank, "host": socket.gethostname(), "time": time.time(), **reason}
-        temporary = self.end_file.with_suffix(f".{rank}.tmp")
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-        try:
-            os.link(temporary, self.end_file)  # atomic, and fails if the file exists
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        with contextlib.suppress(FileExistsError):
+            write_once(self.end_file, json.dumps(record))

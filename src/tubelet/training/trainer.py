@@ -16,13 +16,12 @@ import tubelet
 from tubelet.config import ConfigError, UserError
 from tubelet.data import Batch
 from tubelet.data.bad_files import NoReplacement, TooManyBadFiles
-from tubelet.runtime import checkpoint, parallelize
+from tubelet.runtime import checkpoint, parallelize, precision
 from tubelet.runtime.attention_kernels import attention_kernels
 from tubelet.runtime.checkpoint import CheckpointError, CheckpointState
 from tubelet.runtime.checkpoint_writer import Saver
 from tubelet.runtime.devices import make_deterministic
 from tubelet.runtime.distributed import World
-from tubelet.runtime.precision import autocast, warn_if_emulated
 from tubelet.runtime.run_folder import check_same_configuration
 from tubelet.runtime.seeds import seed_for
 from tubelet.runtime.signals import SignalHandler
@@ -92,7 +91,7 @@ class Trainer:
             for part in parts.values():
                 parallelize.compile_blocks(part)
         self.dtype = options.dtype_on(world.device)
-        warn_if_emulated(self.dtype, world.device, "meta.dtype=auto in a new folder")
+        precision.warn_if_emulated(self.dtype, world.device, "meta.dtype=auto in a new folder")
         self.model = parallelize.parallelize(objective, list(parts.values()), options.distributed, world, self.dtype)
         self.sharded = parallelize.is_sharded(self.model)
         o = options.optimization
@@ -230,7 +229,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context of forward passes."""
-        return autocast(self.world.device, self.dtype)
+        return precision.autocast(self.world.device, self.dtype)
 
     def state(self) -> CheckpointState:
         """Return everything that the run needs to go on."""
@@ -241,7 +240,7 @@ class Trainer:
                 "version": tubelet.__version__,
                 "step": self.step,
                 "global_batch": self.global_batch,
-                "dtype": str(self.dtype).removeprefix("torch."),
+                "dtype": precision.name(self.dtype),
                 "scaler": self.scaler.state_dict(),
                 "config": self.config,
                 "encoders": list(self.objective.encoders()),
@@ -286,7 +285,7 @@ class Trainer:
 
     def _check_same_dtype(self, metadata: Mapping[str, Any]) -> None:
         """Raise CheckpointError where the run was computed in another type; `auto` depends on the machine."""
-        saved, here = metadata.get("dtype"), str(self.dtype).removeprefix("torch.")
+        saved, here = metadata.get("dtype"), precision.name(self.dtype)
         if saved not in (None, here):  # None: version 0.1
             raise CheckpointError(
                 f"{self.folder}: the run was begun in {saved}, meta.dtype={self.options.meta.dtype} is {here} here. "
